@@ -1,0 +1,165 @@
+"""A cell: one resolved configuration, checked as a whole before anything is loaded, with its identity and its folder."""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from iec.correction import Correction
+from iec.efficiency.quantization import PTQConfig
+from iec.errors import ConfigError
+from iec.models import Card, card
+from iec.models.model import weights_hash
+from iec.placement import Placement
+from iec.runtime import resolve_device
+from iec.sampler import Sampler
+from iec.sampling import micro_batches, require_count
+from iec.store import canonical_hash
+from iec.timetable import Timetable
+
+SOLVER_DTYPES = {"float64": torch.float64, "float32": torch.float32}
+METRICS = ("auto", "none", "efficientnet_lite0")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """model x efficiency x iec x sampler, how many images of it are wanted, and where they go.
+
+    ``identity`` is everything that the bytes of an image depend on; num_images, metrics, logger and paths are not part of it,
+    so that asking for more images or other scores continues the same cell.
+    """
+
+    config: DictConfig
+    card: Card
+    weights_hash: str
+    sampler: Sampler
+    quantization: PTQConfig | None
+    num_images: int
+    batch_size: int
+    device: torch.device
+    metrics: str
+
+    @classmethod
+    def from_config(cls, config: DictConfig) -> "Cell":
+        """Raises `ConfigError`, `DeviceError` or `WeightsError` for whatever cannot be run."""
+        facts = card(config.model.name)
+        cell = cls(
+            config=config,
+            card=facts,
+            device=resolve_device(config.device),
+            sampler=_sampler(config, facts),
+            quantization=_quantization(config.efficiency),
+            num_images=facts.num_images if config.num_images is None else config.num_images,
+            batch_size=facts.batch_size if config.batch_size is None else config.batch_size,
+            metrics=facts.metrics if config.metrics.name == "auto" else config.metrics.name,
+            weights_hash=weights_hash(facts.name, config.model.weights, config.model.random_weights),
+        )
+        require_count(cell.num_images, cell.batch_size)
+        if config.metrics.name not in METRICS:
+            raise ConfigError(f"Unknown metrics {config.metrics.name!r}; choose one of {', '.join(METRICS)}.")
+        if config.metrics.bootstrap < 0 or config.trace_images < 0:
+            raise ConfigError("metrics.bootstrap and trace_images must not be negative.")
+        if not 0 <= config.seed < 2**64:
+            raise ConfigError(f"seed={config.seed} must be in 0 .. 2^64 - 1.")
+        return cell
+
+    @property
+    def seed(self) -> int:
+        return self.config.seed
+
+    @property
+    def trace_images(self) -> int:
+        """How many trajectories are kept; never more than images."""
+        return min(self.config.trace_images, self.num_images)
+
+    @property
+    def batches(self) -> list[tuple[int, ...]]:
+        return micro_batches(self.num_images, self.batch_size)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        sampler, correction = self.sampler, self.sampler.correction
+        efficiency = {"kind": "none"} if self.quantization is None else {"kind": "ptq", **vars(self.quantization)}
+        corrected = sorted(sampler.corrected)
+        return {
+            "model": {"name": self.card.name, "weights": self.weights_hash},
+            "efficiency": efficiency,
+            "iec": {
+                "corrected_steps": corrected,
+                "correction": _plain(correction) if corrected else None,
+                "epsilon_scale": sampler.epsilon_scale,
+            },
+            "sampler": {
+                "pairs": [list(pair) for pair in sampler.timetable.pairs],
+                "eta": sampler.timetable.eta,
+                "dtype": str(sampler.dtype).removeprefix("torch."),
+            },
+            "seed": self.seed,
+            "batch_size": self.batch_size,
+            "device": self.device.type,
+        }
+
+    @property
+    def slug(self) -> str:
+        """Readable, with the hash of the identity at its end."""
+        sampler = self.sampler
+        words = [self.card.name, self.config.efficiency.name, "none"]
+        if sampler.corrected:
+            words[2] = "heun" if sampler.correction.evaluate_at == "s" else "iec"
+            words.append(self.config.iec.placement)
+        if sampler.epsilon_scale != 1:
+            words.append(f"eps{sampler.epsilon_scale:g}")
+        return "-".join([*words, f"T{len(sampler.timetable)}", f"seed{self.seed}", canonical_hash(self.identity)[:10]])
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.config.paths.cell or Path(self.config.paths.output) / self.slug)
+
+
+def _plain(value: Any) -> dict[str, Any]:
+    return {f.name: list(v) if isinstance(v := getattr(value, f.name), tuple) else v for f in fields(value)}
+
+
+def _sampler(config: DictConfig, facts: Card) -> Sampler:
+    options = config.sampler
+    if options.dtype not in SOLVER_DTYPES:
+        raise ConfigError(f"sampler.dtype={options.dtype}; choose {' or '.join(SOLVER_DTYPES)}.")
+    final = facts.final if options.final is None else options.final
+    if options.timesteps is not None:
+        if options.steps is not None or options.spacing is not None:
+            raise ConfigError("sampler.timesteps is a whole timetable; leave sampler.steps and sampler.spacing unset with it.")
+        table = Timetable.from_timesteps(list(options.timesteps), facts.schedule, final=final, eta=options.eta)
+    else:
+        spacing, steps = options.spacing or facts.spacing, facts.steps if options.steps is None else options.steps
+        table = Timetable.spaced(spacing, steps, facts.schedule, final=final, eta=options.eta)
+    return Sampler(
+        timetable=table,
+        correction=_correction(config.iec),
+        placement=_placement(config.iec),
+        epsilon_scale=config.iec.epsilon_scale,
+        dtype=SOLVER_DTYPES[options.dtype],
+    )
+
+
+def _correction(iec: DictConfig) -> Correction:
+    """The preset with what the configuration changes of it."""
+    changes = {key: iec[key] for key in ("tolerance", "norm", "cache_from") if iec[key] is not None}
+    if (given := iec["lambda"]) is not None:
+        values = list(given) if isinstance(given, ListConfig) else [given]
+        if any(isinstance(v, bool) or not isinstance(v, int | float) for v in values):
+            raise ConfigError(f"iec.lambda={given} must be a number, or a list with one for each correction.")
+        changes["lambdas"] = tuple(float(v) for v in values)
+    return Correction.preset(iec.preset, iterations=iec.iterations, evaluate_at=iec.evaluate_at, **changes)
+
+
+def _placement(iec: DictConfig) -> Placement:
+    return Placement(iec.placement, iec.fraction, iec.count, tuple(iec.steps or ()))
+
+
+def _quantization(efficiency: DictConfig) -> PTQConfig | None:
+    if efficiency.kind == "none":
+        return None
+    values: dict[str, Any] = OmegaConf.to_container(efficiency)  # type: ignore[assignment]
+    return PTQConfig(**{f.name: values[f.name] for f in fields(PTQConfig)})

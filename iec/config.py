@@ -1,0 +1,126 @@
+"""The configuration schema: typed dataclasses that Hydra composes into, and refuses unknown keys with.
+
+``null`` means "what the model's card says" (sampler, num_images, batch_size) or "what the preset says" (iec).
+"""
+
+from dataclasses import MISSING as NO_DEFAULT
+from dataclasses import dataclass, field, fields, make_dataclass
+from typing import Any, get_type_hints
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+from iec.efficiency.quantization import PTQConfig
+
+
+@dataclass
+class ModelConfig:
+    """name: a card of iec/models/cards.yaml. weights: a local diffusers folder instead of the card's."""
+
+    name: str = MISSING
+    weights: str | None = None
+    random_weights: bool = False
+
+
+@dataclass
+class NoEfficiency:
+    name: str = MISSING
+    kind: str = "none"
+
+
+def _ptq_schema() -> type:
+    """`PTQConfig`'s own fields, not frozen, plus the group's name, its kind, and an artefact to use instead of the keyed one."""
+    hints = get_type_hints(PTQConfig)
+    own = [(f.name, hints[f.name], field(default=f.default)) for f in fields(PTQConfig) if f.default is not NO_DEFAULT]
+    head: list[Any] = [("name", str, MISSING), ("kind", str, "ptq"), ("artifact", str | None, None)]
+    return make_dataclass("PTQEfficiency", head + own)
+
+
+PTQEfficiency = _ptq_schema()
+
+
+@dataclass(init=False, repr=False, eq=False)  # "lambda" cannot be a parameter name, but it can be a key
+class IECConfig:
+    """See `iec.correction.Correction`, `iec.placement.Placement` and `iec.sampler.Sampler.epsilon_scale`."""
+
+    preset: str = "paper"
+    placement: str = "none"
+    fraction: float | None = None
+    count: int | None = None
+    steps: list[int] | None = None
+    iterations: int | None = None
+    tolerance: float | None = None
+    norm: str | None = None
+    cache_from: str | None = None
+    evaluate_at: str = "t"
+    epsilon_scale: float = 1.0
+    __annotations__["lambda"] = Any
+    locals()["lambda"] = None
+
+
+@dataclass
+class SamplerConfig:
+    """timesteps: an explicit decreasing list, instead of steps and spacing. final: -1 is the clean image, 0 is abar(0)."""
+
+    steps: int | None = None
+    spacing: str | None = None
+    timesteps: list[int] | None = None
+    final: int | None = None
+    eta: float = 0.0
+    dtype: str = "float64"
+
+
+@dataclass
+class MetricsConfig:
+    """bootstrap: resamples behind each interval."""
+
+    name: str = MISSING
+    bootstrap: int = 200
+
+
+@dataclass
+class LoggerConfig:
+    name: str = MISSING
+    project: str = "iec"
+
+
+@dataclass
+class PathsConfig:
+    """output: root of all cells. artifacts: calibrations, shared by cells. cell: an explicit folder for this one cell."""
+
+    output: str = MISSING
+    artifacts: str = MISSING
+    cell: str | None = None
+
+
+@dataclass
+class RunConfig:
+    model: Any = MISSING
+    efficiency: Any = MISSING
+    iec: Any = MISSING
+    sampler: Any = MISSING
+    metrics: Any = MISSING
+    logger: Any = MISSING
+    paths: Any = MISSING
+    num_images: int | None = None
+    batch_size: int | None = None
+    seed: int = 0
+    device: str = "auto"
+    trace_images: int = 16
+
+
+def register() -> None:
+    """Make the schemas known to Hydra; called by the entry points."""
+    store = ConfigStore.instance()
+    store.store(name="run_schema", node=RunConfig)
+    for group, name, node in [
+        ("model", "model_schema", ModelConfig),
+        ("efficiency", "none_schema", NoEfficiency),
+        ("efficiency", "ptq_schema", PTQEfficiency),
+        ("iec", "iec_schema", IECConfig),
+        ("sampler", "sampler_schema", SamplerConfig),
+        ("metrics", "metrics_schema", MetricsConfig),
+        ("logger", "logger_schema", LoggerConfig),
+        ("paths", "paths_schema", PathsConfig),
+    ]:
+        store.store(group=group, name=name, node=node)

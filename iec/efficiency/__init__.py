@@ -1,0 +1,1 @@
+"""Techniques that make sampling cheaper: quantization, feature caching, and both together."""

@@ -1,0 +1,125 @@
+"""The asymmetric uniform quantizer and the search for its scale.
+
+With L = 2^bits levels, a scale delta > 0 and a zero point z,
+
+    q  = clamp(round(x / delta) + round(z), 0, L - 1),      xq = (q - round(z)) delta,
+
+where round takes halves to the even neighbour. Everything is simulated: xq is a float32 tensor on the grid.
+Source: UniformAffineQuantizer in quant/quant_layer.py of BienLuky/CacheQuant and zysxmu/IEC (after BRECQ, arXiv 2102.05426).
+"""
+
+import torch
+from torch import Tensor
+
+SCALE_RULES = ("mse", "max")
+CANDIDATES = tuple(1.0 - 0.01 * i for i in range(0, 80, 2))
+"""Fractions s of the range that the mse rule tries: 1.00, 0.98, .. 0.22."""
+EXPONENT = 2.4
+"""The mse rule minimises mean |x - xq|^2.4 (LAPQ, arXiv 1911.07190), in spite of its name."""
+MIN_DELTA = 1e-8
+CHUNK = 1 << 17
+"""Elements scored at a time in one large tensor."""
+RANKING_SAMPLE = 1 << 12
+"""Elements that decide the order in which candidates are scored; the result does not depend on it."""
+
+
+def levels(bits: int) -> int:
+    return 1 << bits
+
+
+def fake_quantize(x: Tensor, delta: Tensor, zero_point: Tensor, bits: int) -> Tensor:
+    """xq for float32 x; delta and zero_point broadcast against x. The zero point may be fractional, it is rounded here."""
+    z = zero_point.round()
+    return round_to_grid(x, delta, -z, levels(bits) - 1 - z)
+
+
+def round_to_grid(
+    x: Tensor, delta: Tensor, low: Tensor | float, high: Tensor | float, out: Tensor | None = None
+) -> Tensor:
+    """clamp(round(x / delta), low, high) delta, in ``out`` if given (which may not be x's memory).
+
+    With low = -round(z) and high = L - 1 - round(z) this is xq without the two additions of z. delta has to be a tensor on
+    x's device: dividing by a Python number is a multiplication by its reciprocal on CUDA, which rounds differently.
+    """
+    y = torch.div(x, delta, out=out)
+    return y.round_().clamp_(low, high).mul_(delta)  # type: ignore[arg-type]  # the stubs lack the mixed overloads
+
+
+def search_scale(x: Tensor, bits: int, rule: str = "mse", per_channel: bool = False) -> tuple[Tensor, Tensor]:
+    """(delta, z), float32: of shape [O], one pair for every x[o], if ``per_channel``; else of shape [].
+
+    * ``mse``: m = min x, M = max x; for each s of `CANDIDATES` delta = (s M - s m) / (L - 1), z = round(-s m / delta); the s
+      with the least mean |x - xq|^2.4 wins, the first one of equals;
+    * ``max``: delta = (M - m) / (L - 1), z = round(-min(m, 0) / delta), computed in float64.
+
+    delta is at least 1e-8. The mse rule scores the pair that it returns. The original scores a range widened to include 0
+    and returns the raw one; the two agree where m <= 0 <= M and differ on one-sided slices. A constant slice, whose range
+    is empty, gets the grid that holds its value exactly (an all-zero one stays zero); the original divides by zero there.
+    """
+    rows = x.detach().to(torch.float32)
+    rows = rows.flatten(1) if per_channel else rows.reshape(1, -1)
+    low, high = torch.aminmax(rows, dim=1)
+    if rule == "mse":
+        delta, zero_point = _mse(rows, low, high, bits)
+    elif rule == "max":
+        delta, zero_point = _max(low, high, bits)
+    else:
+        raise ValueError(f"unknown scale rule {rule!r}")
+    constant = low == high
+    delta = torch.where(constant, torch.where(low == 0, MIN_DELTA, low.abs()), delta)
+    zero_point = torch.where(constant, (low < 0).to(torch.float32), zero_point)
+    return (delta, zero_point) if per_channel else (delta[0], zero_point[0])
+
+
+def _max(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    low, high = low.double(), high.double()
+    delta = ((high - low) / (levels(bits) - 1)).clamp_min(MIN_DELTA)
+    return delta.float(), (-low.clamp_max(0) / delta).round().float()
+
+
+def _mse(rows: Tensor, low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    fractions = torch.tensor(CANDIDATES, dtype=torch.float32, device=rows.device)[:, None]
+    delta = ((fractions * high - fractions * low) / (levels(bits) - 1)).clamp_min(MIN_DELTA)  # [40, O]
+    zero_point = (-(fractions * low) / delta).round()
+    if len(rows) == 1:
+        best = _best_of_one(rows[0], delta[:, 0], zero_point[:, 0], bits)
+    else:
+        best = _best_of_rows(rows, delta, zero_point, bits)
+    pick = best[None]
+    return delta.gather(0, pick)[0], zero_point.gather(0, pick)[0]
+
+
+def _best_of_rows(rows: Tensor, delta: Tensor, zero_point: Tensor, bits: int) -> Tensor:
+    """Index [O] of the best candidate of every row of [O, K]; each row is scored as if it were alone."""
+    step = max(1, CHUNK // rows.shape[1])
+    best = []
+    for part, d, z in zip(rows.split(step), delta.split(step, 1), zero_point.split(step, 1), strict=True):
+        scores = torch.stack(
+            [_errors(part, dc[:, None], zc[:, None], bits).mean(1) for dc, zc in zip(d, z, strict=True)]
+        )
+        best.append(scores.argmin(0))  # argmin: the first of equals
+    return torch.cat(best)
+
+
+def _best_of_one(x: Tensor, delta: Tensor, zero_point: Tensor, bits: int) -> Tensor:
+    """Index [1] of the best candidate for all of x [K], without finishing the sum of every candidate.
+
+    All terms are positive, so a partial sum above the best complete one settles a candidate. Taking the promising ones first
+    (ranked on a strided sample) leaves few sums to finish. The winner is that of the plain search, up to the rounding of sums.
+    """
+    sample = x[:: max(1, len(x) // RANKING_SAMPLE)]
+    order = _errors(sample, delta[:, None], zero_point[:, None], bits).sum(1).argsort(stable=True).tolist()
+    best, winner = float("inf"), len(order)
+    for candidate in order:
+        total, limit = 0.0, best
+        for chunk in x.split(CHUNK):
+            total += float(_errors(chunk, delta[candidate], zero_point[candidate], bits).sum())
+            if total > limit:
+                break
+        if (total, candidate) < (best, winner):
+            best, winner = total, candidate
+    return torch.tensor([winner], device=x.device)
+
+
+def _errors(x: Tensor, delta: Tensor, zero_point: Tensor, bits: int) -> Tensor:
+    return fake_quantize(x, delta, zero_point, bits).sub_(x).abs_().pow_(EXPONENT)

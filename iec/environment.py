@@ -1,0 +1,47 @@
+"""What a run was made with: versions, device, source revision. Saved beside every cell."""
+
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("torch", "diffusers", "numpy", "scipy", "timm", "safetensors", "hydra-core")
+
+
+def describe_device(device: torch.device) -> str:
+    """E.g. ``NVIDIA A100 (cuda)`` or ``AMD EPYC, 2 threads (cpu)``."""
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)} (cuda)"
+    return f"{_cpu_name()}, {torch.get_num_threads()} threads ({device.type})"
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions, device, threads, git revision (None outside a clone; ``-dirty`` with uncommitted changes)."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": describe_device(device),
+        "packages": {name: version(name) for name in PACKAGES},
+        "revision": git_revision(),
+    }
+
+
+def git_revision() -> str | None:
+    """The clone's commit, or None."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

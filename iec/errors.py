@@ -1,0 +1,37 @@
+"""Typed errors. Every message ends with the way out."""
+
+
+class IECError(Exception):
+    """Base of all errors this package raises on purpose."""
+
+
+class ConfigError(IECError, ValueError):
+    """A value that cannot be run: unknown, out of range, or contradicting another one."""
+
+
+class DeviceError(IECError):
+    """The requested device does not exist on this machine."""
+
+
+class WeightsError(IECError):
+    """Model weights are missing, truncated, or belong to another architecture."""
+
+
+class ArtifactError(IECError):
+    """A stored artefact (calibration, statistics) is missing, damaged, or was made from something else."""
+
+
+class DatasetError(IECError):
+    """A data set is missing or is not what it claims to be."""
+
+
+class StoreError(IECError):
+    """The output folder cannot be used: another cell lives there, it is not writable, or the disk is full."""
+
+
+class NonFiniteError(IECError):
+    """The network returned NaN or infinity; nothing of the batch was written."""
+
+
+class MetricError(IECError):
+    """Images or statistics that cannot be scored."""

@@ -1,0 +1,44 @@
+"""Noise that belongs to an image: it depends on (seed, n) alone, not on batch, order, process or device."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from iec.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Gaussian noise of the images ``indices`` (n), each of ``shape`` (C, H, W).
+
+    Counter-based: the Philox key is (seed, n) and the counter starts at the stream number (0 for x_T, i + 1 for the noise of step
+    i), so that any draw can be made alone and no draw shifts another. Drawn on the CPU in float64, then cast. (torch's CPU
+    generator keeps 32 bits of its seed, so that two of 50,000 images would share their noise in one run out of four.)
+    """
+
+    seed: int
+    indices: tuple[int, ...]
+    shape: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**64 or any(not 0 <= n < 2**64 for n in self.indices):
+            raise ConfigError(f"seed={self.seed} and the image indices must be in 0 .. 2^64 - 1.")
+
+    def initial(self, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> Tensor:
+        """x_T [B, C, H, W] ~ N(0, I)."""
+        return self._draw(0, dtype, device)
+
+    def of_step(self, i: int, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> Tensor:
+        """z of sampling step i, [B, C, H, W]: the same however often the step is evaluated."""
+        return self._draw(i + 1, dtype, device)
+
+    def _draw(self, stream: int, dtype: torch.dtype, device: torch.device | str) -> Tensor:
+        draws = [
+            np.random.Generator(
+                np.random.Philox(key=np.array([self.seed, n], np.uint64), counter=np.array([0, 0, 0, stream], np.uint64))
+            ).standard_normal(self.shape)
+            for n in self.indices
+        ]
+        return torch.from_numpy(np.stack(draws)).to(device=device, dtype=dtype)

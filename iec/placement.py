@@ -1,0 +1,53 @@
+"""Which steps are corrected: a pure function of T and of the steps that may be."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from iec.errors import ConfigError
+
+KINDS = ("none", "all_steps", "first_last", "first_step", "explicit")
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where corrections are applied (paper, section 5 and Fig. 3).
+
+    kind: ``none``; ``all_steps``; ``first_step``; ``explicit``: ``steps`` (sampling indices, 0 is the noisiest); ``first_last``:
+    the first A and the last A sampling steps ("±A"), with A = ``count`` or round(``fraction`` * T), at least 1.
+    All but ``explicit`` are intersected with the eligible steps (those that run the full network); an explicit list is taken
+    at its word.
+    """
+
+    kind: str = "none"
+    fraction: float | None = None
+    count: int | None = None
+    steps: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ConfigError(f"Unknown iec.placement {self.kind!r}; choose one of {', '.join(KINDS)}.")
+        if self.kind == "first_last" and (self.fraction is None) == (self.count is None):
+            raise ConfigError("iec.placement=first_last needs iec.fraction (e.g. 0.1) or iec.count (e.g. 5), and not both.")
+        if self.fraction is not None and not 0 < self.fraction <= 1:
+            raise ConfigError(f"iec.fraction={self.fraction} is outside (0, 1].")
+        if self.count is not None and self.count < 1:
+            raise ConfigError(f"iec.count={self.count} must be at least 1.")
+        if self.kind == "explicit" and not self.steps:
+            raise ConfigError("iec.placement=explicit needs iec.steps, e.g. iec.steps=[0,1,2].")
+
+    def resolve(self, num_steps: int, eligible: Collection[int] | None = None) -> frozenset[int]:
+        """Sampling indices that are corrected. ``eligible`` None means every step. Raises `ConfigError` for an index outside."""
+        allowed = frozenset(range(num_steps)) if eligible is None else frozenset(eligible)
+        if self.kind == "explicit":
+            outside = [i for i in self.steps if not 0 <= i < num_steps]
+            if outside:
+                raise ConfigError(f"iec.steps holds {outside}; the sampling indices are 0 .. {num_steps - 1}.")
+            return frozenset(self.steps)
+        if self.kind == "none":
+            return frozenset()
+        if self.kind == "first_step":
+            return allowed & {0}
+        if self.kind == "all_steps":
+            return allowed
+        ends = self.count if self.count is not None else max(1, round((self.fraction or 0) * num_steps))
+        return allowed & {i for i in range(num_steps) if i < ends or i >= num_steps - ends}

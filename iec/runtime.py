@@ -1,0 +1,39 @@
+"""Process-wide settings that an entry point makes once; importing this package changes nothing."""
+
+import ctypes
+import sys
+
+import torch
+
+from iec.errors import DeviceError
+
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
+"""Parameter numbers of glibc's mallopt, from malloc.h."""
+
+
+def keep_freed_memory() -> bool:
+    """Let glibc keep freed tensors instead of returning their pages to the kernel after every layer.
+
+    A CPU tensor of more than 32 MiB is otherwise a fresh ``mmap`` each time, and each of its pages a page fault; on
+    small models that is a large part of the run time. Must be called before the first large tensor is made. Returns whether
+    the allocator took the setting (False on anything but glibc, where nothing is changed).
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):  # musl has no mallopt
+        return False
+    return all(mallopt(key, value) for key, value in [(M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 1 << 30), (M_TOP_PAD, 64 << 20)])
+
+
+def resolve_device(name: str) -> torch.device:
+    """``auto`` means the first accelerator, else the CPU. Raises `DeviceError` when the device does not exist."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise DeviceError(f"device={name} cannot be used here ({error}). Use device=auto or device=cpu.") from error
+    return device
