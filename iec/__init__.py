@@ -1,0 +1,32 @@
+"""Iterative Error Correction (arXiv 2511.06250) for efficient diffusion models.
+
+import iec
+model = iec.load_model("ddim_cifar_small")
+samples = iec.sample(model, 64, correction=iec.Correction())
+"""
+
+from iec.correction import Correction
+from iec.models import Model, load_model
+from iec.network import FeatureCache, Network, Prediction, Step
+from iec.placement import Placement
+from iec.sampler import Sampler
+from iec.sampling import Samples, sample
+from iec.timetable import NoiseSchedule, Timetable
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Correction",
+    "FeatureCache",
+    "Model",
+    "Network",
+    "NoiseSchedule",
+    "Placement",
+    "Prediction",
+    "Sampler",
+    "Samples",
+    "Step",
+    "Timetable",
+    "load_model",
+    "sample",
+]

@@ -2,10 +2,12 @@
 
 import ctypes
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
-from iec.errors import DeviceError
+from iec.errors import DeviceError, IECError
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 """Parameter numbers of glibc's mallopt, from malloc.h."""
@@ -37,3 +39,16 @@ def resolve_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise DeviceError(f"device={name} cannot be used here ({error}). Use device=auto or device=cpu.") from error
     return device
+
+
+@contextmanager
+def entry_point() -> Iterator[None]:
+    """For commands: our own errors become their message and exit code 2, Ctrl-C a word on what is kept and exit code 130."""
+    try:
+        yield
+    except IECError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+    except KeyboardInterrupt as error:
+        print("\nInterrupted. Finished shards are kept; the same command goes on from there.", file=sys.stderr)
+        raise SystemExit(130) from error

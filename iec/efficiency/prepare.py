@@ -1,0 +1,86 @@
+"""From a model and an efficiency configuration to the network that the sampler calls."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from iec.artifacts import artifact_path
+from iec.efficiency.quantization import (
+    PTQConfig,
+    QuantizedNetwork,
+    calibrate,
+    load_calibration,
+    quantize_unet,
+    save_calibration,
+)
+from iec.models import Model
+from iec.network import Network
+from iec.noise import Noise
+from iec.progress import stage
+from iec.sampler import Sampler
+from iec.timetable import Timetable
+
+CALIBRATION_SEED = 2**40
+"""Far from any seed a person would sample with, so that calibration images are not the sampled ones."""
+
+
+def prepare_network(model: Model, efficiency: DictConfig, ptq: PTQConfig | None, table: Timetable, artifacts: Path) -> Network:
+    """The network of a cell: the model's own, or its quantized version, calibrated now or earlier."""
+    if ptq is None:
+        return model.network
+    return quantize(model, ptq, table, artifacts=artifacts, artifact=efficiency.artifact)
+
+
+def quantize(
+    model: Model, config: PTQConfig, table: Timetable, *, artifacts: Path | str | None = None, artifact: Path | str | None = None
+) -> QuantizedNetwork:
+    """The model's network with simulated quantization, calibrated for the steps of ``table``.
+
+    artifacts: a folder to keep calibrations in and reuse them from. artifact: a calibration file that must be used.
+    Raises `ArtifactError` if a file is missing, damaged, or was made from something else.
+    """
+    network = quantize_unet(model.unet, config, len(table))
+    facts = calibration_facts(model, config, table)
+    if artifact is not None:
+        load_calibration(Path(artifact), network, facts)
+        return QuantizedNetwork(network)
+    path = None if artifacts is None else artifact_path(Path(artifacts), "ptq", facts)
+    if path is not None and path.exists():
+        load_calibration(path, network, facts)
+        return QuantizedNetwork(network)
+    inputs = calibration_inputs(model, table, config.calibration_images)
+    with stage("calibrating", len(table)) as advance:
+        calibrate(network, inputs, [t for t, _ in table.pairs], progress=lambda *_: advance())
+    if path is not None:
+        save_calibration(path, network, facts)
+    return QuantizedNetwork(network)
+
+
+def calibration_facts(model: Model, config: PTQConfig, table: Timetable) -> dict[str, Any]:
+    """Everything a calibration depends on."""
+    return {
+        "model": model.card.name,
+        "weights": model.weights_hash,
+        "config": dict(vars(config)),
+        "timetable": [list(pair) for pair in table.pairs],
+        "eta": table.eta,
+        "seed": CALIBRATION_SEED,
+    }
+
+
+def calibration_inputs(model: Model, table: Timetable, count: int) -> Tensor:
+    """The network's inputs on full-precision trajectories from fresh noise: float32 [T, count, C, H, W]."""
+    size, parts = model.card.batch_size, []
+    with stage("calibration trajectories", -(-count // size) * len(table)) as advance:
+        for start in range(0, count, size):
+            noise = Noise(CALIBRATION_SEED, tuple(range(start, min(start + size, count))), model.card.shape)
+            states = []
+            for x in Sampler(table).trajectory(model.network, noise, device=model.device):
+                states.append(x.float())
+                if len(states) > 1:
+                    advance()
+            parts.append(torch.stack(states[:-1]))
+    return torch.cat(parts, dim=1)

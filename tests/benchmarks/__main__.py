@@ -1,0 +1,139 @@
+"""Ratios of times and memory, each against a named reference in the same run:  make bench
+
+Run it while nothing else runs. Prints a Markdown table with the wanted bound; exits with 1 if a bound is missed.
+"""
+
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import scipy.linalg
+import torch
+
+from iec.correction import Correction
+from iec.efficiency.prepare import quantize
+from iec.efficiency.quantization import PTQConfig
+from iec.environment import describe_device
+from iec.metrics.frechet import GaussianStatistics, frechet_distance
+from iec.models import load_model
+from iec.network import Step
+from iec.noise import Noise
+from iec.placement import Placement
+from iec.runtime import keep_freed_memory
+from iec.sampler import Sampler
+from iec.timetable import Timetable
+
+BATCH, STEPS = 32, 10
+ROOT = Path(__file__).parents[2]
+
+
+def interleaved(first: Callable[[], object], second: Callable[[], object], repeats: int = 5) -> float:
+    """Median of first's time over second's, the two taken in turn, after one warm-up each."""
+    ratios = []
+    for k in range(repeats + 1):
+        seconds = []
+        for run in (first, second):
+            began = time.perf_counter()
+            run()
+            seconds.append(time.perf_counter() - began)
+        if k:
+            ratios.append(seconds[0] / seconds[1])
+    return median(ratios)
+
+
+def loop_over_bare_calls() -> float:
+    """The whole sampling loop (noise, float64 solver, checks) over the same number of network calls alone."""
+    model = load_model(device="cpu")
+    table = Timetable.spaced("quad", STEPS, model.card.schedule)
+    noise, network = Noise(0, tuple(range(BATCH)), model.card.shape), model.network
+    x = noise.initial(torch.float32)
+
+    def bare() -> None:
+        with torch.no_grad():
+            for i, (t, _) in enumerate(table.pairs):
+                network(x, Step(i, t))
+
+    return interleaved(lambda: list(Sampler(table).trajectory(network, noise)), bare)
+
+
+def iec_over_plain() -> float:
+    """K = 1 on all steps over plain DDIM."""
+    model = load_model(device="cpu")
+    table = Timetable.spaced("quad", STEPS, model.card.schedule)
+    noise = Noise(0, tuple(range(BATCH)), model.card.shape)
+    corrected = Sampler(table, Correction(), Placement("all_steps"))
+    return interleaved(
+        lambda: list(corrected.trajectory(model.network, noise)), lambda: list(Sampler(table).trajectory(model.network, noise))
+    )
+
+
+def quantized_over_float() -> float:
+    """One simulated W8A8 forward over the float forward."""
+    model = load_model(device="cpu")
+    table = Timetable.spaced("quad", 2, model.card.schedule)
+    quantized = quantize(model, PTQConfig(calibration_images=8), table)
+    x, step = torch.randn(BATCH, *model.card.shape), Step(0, table.pairs[0][0])
+    with torch.no_grad():
+        return interleaved(lambda: [quantized(x, step) for _ in range(4)], lambda: [model.network(x, step) for _ in range(4)])
+
+
+def sqrtm_over_eigh() -> float:
+    """FID of 2048-d features through scipy.linalg.sqrtm over ours."""
+    draw = np.random.default_rng(0)
+    a, b = (draw.standard_normal((4096, 2048)) @ draw.standard_normal((2048, 2048)) / 45 for _ in range(2))
+    ours_a, ours_b = (GaussianStatistics.of(v) for v in (a, b))
+
+    def reference() -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            scipy.linalg.sqrtm(ours_a.cov @ ours_b.cov)
+
+    return interleaved(reference, lambda: frechet_distance(ours_a, ours_b), repeats=1)
+
+
+def peak_gigabytes(num_images: int) -> float:
+    """Peak resident memory of one W4A8 cell with IEC and scores, in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        overrides = ["efficiency=w4a8", "iec=all_steps", "sampler.steps=4", f"num_images={num_images}", f"paths.output={folder}"]
+        code = (
+            f"import resource, sys, runpy; sys.argv = {['run.py', *overrides]!r}; runpy.run_path('run.py', run_name='__main__'); "
+        )
+        code += "print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    unit = 1e9 if sys.platform == "darwin" else 1e6  # ru_maxrss is in bytes there, in KiB on Linux
+    return int(out.split("peak")[-1]) / unit
+
+
+def main() -> None:
+    keep_freed_memory()
+    print(f"Machine: {describe_device(torch.device('cpu'))}; batch {BATCH}, {STEPS} steps\n")
+    print("| ratio | measured | wanted |\n|---|---|---|")
+    missed = False
+    memory: dict[int, float] = {}
+
+    def peak(n: int) -> float:
+        return memory.setdefault(n, peak_gigabytes(n))
+
+    for name, measure, low, high in [
+        ("sampling loop / bare network calls", loop_over_bare_calls, 0.0, 1.03),
+        ("IEC, K = 1, all steps / plain DDIM", iec_over_plain, 1.95, 2.05),
+        ("simulated W8A8 forward / float forward", quantized_over_float, 0.0, 1.6),
+        ("scipy.linalg.sqrtm / our Frechet distance, 2048-d", sqrtm_over_eigh, 10.0, np.inf),
+        ("peak memory of one cell, N = 128 (GB)", lambda: peak(128), 0.0, 3.0),
+        ("peak memory N = 512 / N = 128", lambda: peak(512) / peak(128), 0.0, 1.1),
+    ]:
+        value = measure()
+        missed |= not low <= value <= high
+        wanted = f"<= {high:g}" if low == 0 else f">= {low:g}" if high == np.inf else f"{low:g} .. {high:g}"
+        print(f"| {name} | {value:.3f} | {wanted} |", flush=True)
+    raise SystemExit(int(missed))
+
+
+if __name__ == "__main__":
+    main()
