@@ -1,0 +1,6 @@
+class Scorer:
+    pass
+
+
+def stored_record(cell, manifest):
+    return None

@@ -6,10 +6,17 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "disabled")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+from pathlib import Path
+
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 
+from iec.cell import Cell
+from iec.config import register
 from iec.network import Prediction
+
+CONFIGS = Path(__file__).parents[1] / "configs"
 
 
 @pytest.fixture(autouse=True)
@@ -28,5 +35,17 @@ def linear_network():
 
         network.steps = []
         return network
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_cell():
+    """A checked cell on the CPU from overrides, as ``run.py`` makes it."""
+
+    def make(*overrides):
+        register()
+        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            return Cell.from_config(compose("config", overrides=["device=cpu", *overrides]))
 
     return make

@@ -17,10 +17,8 @@ CANDIDATES = tuple(1.0 - 0.01 * i for i in range(0, 80, 2))
 EXPONENT = 2.4
 """The mse rule minimises mean |x - xq|^2.4 (LAPQ, arXiv 1911.07190), in spite of its name."""
 MIN_DELTA = 1e-8
-CHUNK = 1 << 17
-"""Elements scored at a time in one large tensor."""
-RANKING_SAMPLE = 1 << 12
-"""Elements that decide the order in which candidates are scored; the result does not depend on it."""
+CHUNK = 1 << 19
+"""Elements scored at a time: what one pass leaves in a processor's cache, the next one finds there."""
 
 
 def levels(bits: int) -> int:
@@ -33,9 +31,7 @@ def fake_quantize(x: Tensor, delta: Tensor, zero_point: Tensor, bits: int) -> Te
     return round_to_grid(x, delta, -z, levels(bits) - 1 - z)
 
 
-def round_to_grid(
-    x: Tensor, delta: Tensor, low: Tensor | float, high: Tensor | float, out: Tensor | None = None
-) -> Tensor:
+def round_to_grid(x: Tensor, delta: Tensor, low: Tensor | float, high: Tensor | float, out: Tensor | None = None) -> Tensor:
     """clamp(round(x / delta), low, high) delta, in ``out`` if given (which may not be x's memory).
 
     With low = -round(z) and high = L - 1 - round(z) this is xq without the two additions of z. delta has to be a tensor on
@@ -92,12 +88,14 @@ def _mse(rows: Tensor, low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Te
 def _best_of_rows(rows: Tensor, delta: Tensor, zero_point: Tensor, bits: int) -> Tensor:
     """Index [O] of the best candidate of every row of [O, K]; each row is scored as if it were alone."""
     step = max(1, CHUNK // rows.shape[1])
+    low, high = -zero_point[..., None], levels(bits) - 1 - zero_point[..., None]  # [40, O, 1]
     best = []
-    for part, d, z in zip(rows.split(step), delta.split(step, 1), zero_point.split(step, 1), strict=True):
-        scores = torch.stack(
-            [_errors(part, dc[:, None], zc[:, None], bits).mean(1) for dc, zc in zip(d, z, strict=True)]
-        )
-        best.append(scores.argmin(0))  # argmin: the first of equals
+    for start in range(0, len(rows), step):
+        part = slice(start, start + step)
+        scores = [
+            _errors(rows[part], d[part, None], lo[part], hi[part]).mean(1) for d, lo, hi in zip(delta, low, high, strict=True)
+        ]
+        best.append(torch.stack(scores).argmin(0))  # the first of equals
     return torch.cat(best)
 
 
@@ -105,15 +103,18 @@ def _best_of_one(x: Tensor, delta: Tensor, zero_point: Tensor, bits: int) -> Ten
     """Index [1] of the best candidate for all of x [K], without finishing the sum of every candidate.
 
     All terms are positive, so a partial sum above the best complete one settles a candidate. Taking the promising ones first
-    (ranked on a strided sample) leaves few sums to finish. The winner is that of the plain search, up to the rounding of sums.
+    (ranked on a strided sample) leaves fewer sums to finish. The winner is the plain search's, up to the rounding of the sums.
     """
-    sample = x[:: max(1, len(x) // RANKING_SAMPLE)]
-    order = _errors(sample, delta[:, None], zero_point[:, None], bits).sum(1).argsort(stable=True).tolist()
-    best, winner = float("inf"), len(order)
-    for candidate in order:
+    sample = x[:: min(64, max(1, len(x) >> 12))]  # sets the order only, not the result
+    size = min(CHUNK, max(1 << 15, len(x) >> 4))
+    low, high = -zero_point, levels(bits) - 1 - zero_point
+    ranking = _errors(sample, delta[:, None], low[:, None], high[:, None]).sum(1).argsort(stable=True)
+    bounds = list(zip(low.tolist(), high.tolist(), strict=True))  # numbers: clamping with tensors is several times slower
+    best, winner = float("inf"), 0
+    for candidate in ranking.tolist():
         total, limit = 0.0, best
-        for chunk in x.split(CHUNK):
-            total += float(_errors(chunk, delta[candidate], zero_point[candidate], bits).sum())
+        for chunk in x.split(size):
+            total += float(_errors(chunk, delta[candidate], *bounds[candidate]).sum())
             if total > limit:
                 break
         if (total, candidate) < (best, winner):
@@ -121,5 +122,5 @@ def _best_of_one(x: Tensor, delta: Tensor, zero_point: Tensor, bits: int) -> Ten
     return torch.tensor([winner], device=x.device)
 
 
-def _errors(x: Tensor, delta: Tensor, zero_point: Tensor, bits: int) -> Tensor:
-    return fake_quantize(x, delta, zero_point, bits).sub_(x).abs_().pow_(EXPONENT)
+def _errors(x: Tensor, delta: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
+    return round_to_grid(x, delta, low, high).sub_(x).abs_().pow_(EXPONENT)

@@ -1,0 +1,94 @@
+"""Convolutions and linear layers with fake-quantized weights and inputs."""
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from iec.efficiency.quantization.config import OFF, PTQConfig
+from iec.efficiency.quantization.quantizer import fake_quantize, search_scale
+from iec.efficiency.quantization.rows import ActivationQuantizer, RowContext
+
+
+class QuantLayer(nn.Module):
+    """A Conv2d or Linear computed as layer(xq, Wq) + bias; the bias stays float.
+
+    Wq: one (delta, z) per output channel, found once from the weights alone. xq: one (delta, z) per sampling step. With ``split``,
+    input channels [:split] and [split:] (h and the skip of an up block's concatenation) are two parts with their own scales in
+    both. The parts are put together again before the one convolution: it sums over all input channels anyway. A factor on the
+    output of one part is a factor on that part's slice of the weight, so a correction of one half belongs in `operands`.
+
+    weight_delta, weight_zero_point: [parts, O]. During calibration the float weight is used.
+    """
+
+    weight_delta: Tensor
+    weight_zero_point: Tensor
+    quantized_weight: Tensor
+
+    def __init__(
+        self, layer: nn.Conv2d | nn.Linear, name: str, config: PTQConfig, context: RowContext, split: int | None = None
+    ) -> None:
+        super().__init__()
+        self.layer, self.name, self.context, self.split = layer, name, context, split
+        self.weight_bits, self.activation_bits = config.bits_of(name)
+        edges = [0, layer.weight.shape[1]] if split is None else [0, split, layer.weight.shape[1]]
+        self.parts = [slice(a, b) for a, b in pairwise(edges)]  # of the input channels
+        labels = ["input"] if split is None else ["input[h]", "input[skip]"]
+        self.inputs = nn.ModuleList(
+            ActivationQuantizer(f"{name}.{label}", self.activation_bits, config.scale_rule, context)
+            for label in labels
+            if self.activation_bits != OFF
+        )
+        found = [self._search(layer.weight[:, part], config.scale_rule) for part in self.parts]
+        self.register_buffer("weight_delta", torch.stack([delta for delta, _ in found]))
+        self.register_buffer("weight_zero_point", torch.stack([zero_point for _, zero_point in found]))
+        self.register_buffer("quantized_weight", torch.empty(0), persistent=False)
+        self.refresh()
+        self.register_load_state_dict_post_hook(lambda module, _: module.refresh())
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = self.operands()
+        x = self._quantize_input(x)
+        if isinstance(self.layer, nn.Conv2d):
+            return self.layer._conv_forward(x, weight, bias)
+        return F.linear(x, weight, bias)
+
+    def operands(self) -> tuple[Tensor, Tensor | None]:
+        """The weight [O, I, ...] and bias [O] of this call."""
+        return self.layer.weight if self.context.searching else self.quantized_weight, self.layer.bias
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Quantize the weight with the current scales."""
+        weight = self.layer.weight
+        if self.weight_bits == OFF:
+            self.quantized_weight = weight.detach()
+            return
+        shape = (-1,) + (1,) * (weight.ndim - 1)
+        quantized = [
+            fake_quantize(weight[:, part].float(), delta.view(shape), zero_point.view(shape), self.weight_bits)
+            for part, delta, zero_point in zip(self.parts, self.weight_delta, self.weight_zero_point, strict=True)
+        ]
+        self.quantized_weight = torch.cat(quantized, dim=1).to(weight.dtype)
+
+    def set_weight_scales(self, delta: Tensor, zero_point: Tensor) -> None:
+        """Replace the scales [parts, O] and quantize the weight with them."""
+        self.weight_delta.copy_(delta)
+        self.weight_zero_point.copy_(zero_point)
+        self.refresh()
+
+    def _search(self, weight: Tensor, rule: str) -> tuple[Tensor, Tensor]:
+        if self.weight_bits == OFF:
+            return torch.ones(len(weight), device=weight.device), torch.zeros(len(weight), device=weight.device)
+        return search_scale(weight, self.weight_bits, rule, per_channel=True)
+
+    def _quantize_input(self, x: Tensor) -> Tensor:
+        if not self.inputs:
+            return x
+        if len(self.parts) == 1:
+            return self.inputs[0](x)
+        out = torch.empty_like(x, dtype=torch.float32)
+        for quantizer, part in zip(self.inputs, self.parts, strict=True):
+            quantizer(x[:, part], out=out[:, part])
+        return out.to(x.dtype)

@@ -1,0 +1,127 @@
+"""A diffusers UNet with every convolution, linear layer and attention product fake-quantized."""
+
+import copy
+
+from diffusers.models.attention_processor import Attention
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from iec.efficiency.quantization.attention import QuantAttnProcessor, require_supported
+from iec.efficiency.quantization.config import OFF, PTQConfig
+from iec.efficiency.quantization.layers import QuantLayer
+from iec.efficiency.quantization.rows import ActivationQuantizer, RowContext
+from iec.errors import ConfigError
+from iec.network import FeatureCache, Network, Prediction, Step, UNetNetwork
+
+
+class QuantizedUNet(nn.Module):
+    """A UNet made by `quantize_unet`, and what its quantizers share. Called like the UNet, inside ``context.reading(i)``."""
+
+    def __init__(self, unet: nn.Module, config: PTQConfig, context: RowContext) -> None:
+        super().__init__()
+        self.unet, self.config, self.context = unet, config, context
+
+    def forward(self, *args: object, **kwargs: object) -> object:
+        return self.unet(*args, **kwargs)
+
+    def layers(self) -> dict[str, QuantLayer]:
+        """Quantized layers by name, in the order of the UNet's modules."""
+        return {module.name: module for module in self.modules() if isinstance(module, QuantLayer)}
+
+    def quantizers(self) -> dict[str, ActivationQuantizer]:
+        """Activation quantizers by name: ``<layer>.input``, ``.input[h]``, ``.input[skip]``, ``<attention>.query`` .."""
+        return {module.name: module for module in self.modules() if isinstance(module, ActivationQuantizer)}
+
+
+class QuantizedNetwork:
+    """A quantized UNet as a `Network`: a call at sampling step i reads row i of every activation quantizer.
+
+    network: how the quantized UNet is evaluated; `UNetNetwork` unless a network that runs parts of it is given. Raises
+    `ArtifactError` for a step, or a layer at a step, that was not calibrated.
+    """
+
+    def __init__(self, quantized: QuantizedUNet, network: Network | None = None) -> None:
+        self.quantized = quantized
+        self.network = network or UNetNetwork(quantized.unet)
+
+    def __call__(self, x: Tensor, step: Step, cond: Tensor | None = None, cache: FeatureCache | None = None) -> Prediction:
+        with self.quantized.context.reading(step.index):
+            return self.network(x, step, cond, cache)
+
+
+def quantize_unet(unet: nn.Module, config: PTQConfig, num_steps: int) -> QuantizedUNet:
+    """A quantized copy of a UNet2DModel or UNet2DConditionModel for ``num_steps`` sampling steps; ``unet`` is left as it is.
+
+    Weights are quantized here, from their values alone; activations need `calibrate` or `load_calibration`. Every Conv2d and
+    Linear is quantized, the time embedding's included; embedding tables, norms and biases stay float. The float weights stay
+    beside the quantized ones, for calibration. Choose dtype and device before: scales are kept in float32. Raises
+    `ConfigError` for a UNet with layers that are none of these.
+    """
+    unet = copy.deepcopy(unet).eval().requires_grad_(False)
+    context = RowContext(num_steps)
+    splits = skip_splits(unet) if config.split_skips else {}
+    for name, module in list(unet.named_modules()):
+        if isinstance(module, Attention):
+            require_supported(module, name)
+            module.set_processor(QuantAttnProcessor(name, config, context))  # type: ignore[arg-type]  # a stub names one class
+        elif isinstance(module, _ConvNd) and not isinstance(module, nn.Conv2d):
+            raise ConfigError(f"{name} is a {type(module).__name__}; only Conv2d and Linear layers can be quantized.")
+    replaced: dict[nn.Module, QuantLayer] = {}  # one layer can have two names
+    for name, module in list(unet.named_modules(remove_duplicate=False)):
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            if module not in replaced:
+                replaced[module] = QuantLayer(module, name, config, context, splits.get(name))
+            parent, _, child = name.rpartition(".")
+            setattr(unet.get_submodule(parent), child, replaced[module])
+    return QuantizedUNet(unet, config, context)
+
+
+def skip_splits(unet: nn.Module) -> dict[str, int]:
+    """Where the input of a layer of an up block stops being h and starts being the skip: layer name -> channels of h.
+
+    Every residual block of an up block gets cat([h, skip]), h from the block before it. Its first convolution (after norm and
+    SiLU, which keep channels apart) and its 1x1 shortcut are split. Raises `ConfigError` for up blocks of another build.
+    """
+    splits: dict[str, int] = {}
+    before = unet.mid_block if unet.mid_block is not None else unet.down_blocks[-1]
+    channels = before.resnets[-1].conv2.out_channels
+    for i, block in enumerate(unet.up_blocks):  # type: ignore[arg-type, union-attr]
+        for j, resnet in enumerate(block.resnets):
+            name = f"up_blocks.{i}.resnets.{j}"
+            if not 0 < channels < resnet.conv1.in_channels:
+                raise ConfigError(
+                    f"{name} takes {resnet.conv1.in_channels} channels and the block before it gives {channels}: no skip is "
+                    "concatenated there. Use ptq.split_skips=false for this UNet."
+                )
+            for layer in ("conv1", "conv_shortcut"):
+                if getattr(resnet, layer) is not None:
+                    splits[f"{name}.{layer}"] = channels
+            channels = resnet.conv2.out_channels
+    return splits
+
+
+def weight_bytes(quantized: QuantizedUNet) -> int:
+    """Bytes that all weights of the network need: quantized ones at their bits with a float32 delta and an int32 z per channel
+    and part, everything else (biases, norms, embeddings) as it is stored. Activation scales are not counted.
+    """
+    layers = quantized.layers().values()
+    total = sum(parameter.numel() * parameter.element_size() for parameter in quantized.parameters())
+    for layer in layers:
+        if layer.weight_bits != OFF:
+            weight = layer.layer.weight
+            total -= weight.numel() * weight.element_size()
+            total += (weight.numel() * layer.weight_bits + 7) // 8 + layer.weight_delta.numel() * 8
+    return total
+
+
+def describe(quantized: QuantizedUNet) -> str:
+    """One line: bits, layers, split layers, calibrated steps, size."""
+    config, layers, quantizers = quantized.config, quantized.layers().values(), quantized.quantizers().values()
+    steps = quantized.context.num_steps
+    complete = sum(all(quantizer.calibrated[i] for quantizer in quantizers) for i in range(steps))
+    full = sum(parameter.numel() * parameter.element_size() for parameter in quantized.parameters())
+    return (
+        f"W{config.weight_bits}A{config.activation_bits} (softmax {config.softmax_bits}, ends {config.end_bits} bits, "
+        f"{config.scale_rule}): {len(layers)} layers, {sum(layer.split is not None for layer in layers)} split; "
+        f"{complete} of {steps} steps fully calibrated; weights {weight_bytes(quantized) / 1e6:.2f} MB of {full / 1e6:.2f} MB"
+    )

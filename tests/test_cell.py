@@ -1,0 +1,90 @@
+"""Configurations: what is composed, what is refused before anything is loaded, and what a cell's identity depends on."""
+
+import pytest
+from hydra.errors import HydraException
+
+from iec.errors import ConfigError, DeviceError, WeightsError
+from tests.conftest import CONFIGS
+
+OPTIONS = [(group.name, option.stem) for group in CONFIGS.iterdir() if group.name != "hydra" for option in group.glob("*.yaml")]
+
+
+@pytest.mark.parametrize(("group", "option"), sorted(OPTIONS))
+def test_every_option_of_every_group_makes_a_cell(make_cell, group, option):
+    assert make_cell(f"{group}={option}").slug
+
+
+def test_the_commands_of_the_readme_mean_what_they_say(make_cell):
+    made = make_cell("model=ddim_cifar_small", "efficiency=w4a8", "iec=all_steps")
+    assert made.quantization.weight_bits == 4 and made.quantization.activation_bits == 8
+    assert made.sampler.corrected == frozenset(range(20)) and made.sampler.correction.lambdas == (0.5,)
+    assert make_cell("iec=first_last", "iec.fraction=0.2", "sampler.steps=10").sampler.corrected == {0, 1, 8, 9}
+    assert make_cell("iec=first_last", "iec.fraction=null", "iec.count=1").sampler.corrected == {0, 19}
+    assert make_cell("iec=first_step").sampler.corrected == {0}
+    assert make_cell("iec=all_steps", "iec.placement=explicit", "iec.steps=[2,4]").sampler.corrected == {2, 4}
+    assert make_cell("iec=heun").sampler.corrected == frozenset(range(19))
+    assert make_cell("iec=all_steps", "iec.lambda=0.3", "iec.iterations=2").sampler.correction.lambdas == (0.3,)
+    assert make_cell("iec=all_steps", "iec.lambda=[1.0,0.5]", "iec.iterations=2").sampler.correction.lambdas == (1.0, 0.5)
+    latent = make_cell("iec=all_steps", "iec.preset=official_latent").sampler.correction
+    assert (latent.iterations, latent.lambdas, latent.tolerance, latent.norm) == (2, (1.0, 0.5), 1e-6, "batch")
+    assert make_cell("sampler.timesteps=[900,500,100]").sampler.timetable.pairs == ((900, 500), (500, 100), (100, -1))
+
+
+def test_the_identity_is_what_the_bytes_depend_on(make_cell, tmp_path):
+    base = make_cell("iec=all_steps")
+    same = ["num_images=512", "metrics=none", "logger=wandb", f"paths.output={tmp_path}", "trace_images=1", "metrics.bootstrap=7"]
+    assert all(make_cell("iec=all_steps", override).identity == base.identity for override in same)
+    other = ["seed=1", "batch_size=8", "iec.lambda=0.4", "sampler.steps=10", "efficiency=w8a8", "sampler.eta=0.5", "iec=none"]
+    identities = [
+        make_cell("iec=all_steps", override).identity for override in [*other, "sampler.dtype=float32", "model.random_weights=true"]
+    ]
+    assert all(identity != base.identity for identity in identities)
+    assert make_cell("iec=all_steps", "iec.iterations=0").identity == make_cell("iec=none").identity  # the same images
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["sampler.steps=0"], "sampler.steps=0"),
+        (["sampler.steps=1001"], "1 .. 1000"),
+        (["sampler.spacing=cosine"], "spacing"),
+        (["sampler.timesteps=[5,3]", "sampler.steps=2"], "unset"),
+        (["sampler.eta=2"], "eta"),
+        (["sampler.dtype=float16"], "float64"),
+        (["iec.lambda=-0.5"], "lambda"),
+        (["iec.lambda=abc"], "lambda"),
+        (["iec.iterations=-1"], "iterations"),
+        (["iec.tolerance=-1"], "tolerance"),
+        (["iec.preset=mine"], "preset"),
+        (["iec=first_last", "iec.fraction=0"], "fraction"),
+        (["iec=first_last", "iec.fraction=1.5"], "fraction"),
+        (["iec.placement=nowhere"], "placement"),
+        (["iec.placement=explicit", "iec.steps=[99]"], "0 .. 19"),
+        (["iec.epsilon_scale=0"], "epsilon_scale"),
+        (["num_images=0"], "num_images=0"),
+        (["batch_size=0"], "batch_size=0"),
+        (["seed=-1"], "seed"),
+        (["metrics.name=vibes"], "metrics"),
+        (["efficiency=w8a8", "efficiency.weight_bits=1"], "bits"),
+        (["efficiency=w8a8", "efficiency.scale_rule=guess"], "scale"),
+        (["model.name=ddim_mars"], "ddim_mars"),
+    ],
+)
+def test_bad_values_are_refused(make_cell, overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        make_cell(*overrides)
+
+
+@pytest.mark.parametrize(
+    "override", ["iec.lamda=0.5", "nmu_images=4", "iec=everywhere", "sampler.steps=ten", "efficiency=w3a3", "seed=x"]
+)
+def test_unknown_keys_options_and_types_are_refused(make_cell, override):
+    with pytest.raises(HydraException):
+        make_cell(override)
+
+
+def test_missing_device_and_weights(make_cell):
+    with pytest.raises(DeviceError, match="device=cpu"):
+        make_cell("device=warp")
+    with pytest.raises(WeightsError, match="nowhere"):
+        make_cell("model.weights=/nowhere")
