@@ -9,9 +9,9 @@ What is finished is kept under the cell's hash; the same command goes on where i
 
 import os
 
-# Idle OpenMP threads sleep instead of spinning: spinning makes small networks 10 times slower whenever the cores are shared. It is
-# read when torch is loaded.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Idle OpenMP threads of libgomp spin only briefly before they sleep: endless spinning, its default, makes small networks 10 times
+# slower whenever the cores are shared. It is read when torch is loaded.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 import hydra
 from omegaconf import DictConfig

@@ -6,6 +6,8 @@ samples = iec.sample(model, 64, correction=iec.Correction())
 """
 
 from iec.correction import Correction
+from iec.efficiency.prepare import quantize
+from iec.efficiency.quantization import PTQConfig
 from iec.models import Model, load_model
 from iec.network import FeatureCache, Network, Prediction, Step
 from iec.placement import Placement
@@ -21,6 +23,7 @@ __all__ = [
     "Model",
     "Network",
     "NoiseSchedule",
+    "PTQConfig",
     "Placement",
     "Prediction",
     "Sampler",
@@ -28,5 +31,6 @@ __all__ = [
     "Step",
     "Timetable",
     "load_model",
+    "quantize",
     "sample",
 ]

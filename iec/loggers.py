@@ -28,7 +28,7 @@ def log_table(config: DictConfig, name: str, header: list[str], rows: list[list[
         import wandb
 
         with _run(config, name) as run:
-            run.log({"table": wandb.Table(columns=header, data=rows), **{p.stem: wandb.Image(str(p)) for p in pictures}})
+            run.log({"table": wandb.Table(columns=[*header], data=rows), **{p.stem: wandb.Image(str(p)) for p in pictures}})
 
 
 def _wants_wandb(config: DictConfig) -> bool:

@@ -1,6 +1,7 @@
 """Compute a cell: prepare the network, sample what is missing, score what is there."""
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from iec.images import grid, save_png
 from iec.loggers import log_cell
 from iec.models import load_model
 from iec.progress import stage
-from iec.sampling import sample_batch
+from iec.sampling import micro_batches, sample_batch
 from iec.scoring import Scorer, stored_record
 from iec.store import Store, write_json
 
@@ -32,9 +33,14 @@ class Result:
     manifest: dict[str, Any]
     record: dict[str, Any] | None
 
-    def images(self) -> np.ndarray:
-        """uint8 [N, H, W, 3]."""
-        return np.concatenate(list(self.store.read_images(self.cell.batches, self.cell.num_images)))
+    def shards(self) -> Iterator[np.ndarray]:
+        """uint8 [B, H, W, 3], a shard at a time."""
+        return self.store.read_images(self.cell.batches, self.cell.num_images)
+
+    def first_images(self, count: int) -> np.ndarray:
+        """The images 0 .. count - 1 (or all, if fewer), uint8 [n, H, W, 3]."""
+        count = min(count, self.cell.num_images)
+        return np.concatenate(list(self.store.read_images(micro_batches(count, self.cell.batch_size), count)))
 
     def states(self) -> np.ndarray:
         """float32 [T + 1, trace_images, C, H, W]."""
@@ -57,7 +63,7 @@ def run_cell(cell: Cell) -> Result:
     manifest = store.write_manifest(cell.batches, cell.num_images)
     record = None if scorer is None else scorer.score(cell, store, manifest)
     result = Result(cell, store, manifest, record)
-    save_png(cell.folder / "grid.png", grid(result.images()[:64], columns=8, scale=2))
+    save_png(cell.folder / "grid.png", grid(result.first_images(64), columns=8, scale=2))
     return result
 
 

@@ -61,7 +61,8 @@ class Row:
 def _text(score: Interval) -> str:
     if not np.isfinite(score.value):
         return "-" if np.isnan(score.value) else "same images"
-    return f"{score.value:.2f} [{score.low:.2f}, {score.high:.2f}]"
+    interval = "" if np.isnan(score.low) else f" [{score.low:.2f}, {score.high:.2f}]"
+    return f"{score.value:.2f}{interval}"
 
 
 def build_rows(results: dict[str, Result], reference: str) -> list[Row]:
@@ -73,7 +74,7 @@ def build_rows(results: dict[str, Result], reference: str) -> list[Row]:
         scores = {s["label"]: Interval(s["value"], s["low"], s["high"]) for s in record["scores"].values()}
         errors = None
         if base is not None and label != reference and result.cell.num_images == base.cell.num_images:
-            scores["PSNR to ref. (dB)"] = Interval(*psnr(result.images(), base.images()))
+            scores["PSNR to ref. (dB)"] = Interval(*psnr(result.shards(), base.shards()))
             if result.cell.trace_images and len(result.cell.sampler.timetable) == len(base.cell.sampler.timetable):
                 errors = relative_distance(result.states(), base.states())
         rows.append(Row(label, result, scores, errors))
@@ -121,7 +122,7 @@ def _caption(rows: list[Row], experiment: Experiment) -> str:
 def write_pictures(rows: list[Row], experiment: Experiment, folder: Path) -> list[Path]:
     """grid.png, error.png and scores.png (the last two where there is something to show)."""
     paths = [folder / "grid.png"]
-    plots.sample_grid(paths[0], {row.label: row.result.images()[:GRID_COLUMNS] for row in rows}, experiment.title)
+    plots.sample_grid(paths[0], {row.label: row.result.first_images(GRID_COLUMNS) for row in rows}, experiment.title)
     curves = {row.label: row.errors for row in rows if row.errors is not None}
     if curves:
         paths.append(folder / "error.png")

@@ -14,6 +14,7 @@ min(--ema, (1 + n) / (10 + n)). The batch, noise and timesteps of step n depend 
 import argparse
 import json
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def learning_rate(n: int, steps: int) -> float:
     return LEARNING_RATE * min(1.0, (n + 1) / WARM_UP, (steps - n) / max(1.0, 0.1 * steps))
 
 
-def build(init: Path | None) -> UNet2DModel:
+def build(init: Path | None) -> Any:
     if init is not None:
         return UNet2DModel.from_pretrained(init, torch_dtype=torch.float32)
     return UNet2DModel.from_config(json.loads(CONFIG.read_text()))
@@ -111,7 +112,7 @@ def main() -> None:
         losses.append(error.mean().item())
         if (n + 1) % args.save_every == 0 or n + 1 == args.steps:
             state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "ema": ema, "step": n + 1}
-            write_atomic(state_file, lambda file, state=state: torch.save(state, file))
+            write_atomic(state_file, partial(torch.save, state))
             export(ema, args.output / "ema")
             speed = (n + 1 - start) / (time.monotonic() - began)
             print(

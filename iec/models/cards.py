@@ -18,7 +18,8 @@ class Card:
     """One model of ``cards.yaml``.
 
     shape: (C, H, W) of the network's input. spacing, steps, final: how the paper samples it (`Timetable`). sha256: of the weights
-    file. metrics: the protocol its scores are reported with. num_images, batch_size: defaults of a run.
+    file. metrics: the protocol its scores are reported with; reference: the statistics it is compared with; resolution: of its images.
+    num_images, batch_size: defaults of a run.
     """
 
     name: str
@@ -32,6 +33,8 @@ class Card:
     steps: int
     final: int
     metrics: str
+    reference: str
+    resolution: int
     num_images: int
     batch_size: int
 
@@ -55,6 +58,8 @@ def card(name: str) -> Card:
         shape=tuple(entry["shape"]),
         schedule=NoiseSchedule(**entry["schedule"]),
         metrics=entry["metrics"],
+        reference=entry["reference"],
+        resolution=entry["resolution"],
         num_images=entry["num_images"],
         batch_size=entry["batch_size"],
         **entry["sampler"],

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def _identity(quantized: QuantizedUNet, metadata: dict[str, Any]) -> dict[str, A
         **metadata,
         "format": FORMAT,
         "kind": KIND,
-        "config": quantized.config.as_dict(),
+        "config": asdict(quantized.config),
         "num_steps": quantized.context.num_steps,
     }
     return json.loads(json.dumps(identity))  # as it comes back from a file: tuples become lists

@@ -19,8 +19,8 @@ def require_supported(attention: Attention, name: str) -> None:
         found.append("fused_projections")
     if found:
         raise ConfigError(
-            f"{name} cannot be quantized: its attention uses {', '.join(found)}. Use the UNet with diffusers' standard "
-            "attention (unet.set_default_attn_processor(), unet.unfuse_qkv_projections())."
+            f"{name} cannot be quantized: its attention uses {', '.join(found)}. Use a UNet with plain "
+            "attention: diffusers' AttnProcessor2_0 and separate projections."
         )
 
 
@@ -38,7 +38,7 @@ class QuantAttnProcessor(nn.Module):
         def quantizer(operand: str, bits: int) -> nn.Module:
             if bits == OFF:
                 return nn.Identity()
-            return ActivationQuantizer(f"{name}.{operand}", bits, config.scale_rule, context)
+            return ActivationQuantizer(f"{name}.{operand}", bits, config, context)
 
         self.query = quantizer("query", config.activation_bits)
         self.key = quantizer("key", config.activation_bits)

@@ -36,7 +36,7 @@ class QuantLayer(nn.Module):
         self.parts = [slice(a, b) for a, b in pairwise(edges)]  # of the input channels
         labels = ["input"] if split is None else ["input[h]", "input[skip]"]
         self.inputs = nn.ModuleList(
-            ActivationQuantizer(f"{name}.{label}", self.activation_bits, config.scale_rule, context)
+            ActivationQuantizer(f"{name}.{label}", self.activation_bits, config, context)
             for label in labels
             if self.activation_bits != OFF
         )

@@ -1,6 +1,7 @@
 """A diffusers UNet with every convolution, linear layer and attention product fake-quantized."""
 
 import copy
+from typing import Any
 
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
@@ -76,16 +77,16 @@ def quantize_unet(unet: nn.Module, config: PTQConfig, num_steps: int) -> Quantiz
     return QuantizedUNet(unet, config, context)
 
 
-def skip_splits(unet: nn.Module) -> dict[str, int]:
+def skip_splits(unet: Any) -> dict[str, int]:
     """Where the input of a layer of an up block stops being h and starts being the skip: layer name -> channels of h.
 
     Every residual block of an up block gets cat([h, skip]), h from the block before it. Its first convolution (after norm and
-    SiLU, which keep channels apart) and its 1x1 shortcut are split. Raises `ConfigError` for up blocks of another build.
+    SiLU, which keep the order of channels) and its 1x1 shortcut are split. Raises `ConfigError` for up blocks of another build.
     """
     splits: dict[str, int] = {}
     before = unet.mid_block if unet.mid_block is not None else unet.down_blocks[-1]
     channels = before.resnets[-1].conv2.out_channels
-    for i, block in enumerate(unet.up_blocks):  # type: ignore[arg-type, union-attr]
+    for i, block in enumerate(unet.up_blocks):
         for j, resnet in enumerate(block.resnets):
             name = f"up_blocks.{i}.resnets.{j}"
             if not 0 < channels < resnet.conv1.in_channels:

@@ -17,7 +17,7 @@ CANDIDATES = tuple(1.0 - 0.01 * i for i in range(0, 80, 2))
 EXPONENT = 2.4
 """The mse rule minimises mean |x - xq|^2.4 (LAPQ, arXiv 1911.07190), in spite of its name."""
 MIN_DELTA = 1e-8
-CHUNK = 1 << 19
+CHUNK = 1 << 20
 """Elements scored at a time: what one pass leaves in a processor's cache, the next one finds there."""
 
 
@@ -41,12 +41,16 @@ def round_to_grid(x: Tensor, delta: Tensor, low: Tensor | float, high: Tensor | 
     return y.round_().clamp_(low, high).mul_(delta)  # type: ignore[arg-type]  # the stubs lack the mixed overloads
 
 
-def search_scale(x: Tensor, bits: int, rule: str = "mse", per_channel: bool = False) -> tuple[Tensor, Tensor]:
+def search_scale(
+    x: Tensor, bits: int, rule: str = "mse", *, per_channel: bool = False, samples: int | None = None
+) -> tuple[Tensor, Tensor]:
     """(delta, z), float32: of shape [O], one pair for every x[o], if ``per_channel``; else of shape [].
 
     * ``mse``: m = min x, M = max x; for each s of `CANDIDATES` delta = (s M - s m) / (L - 1), z = round(-s m / delta); the s
       with the least mean |x - xq|^2.4 wins, the first one of equals;
     * ``max``: delta = (M - m) / (L - 1), z = round(-min(m, 0) / delta), computed in float64.
+
+    samples: score candidates on about that many evenly spaced elements of x instead of all; m and M are always those of all.
 
     delta is at least 1e-8. The mse rule scores the pair that it returns. The original scores a range widened to include 0
     and returns the raw one; the two agree where m <= 0 <= M and differ on one-sided slices. A constant slice, whose range
@@ -56,7 +60,8 @@ def search_scale(x: Tensor, bits: int, rule: str = "mse", per_channel: bool = Fa
     rows = rows.flatten(1) if per_channel else rows.reshape(1, -1)
     low, high = torch.aminmax(rows, dim=1)
     if rule == "mse":
-        delta, zero_point = _mse(rows, low, high, bits)
+        stride = 1 if samples is None else max(1, rows.shape[1] // samples)
+        delta, zero_point = _mse(rows[:, ::stride].contiguous(), low, high, bits)
     elif rule == "max":
         delta, zero_point = _max(low, high, bits)
     else:
@@ -87,15 +92,13 @@ def _mse(rows: Tensor, low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Te
 
 def _best_of_rows(rows: Tensor, delta: Tensor, zero_point: Tensor, bits: int) -> Tensor:
     """Index [O] of the best candidate of every row of [O, K]; each row is scored as if it were alone."""
-    step = max(1, CHUNK // rows.shape[1])
-    low, high = -zero_point[..., None], levels(bits) - 1 - zero_point[..., None]  # [40, O, 1]
+    at_once = max(1, CHUNK // rows.shape[1])  # pairs of candidate and row
+    low, high = -zero_point, levels(bits) - 1 - zero_point
     best = []
-    for start in range(0, len(rows), step):
-        part = slice(start, start + step)
-        scores = [
-            _errors(rows[part], d[part, None], lo[part], hi[part]).mean(1) for d, lo, hi in zip(delta, low, high, strict=True)
-        ]
-        best.append(torch.stack(scores).argmin(0))  # the first of equals
+    for part in torch.arange(len(rows), device=rows.device).split(at_once):
+        tables = (table[:, part, None].split(max(1, at_once // len(part))) for table in (delta, low, high))  # C x O x 1
+        scores = [_errors(rows[part], *bounds).pow_(EXPONENT).mean(2) for bounds in zip(*tables, strict=True)]
+        best.append(torch.cat(scores).argmin(0))  # the first of equals
     return torch.cat(best)
 
 
@@ -106,15 +109,16 @@ def _best_of_one(x: Tensor, delta: Tensor, zero_point: Tensor, bits: int) -> Ten
     (ranked on a strided sample) leaves fewer sums to finish. The winner is the plain search's, up to the rounding of the sums.
     """
     sample = x[:: min(64, max(1, len(x) >> 12))]  # sets the order only, not the result
-    size = min(CHUNK, max(1 << 15, len(x) >> 4))
+    size = min(CHUNK, max(1 << 15, len(x) >> 3))
     low, high = -zero_point, levels(bits) - 1 - zero_point
-    ranking = _errors(sample, delta[:, None], low[:, None], high[:, None]).sum(1).argsort(stable=True)
+    ranking = _errors(sample, delta[:, None], low[:, None], high[:, None]).pow_(EXPONENT).sum(1).argsort(stable=True)
     bounds = list(zip(low.tolist(), high.tolist(), strict=True))  # numbers: clamping with tensors is several times slower
     best, winner = float("inf"), 0
     for candidate in ranking.tolist():
         total, limit = 0.0, best
         for chunk in x.split(size):
-            total += float(_errors(chunk, delta[candidate], *bounds[candidate]).sum())
+            errors = _errors(chunk, delta[candidate], *bounds[candidate])
+            total += float(errors.log2_().mul_(EXPONENT).exp2_().sum())  # as pow_, but faster; it is most of the time
             if total > limit:
                 break
         if (total, candidate) < (best, winner):
@@ -123,4 +127,4 @@ def _best_of_one(x: Tensor, delta: Tensor, zero_point: Tensor, bits: int) -> Ten
 
 
 def _errors(x: Tensor, delta: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
-    return round_to_grid(x, delta, low, high).sub_(x).abs_().pow_(EXPONENT)
+    return round_to_grid(x, delta, low, high).sub_(x).abs_()

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from iec.efficiency.quantization.config import PTQConfig
 from iec.efficiency.quantization.quantizer import levels, round_to_grid, search_scale
 from iec.errors import ArtifactError, ConfigError, NonFiniteError
 
@@ -74,9 +75,9 @@ class ActivationQuantizer(nn.Module):
     zero_point: Tensor
     calibrated: Tensor
 
-    def __init__(self, name: str, bits: int, rule: str, context: RowContext) -> None:
+    def __init__(self, name: str, bits: int, config: PTQConfig, context: RowContext) -> None:
         super().__init__()
-        self.name, self.bits, self.rule, self.context = name, bits, rule, context
+        self.name, self.bits, self.config, self.context = name, bits, config, context
         self.register_buffer("delta", torch.ones(context.num_steps))
         self.register_buffer("zero_point", torch.zeros(context.num_steps))
         self.register_buffer("calibrated", torch.zeros(context.num_steps, dtype=torch.bool))
@@ -114,7 +115,7 @@ class ActivationQuantizer(nn.Module):
         self._bounds = [self._bounds_of(z) if calibrated else None for z, calibrated in rows]
 
     def _search(self, row: int, x: Tensor) -> None:
-        delta, zero_point = search_scale(x, self.bits, self.rule)
+        delta, zero_point = search_scale(x, self.bits, self.config.scale_rule, samples=self.config.search_samples)
         if not bool(torch.isfinite(delta) & torch.isfinite(zero_point)):
             raise NonFiniteError(
                 f"The input of {self.name} is not finite at sampling step {row} of the calibration. Check the weights and the "

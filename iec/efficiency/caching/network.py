@@ -1,0 +1,108 @@
+"""A diffusers UNet that can reuse its deep feature: DeepCache (arXiv 2312.00858) as a `Network`."""
+
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+
+from iec.efficiency.caching.cut import Kind, find_cut
+from iec.efficiency.caching.structure import Signals, structure_of
+from iec.errors import ConfigError
+from iec.network import FeatureCache, Prediction, Step
+
+
+class CachedUNetNetwork:
+    """Full calls run the whole UNet and return F, what enters the consumer of the cut's skip; cached calls start there.
+
+    module: a UNet2DModel or UNet2DConditionModel, float or the ``unet`` of a quantized one; its own modules are run, in its own
+    dtype. Build this after the UNet has been quantized. cut: see `find_cut`.
+    cond: class labels [B] of a UNet2DModel with a class embedding, text embeddings [B, tokens, width] of a UNet2DConditionModel.
+
+    A full call equals ``module(x, t, cond).sample`` bit for bit. A cached call at the x and timestep that F was made with equals
+    the full call. F [B, C, h, w] comes in with ``cache`` and goes out with the prediction; nothing is kept between calls. F has
+    one row an image of x, so that a wrapper that doubles the batch (guidance) can fold both rows of an image into one, and a
+    wrapper that corrects F can do so before it hands it in. Raises `ConfigError`.
+    """
+
+    def __init__(self, module: nn.Module, cut: int | Kind) -> None:
+        self.cut = find_cut(module, cut)
+        self.module: Any = module.eval().requires_grad_(False)
+        self.structure = structure_of(module)
+        self.conditional = isinstance(module, UNet2DConditionModel)
+        parameter = next(module.parameters())
+        self.dtype, self.device = parameter.dtype, parameter.device
+
+    def __call__(self, x: Tensor, step: Step, cond: Tensor | None = None, cache: FeatureCache | None = None) -> Prediction:
+        x = x.to(self.dtype)
+        timesteps = torch.full((len(x),), step.timestep, device=x.device)
+        if self.module.config.center_input_sample:
+            x = 2 * x - 1.0
+        signals = self._signals(x, timesteps, cond)
+        start = len(self.structure.up) - 1 - self.cut.index  # the up stage that F enters
+        feature = None
+        if step.mode == "full":
+            h, skips = self._down(x, signals, len(self.structure.down))
+            h = self.structure.run_mid(h, signals)
+            h = self._up(h, skips, signals, 0, start)
+            feature = h
+        else:
+            _, skips = self._down(x, signals, self.cut.index + 1)
+            h = self._feature(cache, skips[-1])
+        h = self._up(h, skips, signals, start, len(self.structure.up))
+        return Prediction(self._output(h, timesteps), feature)
+
+    def _down(self, h: Tensor, signals: Signals, stages: int) -> tuple[Tensor, list[Tensor]]:
+        skips = []
+        for stage in self.structure.down[:stages]:
+            h = stage(h, signals)
+            skips.append(h)
+        return h, skips
+
+    def _up(self, h: Tensor, skips: list[Tensor], signals: Signals, start: int, stop: int) -> Tensor:
+        """Up stages start .. stop-1; each takes the last of ``skips`` off the list."""
+        for stage in self.structure.up[start:stop]:
+            h = torch.cat([h, skips.pop()], dim=1)
+            h = stage(h, signals, skips[-1].shape[-2:] if skips else None)  # the next skip's size, also where it was odd
+        return h
+
+    def _feature(self, cache: FeatureCache | None, skip: Tensor) -> Tensor:
+        if cache is None:
+            raise ConfigError("A cached call needs the feature of an earlier full call. Make the first step a refresh step.")
+        expected = (len(skip), self.cut.channels, *skip.shape[-2:])
+        if cache.feature.shape != expected:
+            raise ConfigError(
+                f"The cached feature is {list(cache.feature.shape)}; cut {self.cut.index} at {self.cut.consumer} takes "
+                f"{list(expected)}. Use the network that made it, and the images it was made from."
+            )
+        return cache.feature
+
+    def _signals(self, x: Tensor, timesteps: Tensor, cond: Tensor | None) -> Signals:
+        """Time embedding, class embedding and text, as the UNet's own forward makes them."""
+        unet = self.module
+        if self.conditional:
+            if cond is None:
+                raise ConfigError("This UNet is conditional: give cond, its text embeddings [B, tokens, width].")
+            emb = unet.time_embedding(unet.get_time_embed(x, timesteps))
+            if unet.time_embed_act is not None:
+                emb = unet.time_embed_act(emb)
+            if unet.encoder_hid_proj is not None:
+                cond = unet.encoder_hid_proj(cond)
+            return Signals(emb, cond)
+        emb = unet.time_embedding(unet.time_proj(timesteps).to(unet.dtype))
+        if (unet.class_embedding is None) != (cond is None):
+            has, way_out = ("no", "Leave cond out") if cond is not None else ("a", "Give cond, one label an image")
+            raise ConfigError(f"This UNet has {has} class embedding. {way_out}.")
+        if cond is not None:
+            label = unet.time_proj(cond) if unet.config.class_embed_type == "timestep" else cond
+            emb = emb + unet.class_embedding(label).to(unet.dtype)
+        return Signals(emb, None)
+
+    def _output(self, h: Tensor, timesteps: Tensor) -> Tensor:
+        unet = self.module
+        if unet.conv_norm_out is not None:
+            h = unet.conv_act(unet.conv_norm_out(h))
+        h = unet.conv_out(h)
+        if not self.conditional and unet.config.time_embedding_type == "fourier":
+            h = h / timesteps.view(-1, 1, 1, 1)  # a UNet2DModel with Fourier features works in units of the noise level
+        return h

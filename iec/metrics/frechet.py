@@ -1,0 +1,131 @@
+"""Frechet distance between two Gaussians, and their statistics gathered in a stream.
+
+    d^2(N(m1, S1), N(m2, S2)) = |m1 - m2|^2 + tr S1 + tr S2 - 2 tr (S1^{1/2} S2 S1^{1/2})^{1/2}
+
+Dowson and Landau 1982, https://doi.org/10.1016/0047-259X(82)90077-X; as a score of images: arXiv 1706.08500.
+The usual tr sqrtm(S1 S2) is the same trace, but S1 S2 is not symmetric; the form above needs two symmetric
+eigendecompositions, is real by construction and takes singular covariances without an added multiple of the identity.
+"""
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+
+from iec.errors import MetricError
+
+
+class FewSamplesWarning(UserWarning):
+    """A Frechet distance from no more images than features: mostly bias, and a singular covariance."""
+
+
+@dataclass(frozen=True)
+class GaussianStatistics:
+    """n samples, their mean [d] and covariance [d, d] with divisor n - 1; float64."""
+
+    n: int
+    mean: np.ndarray
+    cov: np.ndarray
+
+    def __post_init__(self) -> None:
+        if self.mean.ndim != 1 or self.cov.shape != self.mean.shape * 2:
+            raise MetricError(f"Mean {self.mean.shape} and covariance {self.cov.shape} do not fit; pass [d] and [d, d].")
+        if self.n < 2:
+            raise MetricError(f"A covariance needs at least 2 images, got {self.n}; generate more (num_images=N).")
+        if not (np.isfinite(self.mean).all() and np.isfinite(self.cov).all()):
+            raise MetricError("The statistics hold NaN or infinity; check the images and the extractor's weights.")
+
+    @staticmethod
+    def of(features: np.ndarray, counts: np.ndarray | None = None) -> "GaussianStatistics":
+        """Of features [N, d]; ``counts`` [N] says how often each row is taken (a resample), once each by default."""
+        if counts is None:
+            gathered = Accumulator()
+            gathered.add(features)
+            return gathered.finish()
+        x, w = np.asarray(features, np.float64), np.asarray(counts, np.float64)
+        n = w.sum()
+        mean = w @ x / n
+        centred = (x - mean) * np.sqrt(w)[:, None]
+        return GaussianStatistics(round(n), mean, centred.T @ centred / (n - 1))
+
+
+class Accumulator:
+    """Mean and covariance of a stream in float64 and O(d^2) memory.
+
+    Each block is centred before its products are taken, and blocks are joined by Chan's update, so that a large mean costs no
+    digits. The result depends on the order and size of the blocks only in the last bits.
+    """
+
+    def __init__(self) -> None:
+        self.n = 0
+        self.mean: np.ndarray | None = None
+        self._scatter: np.ndarray | None = None  # sum of (x - mean)(x - mean)^T
+
+    def add(self, features: np.ndarray) -> None:
+        """Take in features [B, d]. Raises `MetricError` on NaN, infinity, or another d than before."""
+        x = np.asarray(features, np.float64)
+        if x.ndim != 2:
+            raise MetricError(f"Features must be [N, d], got shape {x.shape}; flatten them first.")
+        if len(x) == 0:
+            return
+        if not np.isfinite(x).all():
+            raise MetricError("Features hold NaN or infinity; check the images and the extractor's weights.")
+        mean = x.mean(axis=0)
+        self._join(len(x), mean, (x - mean).T @ (x - mean))
+
+    def merge(self, other: "Accumulator") -> None:
+        """Take in all that another accumulator has seen."""
+        if other.mean is not None and other._scatter is not None:
+            self._join(other.n, other.mean, other._scatter)
+
+    def finish(self) -> GaussianStatistics:
+        """Raises `MetricError` when fewer than 2 samples were seen."""
+        if self.mean is None or self._scatter is None or self.n < 2:
+            raise MetricError(f"A covariance needs at least 2 images, got {self.n}; generate more (num_images=N).")
+        return GaussianStatistics(self.n, self.mean, self._scatter / (self.n - 1))
+
+    def _join(self, n: int, mean: np.ndarray, scatter: np.ndarray) -> None:
+        if self.mean is None or self._scatter is None:
+            self.n, self.mean, self._scatter = n, mean.copy(), scatter.copy()
+            return
+        if mean.shape != self.mean.shape:
+            raise MetricError(f"Features of width {len(mean)} cannot join features of width {len(self.mean)}.")
+        total, delta = self.n + n, mean - self.mean
+        self._scatter += scatter + np.outer(delta, delta) * (self.n * n / total)
+        self.mean = self.mean + delta * (n / total)
+        self.n = total
+
+
+def root(cov: np.ndarray) -> np.ndarray:
+    """Symmetric square root of a covariance [d, d]; eigenvalues below rounding (d eps times the largest) count as 0."""
+    values, vectors = np.linalg.eigh(cov)
+    return (vectors * np.sqrt(_clean(values))) @ vectors.T
+
+
+def frechet_distance(a: GaussianStatistics, b: GaussianStatistics, root_b: np.ndarray | None = None) -> float:
+    """Squared Frechet distance of two Gaussians, >= 0, in squared units of the features; the FID when a feature network made them.
+
+    ``root_b``: `root(b.cov)`, if the caller compares many with one b. Warns with `FewSamplesWarning` when a side has n <= d:
+    the distance of finite samples is biased upward, roughly as 1 / n (arXiv 1911.07023), and then mostly bias: compare such values
+    only at equal n. Raises `MetricError` for unequal d.
+    """
+    if a.mean.shape != b.mean.shape:
+        raise MetricError(f"Statistics of width {len(a.mean)} and {len(b.mean)} come from different extractors or layers.")
+    few = min(a.n, b.n)
+    if few <= len(a.mean):
+        warnings.warn(
+            f"{few} images for {len(a.mean)} features: the Frechet distance is mostly upward bias. Compare it only at equal N, "
+            "or use more images.",
+            FewSamplesWarning,
+            stacklevel=2,
+        )
+    half = root(b.cov) if root_b is None else root_b
+    cross = half @ a.cov @ half
+    overlap = np.sqrt(_clean(np.linalg.eigvalsh((cross + cross.T) / 2))).sum()
+    difference = a.mean - b.mean
+    return max(0.0, float(difference @ difference + np.trace(a.cov) + np.trace(b.cov) - 2 * overlap))
+
+
+def _clean(values: np.ndarray) -> np.ndarray:
+    floor = len(values) * np.finfo(np.float64).eps * max(float(values.max()), 0.0)
+    return np.where(values > floor, values, 0.0)

@@ -1,0 +1,101 @@
+"""Do the scores behave? Real test images against the training set, and degraded ever more; prints a Markdown table.
+
+    python scripts/check_scores.py --data data --images 2000
+
+Every score must get worse with every level of every degradation; exits with 1 otherwise.
+"""
+
+import argparse
+import io
+import itertools
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+
+from iec.datasets import load_cifar10
+from iec.errors import IECError
+from iec.metrics.extractor import EffNetLite0
+from iec.metrics.reference import load_reference, reference_path
+from iec.metrics.scores import NAMES, Score, score
+from iec.progress import stage
+from iec.runtime import keep_freed_memory, resolve_device
+
+
+def to_bytes(x: np.ndarray) -> np.ndarray:
+    return np.clip(np.rint(x), 0, 255).astype(np.uint8)
+
+
+def noise(images: np.ndarray, deviation: float) -> np.ndarray:
+    return to_bytes(images + np.random.default_rng(0).normal(0, deviation, images.shape))
+
+
+def blur(images: np.ndarray, deviation: float) -> np.ndarray:
+    return to_bytes(gaussian_filter(images.astype(np.float32), (0, deviation, deviation, 0)))
+
+
+def jpeg(images: np.ndarray, quality: float) -> np.ndarray:
+    decoded = []
+    for image in images:
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, format="JPEG", quality=int(quality))
+        decoded.append(np.asarray(Image.open(file)))
+    return np.stack(decoded)
+
+
+LEVELS: dict[str, tuple[Callable[[np.ndarray, float], np.ndarray], tuple[float, ...]]] = {
+    "noise, deviation": (noise, (2, 5, 12, 30)),
+    "blur, deviation": (blur, (0.5, 0.75, 1.0, 1.5)),
+    "JPEG, quality": (jpeg, (90, 70, 40, 15)),
+}
+
+
+def row(label: str, scores: dict[str, Score]) -> str:
+    return f"| {label} | " + " | ".join(f"{s.value:.2f} [{s.low:.2f}, {s.high:.2f}]" for s in scores.values()) + " |"
+
+
+def worsens(before: dict[str, Score], after: dict[str, Score]) -> list[str]:
+    """Names of the scores that did not get worse."""
+    sign = {name: -1 if score.higher_is_better else 1 for name, score in before.items()}
+    return [name for name in before if sign[name] * (after[name].value - before[name].value) <= 0]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("data"), help="folder with CIFAR-10 (see iec/datasets.py)")
+    parser.add_argument("--images", type=int, default=2000, help="test images, from the first")
+    parser.add_argument("--device", default="auto")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    keep_freed_memory()
+    extractor = EffNetLite0(resolve_device(args.device))
+    reference = load_reference(reference_path("cifar10_train", extractor), extractor, resolution=32)
+    images = load_cifar10(args.data, train=False)[: args.images]
+    sets = {f"{kind} {level:g}": degrade(images, level) for kind, (degrade, levels) in LEVELS.items() for level in levels}
+    results = {}
+    with stage("scores", 1 + len(sets)) as advance:
+        for label, changed in {"real test images": images, **sets}.items():
+            results[label] = score(changed, reference, extractor)
+            advance()
+    labels = " | ".join(results["real test images"][name].label for name in NAMES)
+    print(f"N = {len(images)}\n\n| | {labels} |\n|---|---|---|---|---|")
+    failures = []
+    for label, scores in results.items():
+        print(row(label, scores))
+    for kind, (_, levels) in LEVELS.items():
+        chain = ["real test images", *(f"{kind} {level:g}" for level in levels)]
+        for before, after in itertools.pairwise(chain):
+            failures += [f"{name}: {after} is not worse than {before}" for name in worsens(results[before], results[after])]
+    print("\n" + ("\n".join(failures) or "Every score gets worse with every level."))
+    sys.exit(1 if failures else 0)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except IECError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,107 @@
+"""An experiment file becomes a table with scores, paired distances and pictures; what is missing is said with its command."""
+
+import csv
+import json
+import warnings
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from iec.errors import ConfigError
+from iec.experiments import Experiment
+from iec.metrics.frechet import FewSamplesWarning
+from iec.tables import main
+
+SPEC = """
+title: a tiny table
+common: [sampler.steps=2, num_images=6, batch_size=4, trace_images=2, metrics.bootstrap=5, device=cpu]
+reference: base
+rows:
+  base: [iec=none]
+  corrected: [iec=all_steps]
+  four steps: [iec=none, sampler.steps=4]
+"""
+
+
+@pytest.fixture
+def spec(tmp_path):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(SPEC)
+    return path
+
+
+def run(spec, *arguments):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FewSamplesWarning)
+        main([str(spec), *arguments, f"paths.output={spec.parent / 'out'}"])
+
+
+def test_nothing_is_computed_without_run_and_the_missing_commands_are_listed(spec, caplog):
+    caplog.set_level("INFO")
+    run(spec)
+    assert "missing: corrected" in caplog.text and "python run.py sampler.steps=2" in caplog.text
+    assert not (spec.parent / "out").exists()
+
+
+def test_the_table_and_its_pictures(spec, capsys):
+    run(spec, "--run")
+    (folder,) = (spec.parent / "out" / "tables").iterdir()
+    rows = {row["label"]: row for row in json.loads((folder / "table.json").read_text())}
+    assert list(rows) == ["base", "corrected", "four steps"]
+    assert rows["corrected"]["manifest"]["calls_per_image"] == {"full": 2, "cached": 0, "correction": 2, "total": 4}
+    assert rows["base"]["scores"]["FID (EffNet-Lite0)"]["value"] > 0
+    assert rows["corrected"]["relative_distance_mean"][0] == 0 < rows["corrected"]["relative_distance_mean"][2]
+    assert rows["four steps"]["relative_distance_mean"] is None and "PSNR to ref. (dB)" in rows["four steps"]["scores"]
+    body = list(csv.DictReader((folder / "table.csv").open()))
+    assert [row["label"] for row in body] == list(rows) and body[0]["N"] == "6"
+    markdown = (folder / "table.md").read_text()
+    assert "**a tiny table**" in markdown and markdown.count("\n| ") == 4 and "Seed 0" in markdown
+    for name in ("grid", "error", "scores"):
+        with Image.open(folder / f"{name}.png") as picture:
+            assert np.asarray(picture).std() > 5
+    assert "corrected" in capsys.readouterr().out
+
+    def stamps():
+        return {p: p.stat().st_mtime_ns for p in (spec.parent / "out").glob("*/shards/*")}
+
+    before = stamps()
+    run(spec, "--run")  # reuses everything
+    assert stamps() == before
+    record = next((spec.parent / "out").glob("*-none-none-T2-*/scores.json"))
+    assert {"manifest_hash", "reference_hash", "extractor_hash", "versions"} <= set(json.loads(record.read_text()))
+
+
+def test_bad_experiments_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="not an experiment file"):
+        Experiment.read(tmp_path / "missing.yaml")
+    path = tmp_path / "bad.yaml"
+    path.write_text(SPEC.replace("reference: base", "reference: nobody"))
+    with pytest.raises(ConfigError, match="nobody"):
+        Experiment.read(path)
+    path.write_text(SPEC.replace("iec=all_steps", "iec=everywhere"))
+    with pytest.raises(ConfigError, match="Row 'corrected'"):
+        Experiment.read(path).cells()
+    path.write_text(SPEC.replace("iec=all_steps", "iec.lambda=-1"))
+    with pytest.raises(ConfigError, match="iec.lambda"):
+        Experiment.read(path).cells()
+
+
+def test_wandb_offline_logs_without_an_account(make_cell, tmp_path, monkeypatch):
+    from iec.loggers import log_cell
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    cell = make_cell("logger=wandb", f"paths.output={tmp_path}")
+    Image.new("RGB", (8, 8)).save(tmp_path / "grid.png")
+    manifest = {"num_images": 2, "seconds_per_image": 0.1, "calls_per_image": {"full": 2.0}}
+    record = {"scores": {"fid": {"label": "FID (EffNet-Lite0)", "value": 1.0}}}
+    log_cell(cell.config, cell.slug, manifest, record, tmp_path / "grid.png")
+    assert list((tmp_path / "wandb").rglob("*.wandb"))
+
+
+def test_every_shipped_experiment_composes():
+    from tests.conftest import CONFIGS
+
+    for path in (CONFIGS.parent / "experiments").glob("*.yaml"):
+        assert Experiment.read(path, ["device=cpu"]).cells()
