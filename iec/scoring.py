@@ -1,5 +1,7 @@
 """Scores of a cell: features extracted once and kept, the record reused while it is about the same images."""
 
+import logging
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,14 @@ from iec.errors import ArtifactError
 from iec.files import write_atomic
 from iec.metrics.extractor import EffNetLite0
 from iec.metrics.features import Features, extract
+from iec.metrics.frechet import FewSamplesWarning
 from iec.metrics.record import Record
 from iec.metrics.reference import Reference, load_reference, reference_path
 from iec.metrics.scores import score_features
 from iec.progress import stage
 from iec.store import Store
 
+log = logging.getLogger(__name__)
 FEATURES = ("pooled", "spatial", "logits")
 
 
@@ -40,9 +44,11 @@ class Scorer:
         if held is not None and (held["extractor_hash"], held["reference_hash"]) == (self.extractor.hash, self.reference.hash):
             return held
         features = self.features(cell, store, manifest["hash"])
-        with stage("scoring", 1) as advance:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", FewSamplesWarning)
             scores = score_features(features, self.reference, self.extractor.label, bootstrap=cell.config.metrics.bootstrap)
-            advance()
+        for message in dict.fromkeys(str(warning.message) for warning in caught):
+            log.warning("note: %s", message)
         record = Record.of(cell.metrics, scores, cell.seed, manifest["hash"], self.reference, self.extractor)
         record.save(_record_path(cell))
         return record.as_dict()

@@ -32,6 +32,7 @@ from iec.store import canonical_hash, write_json
 
 log = logging.getLogger(__name__)
 GRID_COLUMNS = 12
+WIDTH_OF_A_FILE = 200
 
 
 @dataclass(frozen=True)
@@ -52,17 +53,20 @@ class Row:
         return {
             "": self.label,
             "N": str(manifest["num_images"]),
-            "calls (full + cached + corr.)": "{total:g} ({full:g} + {cached:g} + {correction:g})".format(**calls),
+            "calls (full+cached+corr.)": "{total:g} ({full:g}+{cached:g}+{correction:g})".format(**calls),
             "s / image": f"{manifest['seconds_per_image']:.3f}{' sim.' if quantized else ''}",
             **{name: _text(score) for name, score in self.scores.items()},
         }
 
 
 def _text(score: Interval) -> str:
-    if not np.isfinite(score.value):
-        return "-" if np.isnan(score.value) else "same images"
-    interval = "" if np.isnan(score.low) else f" [{score.low:.2f}, {score.high:.2f}]"
-    return f"{score.value:.2f}{interval}"
+    """Four significant digits."""
+    if np.isinf(score.value):
+        return "same images"
+    value, low, high = (
+        np.format_float_positional(v, precision=4, fractional=False, trim="-") for v in (score.value, score.low, score.high)
+    )
+    return value if np.isnan(score.low) else f"{value} [{low}, {high}]"
 
 
 def build_rows(results: dict[str, Result], reference: str) -> list[Row]:
@@ -147,7 +151,7 @@ def show(header: list[str], body: list[list[str]], title: str) -> None:
     for line in body:
         table.add_row(*line)
     console = Console()
-    console.print(table, width=None if console.is_terminal else 200)
+    console.print(table) if console.is_terminal else Console(width=WIDTH_OF_A_FILE).print(table)
 
 
 def main(arguments: list[str] | None = None) -> None:

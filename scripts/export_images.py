@@ -1,6 +1,6 @@
 """Export a cell's images as PNG files, 000000.png, 000001.png, ... named by image index.
 
-    python scripts/export_images.py outputs/CELL pngs
+python scripts/export_images.py outputs/CELL pngs
 """
 
 import argparse

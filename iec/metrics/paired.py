@@ -3,6 +3,8 @@
 Both runs start from the same noise, so these need no reference set and have far less noise than a distance of distributions.
 """
 
+from collections.abc import Iterable
+from itertools import zip_longest
 from typing import NamedTuple
 
 import numpy as np
@@ -34,20 +36,35 @@ def psnr_per_image(images: np.ndarray, reference: np.ndarray) -> np.ndarray:
         return 10 * np.log10(255.0**2 / error)
 
 
-def psnr(images: np.ndarray, reference: np.ndarray, resamples: int = 1000, seed: int = 0) -> Paired:
+Blocks = np.ndarray | Iterable[np.ndarray]
+"""Images uint8 [N, H, W, C], whole or in blocks of any iterable."""
+
+
+def psnr(images: Blocks, reference: Blocks, resamples: int = 1000, seed: int = 0) -> Paired:
     """Mean PSNR over images, in dB, with a 95 % bootstrap interval over images.
 
-    An identical pair counts as the least difference that two images can have, one value off by one: 10 log10(255^2 H W C), 83.0
-    dB for 32 x 32 x 3. So the mean stays finite and ordered. All pairs identical -> infinity.
+    Blocks must be cut alike on both sides; no more than one of each is held. An identical pair counts as the least difference
+    that two images can have, one value off by one: 10 log10(255^2 H W C), 83.0 dB for 32 x 32 x 3. So the mean stays finite and
+    ordered. All pairs identical -> infinity. Raises `MetricError` for no images, another dtype, or shapes or blocks that differ.
     """
-    values = psnr_per_image(images, reference)
+    parts, shape = [], (1,)
+    for block, other in zip_longest(_blocks(images), _blocks(reference)):
+        if block is None or other is None:
+            raise MetricError("One run has more images than the other; compare runs with the same num_images.")
+        parts.append(psnr_per_image(block, other))
+        shape = block.shape[1:]
+    values = np.concatenate(parts) if parts else np.empty(0)
     if not len(values):
         raise MetricError("No images to compare; use num_images >= 1.")
     if np.isinf(values).all():
         return Paired(np.inf, np.inf, np.inf)
-    values = np.minimum(values, 10 * np.log10(255.0**2 * np.prod(images.shape[1:])))
+    values = np.minimum(values, 10 * np.log10(255.0**2 * np.prod(shape)))
     low, high = mean_interval(values, resamples, seed)
     return Paired(float(values.mean()), float(low), float(high))
+
+
+def _blocks(images: Blocks) -> Iterable[np.ndarray]:
+    return [images] if isinstance(images, np.ndarray) else images
 
 
 def relative_distance(states: np.ndarray, reference: np.ndarray) -> np.ndarray:

@@ -18,8 +18,8 @@ class Card:
     """One model of ``cards.yaml``.
 
     shape: (C, H, W) of the network's input. spacing, steps, final: how the paper samples it (`Timetable`). sha256: of the weights
-    file. metrics: the protocol its scores are reported with; reference: the statistics it is compared with; resolution: of its images.
-    num_images, batch_size: defaults of a run.
+    file. metrics: the protocol its scores are reported with. reference: the statistics it is compared with. resolution: of its
+    images. num_images, batch_size: defaults of a run.
     """
 
     name: str

@@ -32,6 +32,7 @@ def test_interval_over_images():
     assert value == pytest.approx(psnr_per_image(noisy, REAL).mean())
     assert low < value < high
     assert psnr(noisy, REAL) == (value, low, high)
+    assert psnr(iter([noisy[:4], noisy[4:]]), [REAL[:4], REAL[4:]]) == (value, low, high)
 
 
 def test_relative_distance():
@@ -56,6 +57,9 @@ def test_relative_distance_is_per_image():
         lambda: psnr(REAL, REAL[:5]),
         lambda: psnr(REAL.astype(np.float32), REAL),
         lambda: psnr(REAL[:0], REAL[:0]),
+        lambda: psnr([], []),
+        lambda: psnr([REAL[:3], REAL[3:]], [REAL[:3]]),
+        lambda: psnr([REAL[:3], REAL[3:]], [REAL[:2], REAL[2:]]),
         lambda: relative_distance(np.ones((2, 1, 1, 2, 2)), np.zeros((2, 1, 1, 2, 2))),
         lambda: relative_distance(np.full((2, 1, 1, 2, 2), np.nan), np.ones((2, 1, 1, 2, 2))),
         lambda: relative_distance(np.ones((2, 1, 1, 2, 2)), np.ones((3, 1, 1, 2, 2))),

@@ -99,10 +99,12 @@ def test_a_fractional_zero_point_is_rounded_where_it_is_used():
 
 
 def test_division_is_by_delta_not_by_its_reciprocal():
-    delta = torch.tensor(0.1)
+    delta = torch.tensor(0.03)
     x = (torch.arange(-(2**15), 2**15) + 0.5) * delta  # quotients on the edge between two levels
     xq = fake_quantize(x, delta, torch.tensor(2.0**15), 16)
-    assert torch.equal(xq, (x / delta.expand_as(x).contiguous()).round().clamp(-(2**15), 2**15 - 1) * delta)
+    exact = (x / delta.expand_as(x).contiguous()).round().clamp(-(2**15), 2**15 - 1) * delta
+    assert torch.equal(xq, exact)
+    assert not torch.equal((x * (1 / delta)).round() * delta, exact)
 
 
 @pytest.mark.parametrize("rule", ["mse", "max"])

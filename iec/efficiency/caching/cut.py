@@ -7,8 +7,9 @@ from iec.efficiency.caching.structure import Structure, structure_of
 from iec.errors import ConfigError
 
 Kind = Literal["pixel", "latent"]
-"""``pixel``: the cut of the DDPM experiments, the first downsampler ("branch 2" with two residual blocks a level). ``latent``: cut
-0, the output of ``conv_in``, of the LDM and Stable Diffusion ones."""
+"""``pixel``: the first downsampler, where the released DDPM code of DeepCache, CacheQuant and IEC cuts ("branch 2" with two
+residual blocks a level; cut 3 of the CIFAR-10 model). The MACs that DeepCache publishes for that model are those of cut 2, one skip
+shallower. ``latent``: cut 0, the output of ``conv_in``, for LDM and Stable Diffusion."""
 
 
 @dataclass(frozen=True)

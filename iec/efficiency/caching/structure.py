@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
 from diffusers.models.resnet import ResnetBlock2D, Upsample2D
-from diffusers.models.transformers.dual_transformer_2d import DualTransformer2DModel
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 
@@ -31,8 +30,9 @@ CONDITIONAL: dict[str, tuple[object, ...]] = {
     **dict.fromkeys(("addition_embed_type", "class_embed_type", "num_class_embeds", "time_cond_proj_dim"), (None,)),
     "encoder_hid_dim_type": (None, "text_proj"),
     "attention_type": ("default",),
+    "dual_cross_attention": (False,),  # diffusers' own forward fails on it
 }
-"""Settings of a UNet2DConditionModel that would need inputs beside x, the timestep and text embeddings: the values that do not."""
+"""Values of settings of a UNet2DConditionModel that need no input beside x, the timestep and text embeddings."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def _apply(module: Any, h: Tensor, signals: Signals, size: torch.Size | None) ->
     """One module of a block, called as diffusers' own block calls it."""
     if isinstance(module, ResnetBlock2D):  # also as a down- or upsampler
         return module(h, signals.emb)
-    if isinstance(module, Transformer2DModel | DualTransformer2DModel):
+    if isinstance(module, Transformer2DModel):
         return module(h, encoder_hidden_states=signals.cond, return_dict=False)[0]
     if isinstance(module, Upsample2D):
         return module(h, size)
