@@ -8,6 +8,8 @@ import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from iec.correction import Correction
+from iec.efficiency.caching import uniform
+from iec.efficiency.prepare import cache_cut
 from iec.efficiency.quantization import PTQConfig
 from iec.errors import ConfigError
 from iec.models import Card, card
@@ -81,7 +83,11 @@ class Cell:
     @property
     def identity(self) -> dict[str, Any]:
         sampler, correction = self.sampler, self.sampler.correction
-        efficiency = {"kind": "none"} if self.quantization is None else {"kind": "ptq", **vars(self.quantization)}
+        efficiency: dict[str, Any] = {"kind": self.config.efficiency.kind}
+        if self.quantization is not None:
+            efficiency |= vars(self.quantization)
+        if sampler.refresh is not None:
+            efficiency |= {"refresh": sorted(sampler.refresh), "cut": cache_cut(self.config.efficiency, self.card)}
         corrected = sorted(sampler.corrected)
         return {
             "model": {"name": self.card.name, "weights": self.weights_hash},
@@ -139,8 +145,13 @@ def _sampler(config: DictConfig, facts: Card) -> Sampler:
         correction=_correction(config.iec),
         placement=_placement(config.iec),
         epsilon_scale=config.iec.epsilon_scale,
+        refresh=_refresh(config.efficiency, len(table)),
         dtype=SOLVER_DTYPES[options.dtype],
     )
+
+
+def _refresh(efficiency: DictConfig, num_steps: int) -> frozenset[int] | None:
+    return uniform(num_steps, efficiency.interval) if efficiency.kind == "deepcache" else None
 
 
 def _correction(iec: DictConfig) -> Correction:
@@ -159,7 +170,7 @@ def _placement(iec: DictConfig) -> Placement:
 
 
 def _quantization(efficiency: DictConfig) -> PTQConfig | None:
-    if efficiency.kind == "none":
+    if efficiency.kind != "ptq":
         return None
     values: dict[str, Any] = OmegaConf.to_container(efficiency)  # type: ignore[assignment]
     return PTQConfig(**{f.name: values[f.name] for f in fields(PTQConfig)})

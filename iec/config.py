@@ -28,6 +28,16 @@ class NoEfficiency:
     kind: str = "none"
 
 
+@dataclass
+class DeepCacheEfficiency:
+    """interval: N of 1:N, uniform. cut: a skip connection by number, 0 is the shallowest; null: the one the paper's models use."""
+
+    name: str = MISSING
+    kind: str = "deepcache"
+    interval: int = 5
+    cut: int | None = None
+
+
 def _ptq_schema() -> type:
     """`PTQConfig`'s own fields, not frozen, plus the group's name, its kind, and an artefact to use instead of the keyed one."""
     hints = get_type_hints(PTQConfig)
@@ -117,6 +127,7 @@ def register() -> None:
         ("model", "model_schema", ModelConfig),
         ("efficiency", "none_schema", NoEfficiency),
         ("efficiency", "ptq_schema", PTQEfficiency),
+        ("efficiency", "deepcache_schema", DeepCacheEfficiency),
         ("iec", "iec_schema", IECConfig),
         ("sampler", "sampler_schema", SamplerConfig),
         ("metrics", "metrics_schema", MetricsConfig),

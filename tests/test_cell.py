@@ -30,6 +30,15 @@ def test_the_commands_of_the_readme_mean_what_they_say(make_cell):
     assert make_cell("sampler.timesteps=[900,500,100]").sampler.timetable.pairs == ((900, 500), (500, 100), (100, -1))
 
 
+def test_deepcache_corrects_the_full_steps_only(make_cell):
+    sampler = make_cell("efficiency=deepcache", "iec=all_steps", "efficiency.interval=10").sampler
+    assert sampler.refresh == sampler.corrected == {0, 10}
+    identities = [
+        make_cell("efficiency=deepcache", override).identity for override in ["seed=0", "efficiency.cut=1", "efficiency.interval=2"]
+    ]
+    assert identities[0] != identities[1] != identities[2]
+
+
 def test_the_identity_is_what_the_bytes_depend_on(make_cell, tmp_path):
     base = make_cell("iec=all_steps")
     same = ["num_images=512", "metrics=none", "logger=wandb", f"paths.output={tmp_path}", "trace_images=1", "metrics.bootstrap=7"]
@@ -67,6 +76,7 @@ def test_the_identity_is_what_the_bytes_depend_on(make_cell, tmp_path):
         (["metrics.name=vibes"], "metrics"),
         (["efficiency=w8a8", "efficiency.weight_bits=1"], "bits"),
         (["efficiency=w8a8", "efficiency.scale_rule=guess"], "scale"),
+        (["efficiency=deepcache", "efficiency.interval=0"], "interval"),
         (["model.name=ddim_mars"], "ddim_mars"),
     ],
 )

@@ -118,6 +118,18 @@ def test_a_folder_that_holds_another_cell_is_refused(uninterrupted, make_cell):
         run_cell(make_cell(*CELL, f"paths.cell={folder}", "seed=1"))
 
 
+def test_deepcache_counts_its_calls_and_an_interval_of_one_changes_nothing(tmp_path, make_cell):
+    def images(*overrides):
+        result = run_cell(make_cell(*CELL, *overrides, "num_images=2", "sampler.steps=4", f"paths.output={tmp_path}"))
+        return result.first_images(2), result.manifest["calls_per_image"]
+
+    plain, _ = images()
+    every, _ = images("efficiency=deepcache", "efficiency.interval=1")
+    cached, calls = images("efficiency=deepcache", "efficiency.interval=2")
+    assert (plain == every).all() and not (plain == cached).all()
+    assert calls == {"full": 2, "cached": 2, "correction": 2, "total": 6}
+
+
 def test_nan_weights_stop_the_run_and_write_nothing(tmp_path, make_cell):
     folder = shutil.copytree(FOLDER / "ddim_cifar_small", tmp_path / "weights")
     state = load_file(folder / WEIGHTS)

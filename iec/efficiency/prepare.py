@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from iec.artifacts import artifact_path
+from iec.efficiency.caching import CachedUNetNetwork, Kind
 from iec.efficiency.quantization import (
     PTQConfig,
     QuantizedNetwork,
@@ -16,7 +17,7 @@ from iec.efficiency.quantization import (
     quantize_unet,
     save_calibration,
 )
-from iec.models import Model
+from iec.models import Card, Model
 from iec.network import Network
 from iec.noise import Noise
 from iec.progress import stage
@@ -28,10 +29,17 @@ CALIBRATION_SEED = 2**40
 
 
 def prepare_network(model: Model, efficiency: DictConfig, ptq: PTQConfig | None, table: Timetable, artifacts: Path) -> Network:
-    """The network of a cell: the model's own, or its quantized version, calibrated now or earlier."""
+    """The network of a cell: the model's own, one that can reuse its features, or a quantized one, calibrated now or earlier."""
+    if efficiency.kind == "deepcache":
+        return CachedUNetNetwork(model.unet, cache_cut(efficiency, model.card))
     if ptq is None:
         return model.network
     return quantize(model, ptq, table, artifacts=artifacts, artifact=efficiency.artifact)
+
+
+def cache_cut(efficiency: DictConfig, card: Card) -> int | Kind:
+    """Where the UNet is cut: what the configuration says, else the kind of model that its card names."""
+    return card.cut if efficiency.cut is None else int(efficiency.cut)
 
 
 def quantize(

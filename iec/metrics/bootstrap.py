@@ -22,8 +22,6 @@ So it is right where the score is clearly above its floor and too wide near the 
 row's and first row's generator).
 """
 
-from collections.abc import Callable
-
 import numpy as np
 
 LEVEL = 0.95
@@ -50,11 +48,3 @@ def mean_interval(values: np.ndarray, resamples: int = 1000, seed: int = 0, leve
     means = np.tensordot(resample_counts(len(x), resamples, seed) / len(x), x, axes=1)
     tail = (1 - level) / 2
     return np.quantile(means, [tail, 1 - tail], axis=0)
-
-
-def bootstrap(
-    statistic: Callable[[np.ndarray], float], n: int, value: float, resamples: int, seed: int, level: float = LEVEL
-) -> tuple[float, float]:
-    """`centred_interval` of ``statistic(counts [n])`` over resamples of n images."""
-    counts = resample_counts(n, resamples, seed) if resamples else np.empty((0, n))
-    return centred_interval(value, np.array([statistic(c) for c in counts]), level)

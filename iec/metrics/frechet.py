@@ -3,14 +3,16 @@
     d^2(N(m1, S1), N(m2, S2)) = |m1 - m2|^2 + tr S1 + tr S2 - 2 tr (S1^{1/2} S2 S1^{1/2})^{1/2}
 
 Dowson and Landau 1982, https://doi.org/10.1016/0047-259X(82)90077-X; as a score of images: arXiv 1706.08500.
-The usual tr sqrtm(S1 S2) is the same trace, but S1 S2 is not symmetric; the form above needs two symmetric
-eigendecompositions, is real by construction and takes singular covariances without an added multiple of the identity.
+The last trace is the sum of the square roots of the eigenvalues of S1 S2. That matrix is not symmetric, but L^T S1 L with
+S2 = L L^T is, and has the same eigenvalues: L is the Cholesky factor, or comes from the eigenvectors where S2 is singular. So
+the result is real by construction and needs neither a multiple of the identity added nor scipy.linalg.sqrtm, the usual way.
 """
 
 import warnings
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.linalg
 
 from iec.errors import MetricError
 
@@ -96,18 +98,11 @@ class Accumulator:
         self.n = total
 
 
-def root(cov: np.ndarray) -> np.ndarray:
-    """Symmetric square root of a covariance [d, d]; eigenvalues below rounding (d eps times the largest) count as 0."""
-    values, vectors = np.linalg.eigh(cov)
-    return (vectors * np.sqrt(_clean(values))) @ vectors.T
-
-
-def frechet_distance(a: GaussianStatistics, b: GaussianStatistics, root_b: np.ndarray | None = None) -> float:
+def frechet_distance(a: GaussianStatistics, b: GaussianStatistics) -> float:
     """Squared Frechet distance of two Gaussians, >= 0, in squared units of the features; the FID when a feature network made them.
 
-    ``root_b``: `root(b.cov)`, if the caller compares many with one b. Warns with `FewSamplesWarning` when a side has n <= d:
-    the distance of finite samples is biased upward, roughly as 1 / n (arXiv 1911.07023), and then mostly bias: compare such values
-    only at equal n. Raises `MetricError` for unequal d.
+    The distance of finite samples is biased upward, roughly as 1 / n (arXiv 1911.07023): compare values only at equal n. Warns with
+    `FewSamplesWarning` when a side has n <= d, where most of the value is bias. Raises `MetricError` for unequal d.
     """
     if a.mean.shape != b.mean.shape:
         raise MetricError(f"Statistics of width {len(a.mean)} and {len(b.mean)} come from different extractors or layers.")
@@ -119,13 +114,22 @@ def frechet_distance(a: GaussianStatistics, b: GaussianStatistics, root_b: np.nd
             FewSamplesWarning,
             stacklevel=2,
         )
-    half = root(b.cov) if root_b is None else root_b
-    cross = half @ a.cov @ half
-    overlap = np.sqrt(_clean(np.linalg.eigvalsh((cross + cross.T) / 2))).sum()
     difference = a.mean - b.mean
-    return max(0.0, float(difference @ difference + np.trace(a.cov) + np.trace(b.cov) - 2 * overlap))
+    return max(0.0, float(difference @ difference + np.trace(a.cov) + np.trace(b.cov) - 2 * _overlap(a.cov, b.cov)))
+
+
+def _overlap(s1: np.ndarray, s2: np.ndarray) -> float:
+    """tr (S1^{1/2} S2 S1^{1/2})^{1/2} >= 0."""
+    try:
+        values = scipy.linalg.eigvalsh(s1, s2, type=3, driver="gv")
+    except np.linalg.LinAlgError:  # S2 is not positive definite
+        values, vectors = np.linalg.eigh(s2)
+        half = vectors * np.sqrt(_clean(values))
+        values = np.linalg.eigvalsh(half.T @ s1 @ half)
+    return float(np.sqrt(_clean(values)).sum())
 
 
 def _clean(values: np.ndarray) -> np.ndarray:
+    """Eigenvalues below rounding (d eps times the largest) count as 0."""
     floor = len(values) * np.finfo(np.float64).eps * max(float(values.max()), 0.0)
     return np.where(values > floor, values, 0.0)

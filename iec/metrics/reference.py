@@ -18,7 +18,7 @@ from safetensors.numpy import save
 from iec.errors import ArtifactError
 from iec.files import write_atomic
 from iec.metrics.features import Extractor
-from iec.metrics.frechet import GaussianStatistics, root
+from iec.metrics.frechet import GaussianStatistics
 
 FOLDER = Path(__file__).parent / "references"
 TENSORS = ("pooled_mean", "pooled_cov", "spatial_mean", "spatial_cov", "kid")
@@ -49,11 +49,6 @@ class Reference:
     def hash(self) -> str:
         """sha256 of provenance and tensors."""
         return _content_hash(self._tensors(), self.provenance)
-
-    @cached_property
-    def roots(self) -> tuple[np.ndarray, np.ndarray]:
-        """Square roots of the pooled and the spatial covariance, for `frechet_distance`."""
-        return root(self.pooled.cov), root(self.spatial.cov)
 
     def save(self, path: Path) -> None:
         """Write the file atomically."""

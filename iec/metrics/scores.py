@@ -86,13 +86,13 @@ def _values(name: str, features: Features, reference: Reference, counts: np.ndar
         return inception_score_of_resamples(features.logits, counts)
     pooled = name == "fid"
     x = (features.pooled if pooled else features.spatial).astype(np.float64)
-    real, half = (reference.pooled, reference.roots[0]) if pooled else (reference.spatial, reference.roots[1])
+    real = reference.pooled if pooled else reference.spatial
     values = []
     for k, c in enumerate(counts):
         with warnings.catch_warnings():
             if k:  # the warning about few images is for the score, not for each of its resamples
                 warnings.simplefilter("ignore", FewSamplesWarning)
-            values.append(frechet_distance(GaussianStatistics.of(x, c), real, half))
+            values.append(frechet_distance(GaussianStatistics.of(x, c), real))
     return np.array(values)
 
 

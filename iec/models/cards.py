@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -19,7 +19,7 @@ class Card:
 
     shape: (C, H, W) of the network's input. spacing, steps, final: how the paper samples it (`Timetable`). sha256: of the weights
     file. metrics: the protocol its scores are reported with. reference: the statistics it is compared with. resolution: of its
-    images. num_images, batch_size: defaults of a run.
+    images. cut: where DeepCache cuts models of its kind. num_images, batch_size: defaults of a run.
     """
 
     name: str
@@ -35,6 +35,7 @@ class Card:
     metrics: str
     reference: str
     resolution: int
+    cut: Literal["pixel", "latent"]
     num_images: int
     batch_size: int
 
@@ -60,6 +61,7 @@ def card(name: str) -> Card:
         metrics=entry["metrics"],
         reference=entry["reference"],
         resolution=entry["resolution"],
+        cut=entry["cut"],
         num_images=entry["num_images"],
         batch_size=entry["batch_size"],
         **entry["sampler"],

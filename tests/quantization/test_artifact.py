@@ -42,6 +42,18 @@ def test_round_trip_is_exact(stored, unet, images):
         assert torch.equal(QuantizedNetwork(loaded)(images[i], step).eps, QuantizedNetwork(quantized)(images[i], step).eps)
 
 
+def test_weights_are_quantized_with_the_stored_scales(stored, unet):
+    path, quantized = stored
+    layer = quantized.layers()["conv_out"]
+    layer.set_weight_scales(layer.weight_delta * 1.5, layer.weight_zero_point + 1)
+    save_calibration(path, quantized, FACTS)
+    loaded = fresh(unet)
+    found = loaded.layers()["conv_out"].quantized_weight
+    load_calibration(path, loaded, FACTS)
+    assert torch.equal(loaded.layers()["conv_out"].quantized_weight, layer.quantized_weight)
+    assert not torch.equal(found, layer.quantized_weight)
+
+
 def test_the_header_says_what_it_was_made_from(stored):
     path, _ = stored
     with safe_open(path, framework="pt") as file:

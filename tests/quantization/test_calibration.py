@@ -36,6 +36,14 @@ def test_rows_belong_to_their_steps(images, make_quantized):
     assert len({tuple(q.delta.tolist()) for q in quantized.quantizers().values()}) > 1
 
 
+def test_calibrating_again_starts_anew(images, make_quantized):
+    """A row is not averaged with what an earlier calibration left there."""
+    quantized, expected = make_quantized(), make_quantized().state_dict()
+    for x in (images[2] * 3, images[1]):
+        calibrate_row(quantized, UNetNetwork(quantized.unet), x, Step(1, TIMESTEPS[1]))
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in quantized.state_dict().items())
+
+
 def test_rows_differ_between_steps_and_do_not_depend_on_other_rows(unet, images, make_quantized):
     quantized = make_quantized()
     delta = quantized.quantizers()["time_embedding.linear_1.input"].delta
