@@ -59,13 +59,15 @@ class Row:
         }
 
 
+def _digits(value: float) -> str:
+    return np.format_float_positional(value, precision=4, unique=False, fractional=False, trim="k").rstrip(".")
+
+
 def _text(score: Interval) -> str:
     """Four significant digits."""
     if np.isinf(score.value):
         return "same images"
-    value, low, high = (
-        np.format_float_positional(v, precision=4, fractional=False, trim="-") for v in (score.value, score.low, score.high)
-    )
+    value, low, high = (_digits(v) for v in (score.value, score.low, score.high))
     return value if np.isnan(score.low) else f"{value} [{low}, {high}]"
 
 

@@ -15,12 +15,12 @@ from iec.metrics.kid import kid_of_resamples
 from iec.metrics.reference import Reference
 
 NAMES = ("fid", "kid", "is", "sfid")
-LABELS = {"fid": "FID ({})", "kid": "KID ({}) x1e3", "is": "IS ({})", "sfid": "sFID ({})"}
+LABELS = {"fid": "FID ({})", "kid": "KID ({})", "is": "IS ({})", "sfid": "sFID ({})"}
 
 
 @dataclass(frozen=True)
 class Score:
-    """One score of n images, as it is printed (KID times 1000).
+    """One score of n images, as it is printed.
 
     low, high: 95 % interval for another draw of n images (see `iec.metrics.bootstrap`); nan without resamples.
     """
@@ -81,7 +81,7 @@ def score_features(
 def _values(name: str, features: Features, reference: Reference, counts: np.ndarray) -> np.ndarray:
     """The score of every row of counts [B, N], the first being all ones; [B]."""
     if name == "kid":
-        return 1e3 * kid_of_resamples(features.pooled, reference.kid, counts)
+        return kid_of_resamples(features.pooled, reference.kid, counts)
     if name == "is":
         return inception_score_of_resamples(features.logits, counts)
     pooled = name == "fid"

@@ -40,12 +40,12 @@ def test_values_are_those_of_the_metrics(toy):
     features, reference, _ = toy
     scores = score_features(features, reference, "Tiny", bootstrap=20)
     assert list(scores) == list(NAMES)
-    assert [s.label for s in scores.values()] == ["FID (Tiny)", "KID (Tiny) x1e3", "IS (Tiny)", "sFID (Tiny)"]
+    assert [s.label for s in scores.values()] == ["FID (Tiny)", "KID (Tiny)", "IS (Tiny)", "sFID (Tiny)"]
     assert [s.higher_is_better for s in scores.values()] == [False, False, True, False]
     expected = {
         "fid": frechet_distance(GaussianStatistics.of(features.pooled), reference.pooled),
         "sfid": frechet_distance(GaussianStatistics.of(features.spatial), reference.spatial),
-        "kid": 1e3 * kid(features.pooled, reference.kid),
+        "kid": kid(features.pooled, reference.kid),
         "is": inception_score(features.logits),
     }
     for name, value in expected.items():

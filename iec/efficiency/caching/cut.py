@@ -49,7 +49,7 @@ def find_cut(unet: Any, cut: int | Kind) -> Cut:
     index = _default(structure, cut) if isinstance(cut, str) else cut
     if type(index) is not int or not 0 <= index < total:
         raise ConfigError(
-            f"cache.cut={cut!r} is not there: this UNet has the cuts 0 (shallowest) .. {total - 1} (deepest); "
+            f"efficiency.cut={cut!r} is not there: this UNet has the cuts 0 (shallowest) .. {total - 1} (deepest); "
             f"{' and '.join(get_args(Kind))} name the paper's."
         )
     return _describe(structure, unet.config.block_out_channels[0], index)

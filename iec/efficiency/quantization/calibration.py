@@ -38,7 +38,7 @@ def calibrate(
     for i, timestep in enumerate(timesteps):
         if len(inputs[i]) != images:
             raise ConfigError(
-                f"Step {i} has {len(inputs[i])} calibration images, ptq.calibration_images={images}. Make them agree."
+                f"Step {i} has {len(inputs[i])} calibration images, efficiency.calibration_images={images}. Make them agree."
             )
         calibrate_row(quantized, network, inputs[i], Step(i, timestep), cond)
         if progress is not None:

@@ -41,14 +41,16 @@ class PTQConfig:
         for name in ("weight_bits", "activation_bits", "softmax_bits", "end_bits"):
             bits = getattr(self, name)
             if type(bits) is not int or not (2 <= bits <= 16 or bits == OFF):
-                raise ConfigError(f"ptq.{name}={bits!r} cannot be run; choose 2 .. 16, or {OFF} for no quantization.")
+                raise ConfigError(f"efficiency.{name}={bits!r} cannot be run; choose 2 .. 16, or {OFF} for no quantization.")
         if self.scale_rule not in SCALE_RULES:
-            raise ConfigError(f"Unknown ptq.scale_rule {self.scale_rule!r}; choose {' or '.join(SCALE_RULES)}.")
+            raise ConfigError(f"Unknown efficiency.scale_rule {self.scale_rule!r}; choose {' or '.join(SCALE_RULES)}.")
         for name in ("calibration_images", "calibration_batch"):
             if type(getattr(self, name)) is not int or getattr(self, name) < 1:
-                raise ConfigError(f"ptq.{name}={getattr(self, name)!r} must be a whole number of at least 1.")
+                raise ConfigError(f"efficiency.{name}={getattr(self, name)!r} must be a whole number of at least 1.")
         if self.search_samples is not None and (type(self.search_samples) is not int or self.search_samples < 1):
-            raise ConfigError(f"ptq.search_samples={self.search_samples!r} must be a whole number of at least 1, or null for all.")
+            raise ConfigError(
+                f"efficiency.search_samples={self.search_samples!r} must be a whole number of at least 1, or null for all."
+            )
 
     def bits_of(self, layer: str) -> tuple[int, int]:
         """(weight bits, activation bits) of the layer of that name, e.g. ``down_blocks.0.resnets.0.conv1``."""

@@ -92,7 +92,7 @@ def skip_splits(unet: Any) -> dict[str, int]:
             if not 0 < channels < resnet.conv1.in_channels:
                 raise ConfigError(
                     f"{name} takes {resnet.conv1.in_channels} channels and the block before it gives {channels}: no skip is "
-                    "concatenated there. Use ptq.split_skips=false for this UNet."
+                    "concatenated there. Use efficiency.split_skips=false for this UNet."
                 )
             for layer in ("conv1", "conv_shortcut"):
                 if getattr(resnet, layer) is not None:
