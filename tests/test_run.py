@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from iec.errors import NonFiniteError, StoreError
@@ -30,6 +31,15 @@ CELL = [
     "device=cpu",
 ]
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "HYDRA_FULL_ERROR": "0"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    """As in the subprocesses: the bytes hold for one number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def start(output, *overrides):
