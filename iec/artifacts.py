@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from iec.store import canonical_hash
+from iec.files import canonical_hash
 
 
 def artifact_path(root: Path, kind: str, metadata: dict[str, Any]) -> Path:

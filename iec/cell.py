@@ -12,13 +12,13 @@ from iec.efficiency.caching import uniform
 from iec.efficiency.prepare import cache_cut
 from iec.efficiency.quantization import PTQConfig
 from iec.errors import ConfigError
+from iec.files import canonical_hash
 from iec.models import Card, card
 from iec.models.model import weights_hash
 from iec.placement import Placement
 from iec.runtime import resolve_device
 from iec.sampler import Sampler
 from iec.sampling import micro_batches, require_count
-from iec.store import canonical_hash
 from iec.timetable import Timetable
 
 SOLVER_DTYPES = {"float64": torch.float64, "float32": torch.float32}

@@ -43,11 +43,6 @@ def read_json(path: Path) -> Any:
         return None
 
 
-def canonical_hash(value: Any) -> str:
-    """sha256 of the value's canonical JSON."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
 @dataclass(frozen=True)
 class Store:
     """The folder of one cell. `open` creates or checks it."""

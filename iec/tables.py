@@ -22,13 +22,13 @@ from rich.table import Table as RichTable
 
 from iec import plots
 from iec.experiments import Experiment
-from iec.files import write_atomic
+from iec.files import canonical_hash, write_atomic
 from iec.loggers import log_table
 from iec.metrics.paired import psnr, relative_distance
 from iec.plots import Interval
 from iec.runner import Result, finished_result, run_cell
 from iec.runtime import entry_point, keep_freed_memory
-from iec.store import canonical_hash, write_json
+from iec.store import write_json
 
 log = logging.getLogger(__name__)
 GRID_COLUMNS = 12

@@ -52,12 +52,10 @@ def quantize(
     """
     network = quantize_unet(model.unet, config, len(table))
     facts = calibration_facts(model, config, table)
-    if artifact is not None:
-        load_calibration(Path(artifact), network, facts)
-        return QuantizedNetwork(network)
     path = None if artifacts is None else artifact_path(Path(artifacts), "ptq", facts)
-    if path is not None and path.exists():
-        load_calibration(path, network, facts)
+    held = artifact or (path if path is not None and path.exists() else None)
+    if held is not None:
+        load_calibration(Path(held), network, facts)
         return QuantizedNetwork(network)
     inputs = calibration_inputs(model, table, config.calibration_images)
     with stage("calibrating", len(table)) as advance:

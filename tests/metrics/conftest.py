@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from iec.files import canonical_hash
 from iec.metrics.extractor import EffNetLite0
-from iec.metrics.features import identity_hash
 from iec.metrics.reference import load_reference, reference_path
 
 
@@ -34,7 +34,7 @@ class TinyExtractor:
 
     def __init__(self, version=1):
         self.identity = {"version": version, "input_size": 8, "resize": "none"}
-        self.hash = identity_hash(self.identity)
+        self.hash = canonical_hash(self.identity)
         self.sizes = []
 
     def __call__(self, images):

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from iec.errors import MetricError
-from iec.metrics.features import extract, identity_hash
+from iec.files import canonical_hash
+from iec.metrics.features import extract
 
 
 def test_batches_are_fixed_however_the_images_arrive(tiny, random_images):
@@ -17,8 +18,8 @@ def test_batches_are_fixed_however_the_images_arrive(tiny, random_images):
     np.testing.assert_allclose(a.pooled, random_images.mean(axis=(1, 2)) / 255, rtol=1e-5)
 
 
-def test_identity_hash_is_of_content_not_order():
-    assert identity_hash({"a": 1, "b": 2}) == identity_hash({"b": 2, "a": 1}) != identity_hash({"a": 1, "b": 3})
+def test_canonical_hash_is_of_content_not_order():
+    assert canonical_hash({"a": 1, "b": 2}) == canonical_hash({"b": 2, "a": 1}) != canonical_hash({"a": 1, "b": 3})
 
 
 @pytest.mark.parametrize(
