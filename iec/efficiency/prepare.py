@@ -10,6 +10,7 @@ from torch import Tensor
 from iec.artifacts import artifact_path
 from iec.efficiency.caching import CachedUNetNetwork, Kind
 from iec.efficiency.quantization import (
+    CalibrationCall,
     PTQConfig,
     QuantizedNetwork,
     calibrate,
@@ -18,7 +19,7 @@ from iec.efficiency.quantization import (
     save_calibration,
 )
 from iec.models import Card, Model
-from iec.network import Network
+from iec.network import Network, Step, UNetNetwork
 from iec.noise import Noise
 from iec.progress import stage
 from iec.sampler import Sampler
@@ -59,7 +60,8 @@ def quantize(
         return QuantizedNetwork(network)
     inputs = calibration_inputs(model, table, config.calibration_images)
     with stage("calibrating", len(table)) as advance:
-        calibrate(network, inputs, [t for t, _ in table.pairs], progress=lambda *_: advance())
+        calls = [CalibrationCall(x, Step(i, t)) for i, (x, (t, _)) in enumerate(zip(inputs, table.pairs, strict=True))]
+        calibrate(network, UNetNetwork(network.unet), calls, progress=lambda *_: advance())
     if path is not None:
         save_calibration(path, network, facts)
     return QuantizedNetwork(network)

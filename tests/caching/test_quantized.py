@@ -5,7 +5,7 @@ import torch
 
 from iec.correction import Correction
 from iec.efficiency.caching import CachedUNetNetwork, call_macs, find_cut, num_cuts
-from iec.efficiency.quantization import PTQConfig, QuantizedNetwork, calibrate_row, quantize_unet
+from iec.efficiency.quantization import CalibrationCall, PTQConfig, QuantizedNetwork, calibrate_row, quantize_unet
 from iec.errors import ArtifactError
 from iec.network import FeatureCache, Step
 from iec.noise import Noise
@@ -27,7 +27,7 @@ def calibrated(unet, cut, cond):
     network, cache, x = QuantizedNetwork(quantized, inner), None, torch.randn(3, 3, 8, 8)
     for i, (t, _) in enumerate(TABLE.pairs):
         step = Step(i, t, "full" if i in REFRESH else "cached")
-        calibrate_row(quantized, inner, x, step, cond, cache)
+        calibrate_row(quantized, inner, CalibrationCall(x, step, cond, cache if step.mode == "cached" else None))
         feature = network(x, step, cond, cache).feature
         cache = cache if feature is None else FeatureCache(feature, step)
     return quantized, network

@@ -5,9 +5,16 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
 
-from iec.efficiency.quantization import PTQConfig, calibrate, quantize_unet
+from iec.efficiency.quantization import CalibrationCall, PTQConfig, calibrate, quantize_unet
+from iec.network import Step, UNetNetwork
 
 TIMESTEPS = (900, 500, 100)
+
+
+def calibrate_full(quantized, images, timesteps=TIMESTEPS, cond=None, progress=None):
+    """Calibrate with a full call for each step, on images [T, n, ...]."""
+    calls = [CalibrationCall(x, Step(i, t), cond) for i, (x, t) in enumerate(zip(images, timesteps, strict=True))]
+    calibrate(quantized, UNetNetwork(quantized.unet), calls, progress)
 
 
 @pytest.fixture(scope="session")
@@ -55,7 +62,7 @@ def make_quantized(unet, images):
     @cache
     def made(**settings):
         quantized = quantize_unet(unet, PTQConfig(calibration_images=4, **settings), len(TIMESTEPS))
-        calibrate(quantized, images, TIMESTEPS)
+        calibrate_full(quantized, images)
         return quantized
 
     return lambda **settings: copy.deepcopy(made(**settings))

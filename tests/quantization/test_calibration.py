@@ -5,17 +5,17 @@ import pytest
 import torch
 from diffusers.models.attention_processor import AttnProcessor2_0
 
-from iec.efficiency.quantization import PTQConfig, QuantizedNetwork, calibrate, calibrate_row, quantize_unet
+from iec.efficiency.quantization import CalibrationCall, PTQConfig, QuantizedNetwork, calibrate_row, quantize_unet
 from iec.efficiency.quantization.quantizer import search_scale
 from iec.errors import ArtifactError, ConfigError
 from iec.network import FeatureCache, Prediction, Step, UNetNetwork
-from tests.quantization.conftest import TIMESTEPS
+from tests.quantization.conftest import TIMESTEPS, calibrate_full
 
 
 def test_calibration_is_deterministic_and_leaves_the_unet_alone(unet, images, make_quantized):
     before = copy.deepcopy(unet.state_dict())
     one, other = make_quantized(), quantize_unet(unet, PTQConfig(calibration_images=4), 3)
-    calibrate(other, images, TIMESTEPS)
+    calibrate_full(other, images)
     for name, tensor in one.state_dict().items():
         assert torch.equal(tensor, other.state_dict()[name]), name
     assert unet.state_dict().keys() == before.keys()
@@ -28,7 +28,7 @@ def test_rows_belong_to_their_steps(images, make_quantized):
     """Recalibrating step 1 on other images changes row 1 of everything that images reach, and no other row."""
     quantized = make_quantized()
     before = {name: q.delta.clone() for name, q in quantized.quantizers().items()}
-    calibrate_row(quantized, UNetNetwork(quantized.unet), images[1] * 3, Step(1, TIMESTEPS[1]))
+    calibrate_row(quantized, UNetNetwork(quantized.unet), CalibrationCall(images[1] * 3, Step(1, TIMESTEPS[1])))
     changed = {name: (q.delta != before[name]).tolist() for name, q in quantized.quantizers().items()}
     assert all(rows[0] == rows[2] == False for rows in changed.values())  # noqa: E712
     assert changed["conv_in.input"][1] and changed["conv_out.input"][1]
@@ -40,7 +40,7 @@ def test_calibrating_again_starts_anew(images, make_quantized):
     """A row is not averaged with what an earlier calibration left there."""
     quantized, expected = make_quantized(), make_quantized().state_dict()
     for x in (images[2] * 3, images[1]):
-        calibrate_row(quantized, UNetNetwork(quantized.unet), x, Step(1, TIMESTEPS[1]))
+        calibrate_row(quantized, UNetNetwork(quantized.unet), CalibrationCall(x, Step(1, TIMESTEPS[1])))
     assert all(torch.equal(tensor, expected[name]) for name, tensor in quantized.state_dict().items())
 
 
@@ -49,7 +49,7 @@ def test_rows_differ_between_steps_and_do_not_depend_on_other_rows(unet, images,
     delta = quantized.quantizers()["time_embedding.linear_1.input"].delta
     assert len(delta.unique()) == 3
     alone = quantize_unet(unet, PTQConfig(calibration_images=4), 3)
-    calibrate_row(alone, UNetNetwork(alone.unet), images[2], Step(2, TIMESTEPS[2]))
+    calibrate_row(alone, UNetNetwork(alone.unet), CalibrationCall(images[2], Step(2, TIMESTEPS[2])))
     for name, quantizer in alone.quantizers().items():
         assert quantizer.calibrated.tolist() == [False, False, True]
         assert quantizer.delta[2] == quantized.quantizers()[name].delta[2]
@@ -64,8 +64,9 @@ def test_uncalibrated_steps_and_layers_raise(unet, images):
     def shallow(x, step, cond=None, cache=None):  # like a cached call: only some layers run
         return Prediction(quantized.unet.conv_in(x.float()))
 
-    calibrate_row(quantized, UNetNetwork(quantized.unet), images[0], Step(0, 900))
-    calibrate_row(quantized, shallow, images[1], Step(1, 500, "cached"))
+    calibrate_row(quantized, UNetNetwork(quantized.unet), CalibrationCall(images[0], Step(0, 900)))
+    feature = FeatureCache(torch.zeros(4), Step(0, 900))
+    calibrate_row(quantized, shallow, CalibrationCall(images[1], Step(1, 500, "cached"), cache=feature))
     network(images[0], Step(0, 900))
     QuantizedNetwork(quantized, shallow)(images[1], Step(1, 500, "cached"))
     with pytest.raises(ArtifactError, match=r"time_embedding\.linear_1\.input has no calibration for sampling step 1"):
@@ -77,7 +78,7 @@ def test_each_layer_is_calibrated_on_what_quantized_layers_give_it(unet, images)
     found = {}
     for bits in (2, 16):
         quantized = quantize_unet(unet, PTQConfig(activation_bits=bits, end_bits=bits, calibration_images=4), 1)
-        calibrate(quantized, images[:1], TIMESTEPS[:1])
+        calibrate_full(quantized, images[:1], TIMESTEPS[:1])
         quantizer = quantized.quantizers()["time_embedding.linear_2.input"]
         found[bits] = float(quantizer.delta[0]) * (2**bits - 1)
     assert abs(found[2] / found[16] - 1) > 0.01
@@ -90,7 +91,7 @@ def test_the_batch_of_the_config_is_what_counts(unet, images):
     rows = {}
     for batch in (2, 4, 32):
         quantized = quantize_unet(unet, make(calibration_batch=batch), 1)
-        calibrate(quantized, x, TIMESTEPS[:1])
+        calibrate_full(quantized, x, TIMESTEPS[:1])
         rows[batch] = quantized.quantizers()["conv_in.input"].delta[0]
     assert rows[4] == rows[32] == search_scale(x, 8)[0]
     parts = [search_scale(part, 8)[0] for part in x[0].split(2)]
@@ -107,10 +108,11 @@ def test_conditioning_and_cache_are_split_like_the_images(unet):
 
     numbers = torch.arange(5.0)
     cache = FeatureCache(numbers + 20, Step(0, 7))
-    calibrate_row(quantized, network, numbers[:, None], Step(0, 7), numbers + 10, cache)
+    step = Step(0, 7, "cached")
+    calibrate_row(quantized, network, CalibrationCall(numbers[:, None], step, numbers + 10, cache))
     assert got == [
-        ([0, 1, 2], [10, 11, 12], [20, 21, 22], Step(0, 7)),
-        ([3, 4], [13, 14], [23, 24], Step(0, 7)),
+        ([0, 1, 2], [10, 11, 12], [20, 21, 22], step),
+        ([3, 4], [13, 14], [23, 24], step),
     ]
 
 
@@ -118,7 +120,7 @@ def test_conditional_unet_end_to_end(conditional_unet):
     quantized = quantize_unet(conditional_unet, PTQConfig(calibration_images=3), 2)
     x, cond = torch.randn(2, 3, 4, 8, 8), torch.randn(3, 5, 24)
     done = []
-    calibrate(quantized, x, (800, 200), cond, progress=lambda *count: done.append(count))
+    calibrate_full(quantized, x, (800, 200), cond, progress=lambda *count: done.append(count))
     assert done == [(1, 2), (2, 2)]
     names = quantized.quantizers()
     assert {"down_blocks.0.attentions.0.transformer_blocks.0.attn2.softmax", "conv_out.input"} <= names.keys()
@@ -129,14 +131,22 @@ def test_conditional_unet_end_to_end(conditional_unet):
 
 
 @pytest.mark.parametrize(
-    ("inputs", "timesteps", "cond", "message"),
+    ("inputs", "timesteps", "message"),
     [
-        (torch.zeros(2, 4, 3, 8, 8), (900, 500, 100), None, "3 sampling steps.*inputs for 2"),
-        (torch.zeros(3, 4, 3, 8, 8), (900, 500), None, "3 sampling steps.*2 timesteps"),
-        (torch.zeros(3, 5, 3, 8, 8), (900, 500, 100), None, "5 calibration images.*calibration_images=4"),
-        (torch.zeros(3, 4, 3, 8, 8), (900, 500, 100), torch.zeros(3), "3 rows of conditioning for 4"),
+        (torch.zeros(2, 4, 3, 8, 8), (900, 500), "3 sampling steps.*2 calls"),
+        (torch.zeros(3, 5, 3, 8, 8), TIMESTEPS, "5 calibration images.*calibration_images=4"),
     ],
 )
-def test_calibration_sets_that_do_not_fit(unet, inputs, timesteps, cond, message):
+def test_calibration_sets_that_do_not_fit(unet, inputs, timesteps, message):
     with pytest.raises(ConfigError, match=message):
-        calibrate(quantize_unet(unet, PTQConfig(calibration_images=4), 3), inputs, timesteps, cond)
+        calibrate_full(quantize_unet(unet, PTQConfig(calibration_images=4), 3), inputs, timesteps)
+
+
+def test_calibration_calls_that_cannot_be():
+    x, step = torch.zeros(4, 3, 8, 8), Step(0, 9)
+    with pytest.raises(ConfigError, match="3 rows of conditioning for 4"):
+        CalibrationCall(x, step, torch.zeros(3))
+    with pytest.raises(ConfigError, match="cached feature"):
+        CalibrationCall(x, Step(0, 9, "cached"))
+    with pytest.raises(ConfigError, match="cached feature"):
+        CalibrationCall(x, step, cache=FeatureCache(x, step))

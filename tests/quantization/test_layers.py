@@ -7,7 +7,7 @@ from iec.efficiency.quantization.config import PTQConfig
 from iec.efficiency.quantization.layers import QuantLayer
 from iec.efficiency.quantization.quantizer import fake_quantize, search_scale
 from iec.efficiency.quantization.rows import ActivationQuantizer, RowContext
-from iec.errors import ArtifactError, NonFiniteError
+from iec.errors import ArtifactError, ConfigError, NonFiniteError
 
 LAYERS = {
     "conv": (lambda: nn.Conv2d(6, 4, 3, stride=2, padding=1), (2, 6, 8, 8)),
@@ -148,3 +148,36 @@ def test_half_precision_inputs_are_quantized_in_float32():
         y = quantizer(x)
     assert y.dtype == torch.bfloat16
     assert torch.equal(y, fake_quantize(x.float(), quantizer.delta[0], quantizer.zero_point[0], 12).bfloat16())
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_correction_scales_and_shifts_the_output_of_the_first_half(kind):
+    make, shape = LAYERS[kind]
+    layer, x = make(), torch.randn(shape)
+    quantized = calibrated(layer, x, split=2, weight_bits=4)
+    with quantized.context.reading(0):
+        plain = quantized(x)
+        quantized.set_correction(torch.ones(1, 4), torch.zeros(1, 4))
+        assert torch.equal(quantized(x), plain)
+        quantized.set_correction(torch.full((1, 4), 2.0), torch.arange(4.0)[None])
+        xq = quantized._quantize_input(x)
+        half = torch.zeros_like(xq)
+        channels = (slice(None), slice(0, 2)) if kind != "linear" else (..., slice(0, 2))
+        half[channels] = xq[channels]
+        first = _apply(layer, half, quantized.quantized_weight)
+        shift = torch.arange(4.0) if kind == "linear" else torch.arange(4.0).view(1, 4, 1, 1)
+        torch.testing.assert_close(quantized(x), plain + first + shift)
+    with quantized.context.calibrating(0):
+        assert torch.equal(quantized(x), layer(quantized._quantize_input(x)))  # scales are found without it
+
+
+def _apply(layer, x, weight):
+    return F.linear(x, weight) if isinstance(layer, nn.Linear) else layer._conv_forward(x, weight, None)
+
+
+def test_a_correction_that_does_not_fit():
+    layer, x = nn.Conv2d(6, 4, 3), torch.randn(2, 6, 8, 8)
+    with pytest.raises(ConfigError, match="split_skips"):
+        calibrated(layer, x).set_correction(torch.ones(1, 4), torch.zeros(1, 4))
+    with pytest.raises(ConfigError, match=r"\[1, 4\]"):
+        calibrated(layer, x, split=2).set_correction(torch.ones(2, 4), torch.zeros(2, 4))

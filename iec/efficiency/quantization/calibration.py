@@ -1,75 +1,101 @@
 """Finding the activation scales, one row per sampling step."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from iec.efficiency.quantization.model import QuantizedUNet
 from iec.errors import ConfigError
-from iec.network import FeatureCache, Network, Step, UNetNetwork
+from iec.network import FeatureCache, Network, Step
+
+
+@dataclass(frozen=True)
+class CalibrationCall:
+    """One network call of a float sampling run on n images, what row ``step.index`` is calibrated on.
+
+    x: [n, C, H, W]. cond: [n, ...]. cache: what a cached call reuses, [n, ...]; a call in full mode has none.
+    """
+
+    x: Tensor
+    step: Step
+    cond: Tensor | None = None
+    cache: FeatureCache | None = None
+
+    def __post_init__(self) -> None:
+        if self.cond is not None and len(self.cond) != len(self.x):
+            raise ConfigError(
+                f"{len(self.cond)} rows of conditioning for {len(self.x)} calibration images; needs one row an image."
+            )
+        if (self.cache is None) != (self.step.mode == "full"):
+            raise ConfigError(
+                f"A calibration call needs a cached feature when its mode is cached, and none when it is full: {self.step}."
+            )
+
+    def batches(self, size: int) -> Iterator["CalibrationCall"]:
+        """The call in batches of ``size`` images, the last one smaller if need be."""
+        for start in range(0, len(self.x), size):
+            yield self.rows(slice(start, start + size))
+
+    def rows(self, rows: slice | Tensor) -> "CalibrationCall":
+        """The call on some of its images."""
+        return replace(
+            self,
+            x=self.x[rows],
+            cond=None if self.cond is None else self.cond[rows],
+            cache=None if self.cache is None else replace(self.cache, feature=self.cache.feature[rows]),
+        )
 
 
 def calibrate(
     quantized: QuantizedUNet,
-    inputs: Tensor | Sequence[Tensor],
-    timesteps: Sequence[int],
-    cond: Tensor | None = None,
+    network: Network,
+    calls: Sequence[CalibrationCall],
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Find row i of every activation quantizer, for i = 0 .. T-1, with full calls on inputs[i].
+    """Find row i of the activation quantizers that calls[i] passes through, for i = 0 .. T-1.
 
-    inputs: [T, n, C, H, W], what a float sampling run feeds the network at step i; n is ``config.calibration_images``.
-    timesteps: the T training timesteps tau_i. cond: [n, ...], one row an image, the same at all steps.
-    progress: called with (rows done, T).
+    network: evaluates ``quantized.unet``, as it will be sampled. calls: one a row, in order, on ``config.calibration_images``
+    images each. progress: called with (rows done, T).
 
     Weights are float meanwhile and activation quantization is on, so that a layer is calibrated on what already quantized layers
     give it (set_act_quantize_params in quant/set_quantize_params.py of zysxmu/IEC). Only the rows calibrated here become
-    readable. The result is a function of the arguments, the weights and the config.
+    readable: layers that a cached call leaves out have no row for it. The result is a function of the arguments, the weights and
+    the config. Raises `ConfigError` for calls that do not fit, before any work.
     """
-    rows, images = quantized.context.num_steps, quantized.config.calibration_images
-    if len(inputs) != rows or len(timesteps) != rows:
-        raise ConfigError(
-            f"The network was quantized for {rows} sampling steps, the calibration set has inputs for {len(inputs)} and "
-            f"{len(timesteps)} timesteps. Make the calibration set with the timetable that is sampled."
-        )
-    network = UNetNetwork(quantized.unet)
-    for i, timestep in enumerate(timesteps):
-        if len(inputs[i]) != images:
-            raise ConfigError(
-                f"Step {i} has {len(inputs[i])} calibration images, efficiency.calibration_images={images}. Make them agree."
-            )
-        calibrate_row(quantized, network, inputs[i], Step(i, timestep), cond)
+    require_calls(quantized, calls)
+    for call in calls:
+        calibrate_row(quantized, network, call)
         if progress is not None:
-            progress(i + 1, rows)
+            progress(call.step.index + 1, len(calls))
+
+
+def require_calls(quantized: QuantizedUNet, calls: Sequence[CalibrationCall]) -> None:
+    """Raises `ConfigError` unless there is one call for each row, in order, on the configured number of images."""
+    rows, images = quantized.context.num_steps, quantized.config.calibration_images
+    if [call.step.index for call in calls] != list(range(rows)):
+        raise ConfigError(
+            f"The network was quantized for {rows} sampling steps, the calibration set has {len(calls)} calls, at the steps "
+            f"{[call.step.index for call in calls]}. Make the calibration set with the timetable that is sampled."
+        )
+    for call in calls:
+        if len(call.x) != images:
+            raise ConfigError(
+                f"Step {call.step.index} has {len(call.x)} calibration images, efficiency.calibration_images={images}. "
+                "Make them agree."
+            )
 
 
 @torch.no_grad()
-def calibrate_row(
-    quantized: QuantizedUNet,
-    network: Network,
-    x: Tensor,
-    step: Step,
-    cond: Tensor | None = None,
-    cache: FeatureCache | None = None,
-) -> None:
-    """Find row ``step.index`` of the activation quantizers that ``network(x, step, cond, cache)`` passes through.
+def calibrate_row(quantized: QuantizedUNet, network: Network, call: CalibrationCall) -> None:
+    """Find row ``call.step.index`` of the activation quantizers that ``network`` passes through on this call.
 
-    network: evaluates ``quantized.unet``. All quantizers lose that row first; those that the call does not reach stay without.
-    x [n, C, H, W] goes through in batches of ``config.calibration_batch``.
+    All quantizers lose that row first; those that the call does not reach stay without. The images go through in batches of
+    ``config.calibration_batch``.
     """
-    if cond is not None and len(cond) != len(x):
-        raise ConfigError(f"{len(cond)} rows of conditioning for {len(x)} calibration images; needs one row an image.")
     for quantizer in quantized.quantizers().values():
-        quantizer.clear_row(step.index)
-    size = quantized.config.calibration_batch
-    for start in range(0, len(x), size):
-        part = slice(start, start + size)
-        with quantized.context.calibrating(step.index):
-            network(
-                x[part],
-                step,
-                None if cond is None else cond[part],
-                None if cache is None else replace(cache, feature=cache.feature[part]),
-            )
+        quantizer.clear_row(call.step.index)
+    for part in call.batches(quantized.config.calibration_batch):
+        with quantized.context.calibrating(part.step.index):
+            network(part.x, part.step, part.cond, part.cache)

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from iec.efficiency.quantization.config import OFF, PTQConfig
 from iec.efficiency.quantization.quantizer import fake_quantize, search_scale
 from iec.efficiency.quantization.rows import ActivationQuantizer, RowContext
+from iec.errors import ConfigError
 
 
 class QuantLayer(nn.Module):
@@ -16,8 +17,10 @@ class QuantLayer(nn.Module):
 
     Wq: one (delta, z) per output channel, found once from the weights alone. xq: one (delta, z) per sampling step. With ``split``,
     input channels [:split] and [split:] (h and the skip of an up block's concatenation) are two parts with their own scales in
-    both. The parts are put together again before the one convolution: it sums over all input channels anyway. A factor on the
-    output of one part is a factor on that part's slice of the weight, so a correction of one half belongs in `operands`.
+    both. The parts are put together again before the one convolution: it sums over all input channels anyway.
+
+    With `set_correction`, step i gives alpha_i (Wq h) + beta_i for the half h: a factor on the output of one part is a factor on
+    that part's slice of the weight (CacheQuant's correction of the quantization error).
 
     weight_delta, weight_zero_point: [parts, O]. During calibration the float weight is used.
     """
@@ -25,6 +28,8 @@ class QuantLayer(nn.Module):
     weight_delta: Tensor
     weight_zero_point: Tensor
     quantized_weight: Tensor
+    alpha: Tensor | None
+    beta: Tensor | None
 
     def __init__(
         self, layer: nn.Conv2d | nn.Linear, name: str, config: PTQConfig, context: RowContext, split: int | None = None
@@ -44,6 +49,8 @@ class QuantLayer(nn.Module):
         self.register_buffer("weight_delta", torch.stack([delta for delta, _ in found]))
         self.register_buffer("weight_zero_point", torch.stack([zero_point for _, zero_point in found]))
         self.register_buffer("quantized_weight", torch.empty(0), persistent=False)
+        self.register_buffer("alpha", None)
+        self.register_buffer("beta", None)
         self.refresh()
         self.register_load_state_dict_post_hook(lambda module, _: module.refresh())
 
@@ -56,7 +63,27 @@ class QuantLayer(nn.Module):
 
     def operands(self) -> tuple[Tensor, Tensor | None]:
         """The weight [O, I, ...] and bias [O] of this call."""
-        return self.layer.weight if self.context.searching else self.quantized_weight, self.layer.bias
+        if self.context.searching:
+            return self.layer.weight, self.layer.bias
+        weight, bias = self.quantized_weight, self.layer.bias
+        if self.alpha is None or self.beta is None:
+            return weight, bias
+        row = self.context.row(self.name)
+        factor = self.alpha[row].to(weight.dtype).view(-1, *[1] * (weight.ndim - 1))
+        shift = self.beta[row].to(weight.dtype)
+        weight = torch.cat([factor * weight[:, self.parts[0]], weight[:, self.parts[1]]], dim=1)
+        return weight, shift if bias is None else bias + shift
+
+    def set_correction(self, alpha: Tensor, beta: Tensor) -> None:
+        """Correct the output of the first half with alpha, beta [T, O]. Raises `ConfigError` if the layer is not split."""
+        shape = (self.context.num_steps, len(self.layer.weight))
+        if self.split is None or alpha.shape != shape or beta.shape != shape:
+            raise ConfigError(
+                f"{self.name} takes a correction of the shape {list(shape)} on the first half of a split input, not "
+                f"{list(alpha.shape)}; its split is {self.split}. Use efficiency.split_skips=true, and tables of the same steps."
+            )
+        device = self.layer.weight.device
+        self.alpha, self.beta = alpha.to(device, torch.float32), beta.to(device, torch.float32)
 
     @torch.no_grad()
     def refresh(self) -> None:
