@@ -58,7 +58,7 @@ def test_the_header_says_what_it_was_made_from(stored):
     path, _ = stored
     with safe_open(path, framework="pt") as file:
         header = json.loads(file.metadata()["iec"])
-    assert header["kind"] == "ptq" and header["format"] == 1 and header["model"] == "abc"
+    assert header["kind"] == "ptq" and header["format"] == 2 and header["model"] == "abc"
     assert header["timetable"] == [[900, 500], [500, 100], [100, -1]]
     assert header["config"]["weight_bits"] == 4 and header["made_with"]["torch"] == torch.__version__
 

@@ -17,7 +17,7 @@ KIND = "ptq"
 def save_calibration(path: Path, quantized: QuantizedUNet, metadata: dict[str, Any]) -> None:
     """Write the activation rows and weight scales of ``quantized``. Raises `StoreError` when the file cannot be written.
 
-    metadata: what they depend on, JSON values, e.g. ``{"model": sha256, "timetable": [[t, s], ..], "data": sha256}``; the config and
+    metadata: what they depend on, JSON values, e.g. ``{"model": sha256, "timetable": [[t, s], ..]}``; the config and
     the number of steps are added.
     """
     save_artifact(path, KIND, _facts(quantized, metadata), calibration_tensors(quantized))
