@@ -8,8 +8,9 @@ samples = iec.sample(model, 64, correction=iec.Correction())
 from iec.correction import Correction
 from iec.efficiency.prepare import quantize
 from iec.efficiency.quantization import PTQConfig
+from iec.efficiency.technique import Prepared, Technique
 from iec.models import Model, load_model
-from iec.network import FeatureCache, Network, Prediction, Step
+from iec.network import FeatureCache, Network, Prediction, Step, UNetNetwork
 from iec.placement import Placement
 from iec.sampler import Sampler
 from iec.sampling import Samples, sample
@@ -26,10 +27,13 @@ __all__ = [
     "PTQConfig",
     "Placement",
     "Prediction",
+    "Prepared",
     "Sampler",
     "Samples",
     "Step",
+    "Technique",
     "Timetable",
+    "UNetNetwork",
     "load_model",
     "quantize",
     "sample",

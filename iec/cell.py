@@ -1,20 +1,18 @@
 """A cell: one resolved configuration, checked as a whole before anything is loaded, with its identity and its folder."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig
 
 from iec.correction import Correction
-from iec.efficiency.caching import uniform
-from iec.efficiency.prepare import cache_cut
-from iec.efficiency.quantization import PTQConfig
+from iec.efficiency.technique import Prepared, Technique, technique_of
 from iec.errors import ConfigError
 from iec.files import canonical_hash
 from iec.models import Card, card
-from iec.models.model import weights_hash
+from iec.models.model import skeleton, weights_hash
 from iec.placement import Placement
 from iec.runtime import resolve_device
 from iec.sampler import Sampler
@@ -37,7 +35,7 @@ class Cell:
     card: Card
     weights_hash: str
     sampler: Sampler
-    quantization: PTQConfig | None
+    technique: Technique
     num_images: int
     batch_size: int
     device: torch.device
@@ -46,13 +44,13 @@ class Cell:
     @classmethod
     def from_config(cls, config: DictConfig) -> "Cell":
         """Raises `ConfigError`, `DeviceError` or `WeightsError` for whatever cannot be run."""
-        facts = card(config.model.name)
+        facts, technique = card(config.model.name), technique_of(config.efficiency)
         cell = cls(
             config=config,
             card=facts,
             device=resolve_device(config.device),
-            sampler=_sampler(config, facts),
-            quantization=_quantization(config.efficiency),
+            sampler=_sampler(config, facts, technique),
+            technique=technique,
             num_images=facts.num_images if config.num_images is None else config.num_images,
             batch_size=facts.batch_size if config.batch_size is None else config.batch_size,
             metrics=facts.metrics if config.metrics.name == "auto" else config.metrics.name,
@@ -65,7 +63,12 @@ class Cell:
             raise ConfigError("metrics.bootstrap and trace_images must not be negative.")
         if not 0 <= config.seed < 2**64:
             raise ConfigError(f"seed={config.seed} must be in 0 .. 2^64 - 1.")
+        technique.check(facts, skeleton(facts.name, config.model.weights), cell.sampler)
         return cell
+
+    def sampler_of(self, prepared: Prepared) -> Sampler:
+        """The sampler with the refresh steps that were found, where the technique finds them late."""
+        return replace(self.sampler, refresh=prepared.refresh) if self.technique.late else self.sampler
 
     @property
     def seed(self) -> int:
@@ -83,15 +86,15 @@ class Cell:
     @property
     def identity(self) -> dict[str, Any]:
         sampler, correction = self.sampler, self.sampler.correction
-        efficiency: dict[str, Any] = {"kind": self.config.efficiency.kind}
-        if self.quantization is not None:
-            efficiency |= vars(self.quantization)
-        if sampler.refresh is not None:
-            efficiency |= {"refresh": sorted(sampler.refresh), "cut": cache_cut(self.config.efficiency, self.card)}
-        corrected = sorted(sampler.corrected)
+        corrected: Any = sorted(sampler.corrected)
+        placement = sampler.placement
+        if corrected and self.technique.late:
+            corrected = _plain(placement)  # it meets the refresh steps only when they are found
+        elif sampler.refresh is not None and not sampler.refresh.issuperset(corrected):
+            corrected = {"steps": corrected, "cached_steps": placement.cached_steps}
         return {
             "model": {"name": self.card.name, "weights": self.weights_hash},
-            "efficiency": efficiency,
+            "efficiency": self.technique.identity(self.card, len(sampler.timetable)),
             "iec": {
                 "corrected_steps": corrected,
                 "correction": _plain(correction) if corrected else None,
@@ -128,7 +131,7 @@ def _plain(value: Any) -> dict[str, Any]:
     return {f.name: list(v) if isinstance(v := getattr(value, f.name), tuple) else v for f in fields(value)}
 
 
-def _sampler(config: DictConfig, facts: Card) -> Sampler:
+def _sampler(config: DictConfig, facts: Card, technique: Technique) -> Sampler:
     options = config.sampler
     if options.dtype not in SOLVER_DTYPES:
         raise ConfigError(f"sampler.dtype={options.dtype}; choose {' or '.join(SOLVER_DTYPES)}.")
@@ -145,13 +148,9 @@ def _sampler(config: DictConfig, facts: Card) -> Sampler:
         correction=_correction(config.iec),
         placement=_placement(config.iec),
         epsilon_scale=config.iec.epsilon_scale,
-        refresh=_refresh(config.efficiency, len(table)),
+        refresh=technique.refresh(len(table)),
         dtype=SOLVER_DTYPES[options.dtype],
     )
-
-
-def _refresh(efficiency: DictConfig, num_steps: int) -> frozenset[int] | None:
-    return uniform(num_steps, efficiency.interval) if efficiency.kind == "deepcache" else None
 
 
 def _correction(iec: DictConfig) -> Correction:
@@ -166,11 +165,4 @@ def _correction(iec: DictConfig) -> Correction:
 
 
 def _placement(iec: DictConfig) -> Placement:
-    return Placement(iec.placement, iec.fraction, iec.count, tuple(iec.steps or ()))
-
-
-def _quantization(efficiency: DictConfig) -> PTQConfig | None:
-    if efficiency.kind != "ptq":
-        return None
-    values: dict[str, Any] = OmegaConf.to_container(efficiency)  # type: ignore[assignment]
-    return PTQConfig(**{f.name: values[f.name] for f in fields(PTQConfig)})
+    return Placement(iec.placement, iec.fraction, iec.count, tuple(iec.steps or ()), iec.cached_steps)

@@ -3,14 +3,14 @@
 ``null`` means "what the model's card says" (sampler, num_images, batch_size) or "what the preset says" (iec).
 """
 
-from dataclasses import MISSING as NO_DEFAULT
-from dataclasses import dataclass, field, fields, make_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
 from typing import Any, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
-from iec.efficiency.quantization import PTQConfig
+from iec.efficiency.technique import Technique
+from iec.efficiency.techniques import PTQ, DeepCache, FullPrecision
 
 
 @dataclass
@@ -22,31 +22,21 @@ class ModelConfig:
     random_weights: bool = False
 
 
-@dataclass
-class NoEfficiency:
-    name: str = MISSING
-    kind: str = "none"
-
-
-@dataclass
-class DeepCacheEfficiency:
-    """interval: N of 1:N, uniform. cut: a skip connection by number, 0 is the shallowest; null: the one the paper's models use."""
-
-    name: str = MISSING
-    kind: str = "deepcache"
-    interval: int = 5
-    cut: int | None = None
-
-
-def _ptq_schema() -> type:
-    """`PTQConfig`'s own fields, not frozen, plus the group's name, its kind, and an artefact to use instead of the keyed one."""
-    hints = get_type_hints(PTQConfig)
-    own = [(f.name, hints[f.name], field(default=f.default)) for f in fields(PTQConfig) if f.default is not NO_DEFAULT]
-    head: list[Any] = [("name", str, MISSING), ("kind", str, "ptq"), ("artifact", str | None, None)]
-    return make_dataclass("PTQEfficiency", head + own)
-
-
-PTQEfficiency = _ptq_schema()
+def schema(cls: type) -> type:
+    """The schema of a configuration that `instantiate` makes a ``cls`` from: its fields with their types and defaults, nested
+    dataclasses as nested groups, and ``_target_``. A technique also has a ``name``, which is its option's.
+    """
+    hints = get_type_hints(cls)
+    columns: list[Any] = [("name", str, MISSING)] if issubclass(cls, Technique) else []
+    columns.append(("_target_", str, f"{cls.__module__}.{cls.__qualname__}"))
+    for f in fields(cls):
+        kind = hints[f.name]
+        if is_dataclass(kind):
+            nested = schema(kind)  # type: ignore[arg-type]  # a type, not an instance
+            columns.append((f.name, nested, field(default_factory=nested)))
+        else:
+            columns.append((f.name, kind, f.default))
+    return make_dataclass(f"{cls.__name__}Schema", columns)
 
 
 @dataclass(init=False, repr=False, eq=False)  # "lambda" cannot be a parameter name, but it can be a key
@@ -58,6 +48,7 @@ class IECConfig:
     fraction: float | None = None
     count: int | None = None
     steps: list[int] | None = None
+    cached_steps: str = "skip"
     iterations: int | None = None
     tolerance: float | None = None
     norm: str | None = None
@@ -125,9 +116,9 @@ def register() -> None:
     store.store(name="run_schema", node=RunConfig)
     for group, name, node in [
         ("model", "model_schema", ModelConfig),
-        ("efficiency", "none_schema", NoEfficiency),
-        ("efficiency", "ptq_schema", PTQEfficiency),
-        ("efficiency", "deepcache_schema", DeepCacheEfficiency),
+        ("efficiency", "none_schema", schema(FullPrecision)),
+        ("efficiency", "ptq_schema", schema(PTQ)),
+        ("efficiency", "deepcache_schema", schema(DeepCache)),
         ("iec", "iec_schema", IECConfig),
         ("sampler", "sampler_schema", SamplerConfig),
         ("metrics", "metrics_schema", MetricsConfig),

@@ -4,7 +4,7 @@ A network is any callable ``network(x, step, cond, cache) -> Prediction``. All t
 no network remembers which step it is on.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Literal, Protocol
 
 import torch
@@ -72,22 +72,28 @@ class UNetNetwork:
 
 @dataclass
 class Calls:
-    """Network calls of a run by kind, in images: one call on a batch of B images counts B."""
+    """Network calls of a run by kind, in images: one call on a batch of B images counts B.
+
+    correction: full calls of corrections. cached_correction: those that reuse a cached feature.
+    """
 
     full: int = 0
     cached: int = 0
     correction: int = 0
+    cached_correction: int = 0
 
     @property
     def total(self) -> int:
-        return self.full + self.cached + self.correction
+        return self.full + self.cached + self.correction + self.cached_correction
 
     def add(self, step: Step, images: int) -> None:
-        kind = "correction" if step.correction else step.mode
+        kind = str(step.mode)
+        if step.correction:
+            kind = "correction" if kind == "full" else "cached_correction"
         setattr(self, kind, getattr(self, kind) + images)
 
     def __add__(self, other: "Calls") -> "Calls":
-        return Calls(self.full + other.full, self.cached + other.cached, self.correction + other.correction)
+        return Calls(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
 
 @dataclass

@@ -2,9 +2,11 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from iec.errors import ConfigError
 
+CachedSteps = Literal["skip", "cached", "full"]
 KINDS = ("none", "all_steps", "first_last", "first_step", "explicit")
 
 
@@ -14,18 +16,23 @@ class Placement:
 
     kind: ``none``; ``all_steps``; ``first_step``; ``explicit``: ``steps`` (sampling indices, 0 is the noisiest); ``first_last``:
     the first A and the last A sampling steps ("±A"), with A = ``count`` or round(``fraction`` * T), at least 1.
-    All but ``explicit`` are intersected with the eligible steps (those that run the full network); an explicit list is taken
-    at its word.
+    All but ``explicit`` are intersected with the eligible steps; an explicit list is taken at its word.
+    cached_steps: what happens at steps that reuse a cached feature. ``skip``: they are not eligible (the paper). ``cached``: they
+    are, and their corrections reuse the feature too. ``full``: their corrections run the full network, whose feature the next
+    cached steps reuse (with ``cache_from=last``); a quantized network has to be calibrated for that.
     """
 
     kind: str = "none"
     fraction: float | None = None
     count: int | None = None
     steps: tuple[int, ...] = ()
+    cached_steps: CachedSteps = "skip"
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ConfigError(f"Unknown iec.placement {self.kind!r}; choose one of {', '.join(KINDS)}.")
+        if self.cached_steps not in get_args(CachedSteps):
+            raise ConfigError(f"iec.cached_steps={self.cached_steps!r}; choose {', '.join(get_args(CachedSteps))}.")
         if self.kind == "first_last" and (self.fraction is None) == (self.count is None):
             raise ConfigError("iec.placement=first_last needs iec.fraction (e.g. 0.1) or iec.count (e.g. 5), and not both.")
         if self.fraction is not None and not 0 < self.fraction <= 1:
@@ -35,9 +42,11 @@ class Placement:
         if self.kind == "explicit" and not self.steps:
             raise ConfigError("iec.placement=explicit needs iec.steps, e.g. iec.steps=[0,1,2].")
 
-    def resolve(self, num_steps: int, eligible: Collection[int] | None = None) -> frozenset[int]:
-        """Sampling indices that are corrected. ``eligible`` None means every step. Raises `ConfigError` for an index outside."""
-        allowed = frozenset(range(num_steps)) if eligible is None else frozenset(eligible)
+    def resolve(self, num_steps: int, refresh: Collection[int] | None = None) -> frozenset[int]:
+        """Sampling indices that are corrected. ``refresh``: the steps that run the full network, None means every step. Raises
+        `ConfigError` for an index outside.
+        """
+        allowed = frozenset(range(num_steps)) if refresh is None or self.cached_steps != "skip" else frozenset(refresh)
         if self.kind == "explicit":
             outside = [i for i in self.steps if not 0 <= i < num_steps]
             if outside:

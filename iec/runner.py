@@ -10,7 +10,7 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from iec.cell import Cell
-from iec.efficiency.prepare import prepare_network
+from iec.efficiency.cost import Cost
 from iec.environment import describe_device, environment
 from iec.files import write_atomic
 from iec.images import grid, save_png
@@ -19,9 +19,11 @@ from iec.models import load_model
 from iec.progress import stage
 from iec.sampling import micro_batches, sample_batch
 from iec.scoring import Scorer, stored_record
-from iec.store import Store, write_json
+from iec.store import Store, read_json, write_json
 
 log = logging.getLogger(__name__)
+PREPARED = "prepared.json"
+"""What was known once the network was prepared: the refresh steps, and what calls cost."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,12 @@ class Result:
     store: Store
     manifest: dict[str, Any]
     record: dict[str, Any] | None
+
+    @property
+    def cost(self) -> Cost | None:
+        """Of the network's calls; None where the technique does not tell."""
+        prepared = read_json(self.cell.folder / PREPARED)
+        return Cost.from_dict(prepared["cost"]) if prepared and prepared["cost"] else None
 
     def shards(self) -> Iterator[np.ndarray]:
         """uint8 [B, H, W, 3], a shard at a time."""
@@ -99,13 +107,14 @@ def sample_missing(cell: Cell, store: Store) -> None:
     write_json(store.folder / "environment.json", environment(cell.device))
     options = cell.config.model
     model = load_model(options.name, str(cell.device), options.weights, options.random_weights)
-    network = prepare_network(
-        model, cell.config.efficiency, cell.quantization, cell.sampler.timetable, Path(cell.config.paths.artifacts)
-    )
+    prepared = cell.technique.prepare(model, cell.sampler.timetable, Path(cell.config.paths.artifacts))
+    sampler = cell.sampler_of(prepared)
+    refresh = None if sampler.refresh is None else sorted(sampler.refresh)
+    write_json(store.folder / PREPARED, {"refresh": refresh, "cost": prepared.cost and prepared.cost.as_dict()})
     with stage(f"sampling {cell.config.efficiency.name}", len(missing) * len(cell.sampler.timetable)) as advance:
         for indices in missing:
             count, trace = _wanted(cell, indices)
-            samples = sample_batch(model, network, cell.sampler, cell.seed, indices, trace, advance)
+            samples = sample_batch(model, prepared.network, sampler, cell.seed, indices, trace, advance)
             store.write(indices, samples, count, describe_device(cell.device))
 
 

@@ -87,9 +87,10 @@ class Sampler:
             def target(y: Tensor, k: int, rows: Rows) -> Tensor:
                 nonlocal feature
                 at = t if self.correction.evaluate_at == "t" else s
-                g, newer = evaluate(y, replace(ordinary, timestep=at, correction=k), rows)
-                if feature is not None and newer is not None and self.correction.cache_from == "last":
-                    feature = replace_rows(feature, rows, newer)
+                again = "full" if self.placement.cached_steps == "full" else mode
+                g, newer = evaluate(y, replace(ordinary, timestep=at, mode=again, correction=k), rows)
+                if newer is not None and self.correction.cache_from == "last":
+                    feature = newer if isinstance(rows, slice) else replace_rows(_old(feature, cache), rows, newer)
                 return g
 
             y = refine(y, target, self.correction)
@@ -97,6 +98,14 @@ class Sampler:
 
     def _mode(self, i: int) -> Mode:
         return "full" if self.refresh is None or i in self.refresh else "cached"
+
+
+def _old(feature: Tensor | None, cache: FeatureCache | None) -> Tensor:
+    """The feature that some rows of are replaced: this step's, or (at a cached step) the one that it reused."""
+    if feature is None and cache is not None:
+        return cache.feature
+    assert feature is not None  # a network that gives a feature in a correction gave one, or had one, before
+    return feature
 
 
 def _take(value: Tensor | None, rows: Rows) -> Tensor | None:

@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from iec import plots
+from iec.efficiency.cost import Cost
 from iec.experiments import Experiment
 from iec.files import canonical_hash, write_atomic
 from iec.loggers import log_table
@@ -49,18 +50,29 @@ class Row:
         """column -> formatted value."""
         manifest = self.result.manifest
         calls = manifest["calls_per_image"]
-        quantized = self.result.cell.quantization is not None
+        corrections = calls["correction"] + calls["cached_correction"]
+        cost = self.result.cost
         return {
             "": self.label,
             "N": str(manifest["num_images"]),
-            "calls (full+cached+corr.)": "{total:g} ({full:g}+{cached:g}+{correction:g})".format(**calls),
-            "s / image": f"{manifest['seconds_per_image']:.3f}{' sim.' if quantized else ''}",
+            "calls (full+cached+corr.)": f"{calls['total']:g} ({calls['full']:g}+{calls['cached']:g}+{corrections:g})",
+            "s / image": f"{manifest['seconds_per_image']:.3f}{' sim.' if self.result.cell.technique.simulated else ''}",
+            **({} if cost is None else _cost(cost, calls)),
             **{name: _text(score) for name, score in self.scores.items()},
         }
 
 
 def _digits(value: float) -> str:
     return np.format_float_positional(value, precision=4, unique=False, fractional=False, trim="k").rstrip(".")
+
+
+def _cost(cost: Cost, calls: dict[str, float]) -> dict[str, str]:
+    image = cost.per_image(calls)
+    return {
+        "weights (MB)": f"{cost.weight_bytes / 1e6:.2f}",
+        "GMACs / image": _digits(image.macs / 1e9),
+        "TBOPs / image": _digits(image.bops / 1e12),
+    }
 
 
 def _text(score: Interval) -> str:

@@ -16,7 +16,7 @@ def test_every_option_of_every_group_makes_a_cell(make_cell, group, option):
 
 def test_the_commands_of_the_readme_mean_what_they_say(make_cell):
     made = make_cell("model=ddim_cifar_small", "efficiency=w4a8", "iec=all_steps")
-    assert made.quantization.weight_bits == 4 and made.quantization.activation_bits == 8
+    assert made.technique.weight_bits == 4 and made.technique.activation_bits == 8
     assert made.sampler.corrected == frozenset(range(20)) and made.sampler.correction.lambdas == (0.5,)
     assert make_cell("iec=first_last", "iec.fraction=0.2", "sampler.steps=10").sampler.corrected == {0, 1, 8, 9}
     assert make_cell("iec=first_last", "iec.fraction=null", "iec.count=1").sampler.corrected == {0, 19}

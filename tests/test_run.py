@@ -74,7 +74,7 @@ def test_a_cell_leaves_its_config_environment_manifest_and_picture(uninterrupted
     assert {"cell.json", "config.yaml", "environment.json", "manifest.json", "grid.png", "shards", "traces"} <= names
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["num_images"] == 10 and set(manifest["shards"]) == set(hashes)
-    assert manifest["calls_per_image"] == {"full": 2, "cached": 0, "correction": 2, "total": 4}
+    assert manifest["calls_per_image"] == {"full": 2, "cached": 0, "correction": 2, "cached_correction": 0, "total": 4}
     assert "network calls per image: full 2" in text
     environment = json.loads((folder / "environment.json").read_text())
     assert {"device", "packages", "revision"} <= set(environment)
@@ -137,7 +137,7 @@ def test_deepcache_counts_its_calls_and_an_interval_of_one_changes_nothing(tmp_p
     every, _ = images("efficiency=deepcache", "efficiency.interval=1")
     cached, calls = images("efficiency=deepcache", "efficiency.interval=2")
     assert (plain == every).all() and not (plain == cached).all()
-    assert calls == {"full": 2, "cached": 2, "correction": 2, "total": 6}
+    assert calls == {"full": 2, "cached": 2, "correction": 2, "cached_correction": 0, "total": 6}
 
 
 def test_nan_weights_stop_the_run_and_write_nothing(tmp_path, make_cell):

@@ -1,14 +1,13 @@
-"""From a model and an efficiency configuration to the network that the sampler calls."""
+"""A model's UNet quantized and calibrated, now or earlier."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
 from torch import Tensor
 
 from iec.artifacts import artifact_path
-from iec.efficiency.caching import CachedUNetNetwork, Kind
 from iec.efficiency.quantization import (
     CalibrationCall,
     PTQConfig,
@@ -18,8 +17,8 @@ from iec.efficiency.quantization import (
     quantize_unet,
     save_calibration,
 )
-from iec.models import Card, Model
-from iec.network import Network, Step, UNetNetwork
+from iec.models import Model
+from iec.network import Step, UNetNetwork
 from iec.noise import Noise
 from iec.progress import stage
 from iec.sampler import Sampler
@@ -27,20 +26,6 @@ from iec.timetable import Timetable
 
 CALIBRATION_SEED = 2**40
 """Far from any seed a person would sample with, so that calibration images are not the sampled ones."""
-
-
-def prepare_network(model: Model, efficiency: DictConfig, ptq: PTQConfig | None, table: Timetable, artifacts: Path) -> Network:
-    """The network of a cell: the model's own, one that can reuse its features, or a quantized one, calibrated now or earlier."""
-    if efficiency.kind == "deepcache":
-        return CachedUNetNetwork(model.unet, cache_cut(efficiency, model.card))
-    if ptq is None:
-        return model.network
-    return quantize(model, ptq, table, artifacts=artifacts, artifact=efficiency.artifact)
-
-
-def cache_cut(efficiency: DictConfig, card: Card) -> int | Kind:
-    """Where the UNet is cut: what the configuration says, else the kind of model that its card names."""
-    return card.cut if efficiency.cut is None else int(efficiency.cut)
 
 
 def quantize(
@@ -72,7 +57,7 @@ def calibration_facts(model: Model, config: PTQConfig, table: Timetable) -> dict
     return {
         "model": model.card.name,
         "weights": model.weights_hash,
-        "config": dict(vars(config)),
+        "config": asdict(config),
         "timetable": [list(pair) for pair in table.pairs],
         "eta": table.eta,
         "seed": CALIBRATION_SEED,

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,17 @@ def weights_hash(name: str, weights: Path | str | None = None, random_weights: b
     return digest
 
 
+@cache
+def skeleton(name: str, weights: Path | str | None = None) -> nn.Module:
+    """The UNet on torch's meta device: its structure without data, to check things against. Raises like `weights_file`."""
+    with torch.device("meta"):
+        return UNet2DModel.from_config(json.loads(_config_file(name, weights).read_text(encoding="utf-8")))
+
+
+def _config_file(name: str, weights: Path | str | None) -> Path:
+    return weights_file(name, weights).with_name(CONFIG)
+
+
 def load_model(
     name: str = "ddim_cifar_small",
     device: str = "auto",
@@ -80,10 +92,9 @@ def load_model(
     """
     facts, target = card(name), resolve_device(device)
     digest = weights_hash(name, weights, random_weights)
-    config = (FOLDER / facts.folder if weights is None else Path(weights)) / CONFIG
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        unet: Any = UNet2DModel.from_config(json.loads(config.read_text(encoding="utf-8")))
+        unet: Any = UNet2DModel.from_config(json.loads(_config_file(name, weights).read_text(encoding="utf-8")))
     if not random_weights:
         _fill(unet, weights_file(name, weights))
     unet = unet.to(target).eval().requires_grad_(False)

@@ -146,7 +146,7 @@ def test_a_correction_at_a_cached_step_runs_on_the_images_that_need_it():
     counted = CountingNetwork(CachedUNetNetwork(unet, "pixel"))
     refresh, plain = uniform(4, 2), Correction(2, (0.5,), tolerance=0)
     states = run(Sampler(TABLE, plain, Placement("explicit", steps=(1,)), refresh=refresh), counted)
-    assert (counted.calls.full, counted.calls.cached, counted.calls.correction) == (6, 6, 6)
+    assert (counted.calls.full, counted.calls.cached, counted.calls.cached_correction) == (6, 6, 6)
     once = run(Sampler(TABLE, Correction(1), Placement("explicit", steps=(1,)), refresh=refresh), counted.network)
     change = torch.linalg.vector_norm((once[2] - run(Sampler(TABLE, refresh=refresh), counted.network)[2]).flatten(1), dim=1)
     between = change.sort().values[:2].mean().item()  # one of the three images stops after its first correction

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from iec.correction import Correction
-from iec.efficiency.caching import CachedUNetNetwork, call_macs, find_cut, num_cuts
+from iec.efficiency.caching import CachedUNetNetwork, find_cut, num_cuts
+from iec.efficiency.cost import call_macs
 from iec.efficiency.quantization import CalibrationCall, PTQConfig, QuantizedNetwork, calibrate_row, quantize_unet
 from iec.errors import ArtifactError
 from iec.network import FeatureCache, Step

@@ -1,6 +1,5 @@
 """Feature caching (DeepCache): steps between two refreshes reuse the deep feature of the last full call."""
 
-from iec.efficiency.caching.cost import cached_cost, call_macs
 from iec.efficiency.caching.cut import Cut, Kind, default_cut, find_cut, num_cuts
 from iec.efficiency.caching.network import CachedUNetNetwork
 from iec.efficiency.caching.schedules import centred, explicit, quadratic, uniform
@@ -9,8 +8,6 @@ __all__ = [
     "CachedUNetNetwork",
     "Cut",
     "Kind",
-    "cached_cost",
-    "call_macs",
     "centred",
     "default_cut",
     "explicit",

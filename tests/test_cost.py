@@ -5,7 +5,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from iec.efficiency.caching import CachedUNetNetwork, cached_cost, call_macs, num_cuts
+from iec.efficiency.caching import CachedUNetNetwork, num_cuts
+from iec.efficiency.cost import cached_cost, call_macs
 from iec.models import load_model
 from iec.network import FeatureCache, Step
 from tests.caching.unets import PAPER, make

@@ -1,0 +1,66 @@
+"""Where a UNet is cut and which steps refresh the cached feature, as configuration."""
+
+from dataclasses import dataclass
+
+from iec.efficiency.caching.cut import Kind
+from iec.efficiency.caching.schedules import centred, explicit, quadratic, uniform
+from iec.errors import ConfigError
+from iec.models.cards import Card
+
+SCHEDULES = ("uniform", "quadratic", "centred", "explicit")
+QUADRATIC_POWER, CENTRED_POWER = 1.5, 1.4
+"""Of DeepCache's latent code, and of its Stable Diffusion setting (with centre 15 of 50 steps)."""
+
+
+@dataclass(frozen=True)
+class CachingConfig:
+    """Feature caching: see `iec.efficiency.caching.schedules` for the schedules and `find_cut` for the cut.
+
+    interval: N; about one in N steps runs the full network: n = ceil(T / N) refreshes. schedule: ``uniform`` (every N-th step),
+    ``quadratic`` (thins out towards the clean end), ``centred`` (densest around step ``centre``) or ``explicit`` (``steps``).
+    power: of the two latter curves, above 1; None: 1.5 for quadratic, 1.4 for centred. cut: a skip connection by number, 0 is
+    the shallowest; None: the one the paper's models of the kind use.
+    """
+
+    interval: int = 5
+    cut: int | None = None
+    schedule: str = "uniform"
+    power: float | None = None
+    centre: int | None = None
+    steps: list[int] | None = None
+
+    def __post_init__(self) -> None:
+        if type(self.interval) is not int or self.interval < 1:
+            raise ConfigError(f"efficiency.interval={self.interval!r} must be a whole number of at least 1.")
+        if self.schedule not in self._schedules():
+            raise ConfigError(f"Unknown efficiency.schedule {self.schedule!r}; choose {', '.join(self._schedules())}.")
+        takers = {"power": ("quadratic", "centred"), "centre": ("centred",), "steps": ("explicit",)}
+        for key, kinds in takers.items():
+            given = getattr(self, key) is not None
+            if given and self.schedule not in kinds:
+                raise ConfigError(
+                    f"efficiency.{key} belongs to efficiency.schedule={' or '.join(kinds)}, not {self.schedule}. Leave one out."
+                )
+            if not given and key != "power" and self.schedule in kinds:
+                raise ConfigError(f"efficiency.schedule={self.schedule} needs efficiency.{key}.")
+
+    def _schedules(self) -> tuple[str, ...]:
+        return SCHEDULES
+
+    def cut_of(self, card: Card) -> int | Kind:
+        """What the configuration says, else the kind of model that the card names."""
+        return card.cut if self.cut is None else self.cut
+
+    def steps_of(self, num_steps: int) -> frozenset[int]:
+        """The refresh steps of T = ``num_steps``. Raises `ConfigError` for an interval above T and a list without step 0."""
+        if self.interval > num_steps:
+            raise ConfigError(
+                f"efficiency.interval={self.interval} is larger than the number of sampling steps; choose 1 .. {num_steps}."
+            )
+        if self.schedule == "explicit":
+            return explicit(num_steps, self.steps or [])
+        if self.schedule == "quadratic":
+            return quadratic(num_steps, self.interval, self.power or QUADRATIC_POWER)
+        if self.schedule == "centred":
+            return centred(num_steps, -(-num_steps // self.interval), self.centre or 0, self.power or CENTRED_POWER)
+        return uniform(num_steps, self.interval)

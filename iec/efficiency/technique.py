@@ -1,0 +1,84 @@
+"""What an efficiency technique is: from a model and the steps of a run to the network that the sampler calls."""
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, is_dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from torch import nn
+
+from iec.efficiency.cost import Cost
+from iec.errors import ConfigError, IECError
+from iec.files import sha256
+from iec.models import Card, Model
+from iec.network import Network
+from iec.sampler import Sampler
+from iec.timetable import Timetable
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A network ready to be sampled.
+
+    cost: of its calls, where it is known. refresh: the refresh steps, from a technique that finds them only here (``late``).
+    """
+
+    network: Network
+    cost: Cost | None = None
+    refresh: frozenset[int] | None = None
+
+
+class Technique(ABC):
+    """An efficiency technique: a frozen dataclass whose fields are the keys of its configuration (``_target_`` names the class).
+
+    Fields are checked in ``__post_init__``, by `ConfigError`. Only `prepare` has to be written. The sampler needs no change:
+    a network is told in every call which step it is on (`iec.network.Step`) and what it may reuse, and keeps nothing itself.
+    """
+
+    simulated: ClassVar[bool] = False
+    """Whether the time of a run says nothing about the technique, because its arithmetic is only imitated."""
+    late: ClassVar[bool] = False
+    """Whether the refresh steps are found by `prepare`; `refresh` then gives None before it."""
+
+    @abstractmethod
+    def prepare(self, model: Model, table: Timetable, artifacts: Path) -> Prepared:
+        """The network for the steps of ``table``; what is slow to find is kept in the folder ``artifacts`` (`iec.artifacts`)."""
+
+    def refresh(self, num_steps: int) -> frozenset[int] | None:
+        """The steps that run the full network; the others are told to reuse a feature (``step.mode == "cached"``). None: all."""
+        return None
+
+    def check(  # noqa: B027  # most techniques have nothing to refuse
+        self, card: Card, skeleton: nn.Module, sampler: Sampler
+    ) -> None:
+        """Refuse, by `ConfigError`, what cannot be run, before any weights are loaded. skeleton: the UNet without data."""
+
+    def identity(self, card: Card, num_steps: int) -> dict[str, Any]:
+        """JSON values: everything that the bytes of an image depend on. Code outside this package is part of it."""
+        own = type(self)
+        fields: dict[str, Any] = asdict(self) if is_dataclass(self) else {}
+        identity = {"technique": f"{own.__module__}.{own.__qualname__}", **fields}
+        if not own.__module__.startswith("iec."):
+            identity["source"] = sha256(Path(inspect.getfile(own)))
+        return identity
+
+
+def technique_of(config: Mapping[str, Any]) -> Technique:
+    """The technique that a configuration of the group ``efficiency`` describes. Raises `ConfigError`."""
+    values = {key: config[key] for key in config if key != "name"}
+    try:
+        technique = instantiate(values, _convert_="all")
+    except InstantiationException as error:
+        if isinstance(error.__cause__, IECError):
+            raise error.__cause__ from None
+        raise ConfigError(f"efficiency={config.get('name')} cannot be made from its configuration: {error}") from error
+    if not isinstance(technique, Technique):
+        raise ConfigError(
+            f"efficiency={config.get('name')}: {config.get('_target_')} is not a technique. Let _target_ name a subclass of "
+            "iec.Technique."
+        )
+    return technique
