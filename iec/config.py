@@ -10,7 +10,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 from iec.efficiency.technique import Technique
-from iec.efficiency.techniques import PTQ, DeepCache, FullPrecision
+from iec.efficiency.techniques import PTQ, CacheQuant, DeepCache, FullPrecision
 
 
 @dataclass
@@ -119,6 +119,7 @@ def register() -> None:
         ("efficiency", "none_schema", schema(FullPrecision)),
         ("efficiency", "ptq_schema", schema(PTQ)),
         ("efficiency", "deepcache_schema", schema(DeepCache)),
+        ("efficiency", "cachequant_schema", schema(CacheQuant)),
         ("iec", "iec_schema", IECConfig),
         ("sampler", "sampler_schema", SamplerConfig),
         ("metrics", "metrics_schema", MetricsConfig),

@@ -17,24 +17,38 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 
 @dataclass(frozen=True)
 class Experiment:
-    """rows: label -> overrides of ``run.py``. reference: the row whose images and trajectories the others are paired with."""
+    """rows: label -> overrides of ``run.py``. reference: the row whose images and trajectories the others are paired with.
+
+    figures: name -> labels that share one plot of error against step; one plot of all rows if there are none.
+    """
 
     name: str
     title: str
     reference: str
     rows: dict[str, list[str]]
+    figures: dict[str, list[str]]
 
     @classmethod
     def read(cls, path: Path, extra: Sequence[str] = ()) -> "Experiment":
-        """``extra`` overrides apply to every row, after its own. Raises `ConfigError`."""
+        """``extra`` overrides apply to every row, after its own. Raises `ConfigError`.
+
+        The file's ``variants``, ending of the label -> overrides, make several rows of each.
+        """
         try:
             entry = yaml.safe_load(path.read_text(encoding="utf-8"))
-            rows = {label: [*entry.get("common", []), *own, *extra] for label, own in entry["rows"].items()}
-            experiment = cls(path.stem, entry["title"], entry["reference"], rows)
+            rows = {
+                label + ending: [*entry.get("common", []), *own, *variant, *extra]
+                for label, own in entry["rows"].items()
+                for ending, variant in entry.get("variants", {"": []}).items()
+            }
+            experiment = cls(path.stem, entry["title"], entry["reference"], rows, entry.get("figures", {}))
         except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError(f"{path} is not an experiment file ({error!r}); see experiments/bundled.yaml.") from error
         if experiment.reference not in rows:
             raise ConfigError(f"{path}: reference {experiment.reference!r} is not one of its rows {list(rows)}.")
+        unknown = {label for labels in experiment.figures.values() for label in labels} - rows.keys()
+        if unknown:
+            raise ConfigError(f"{path}: its figures name {sorted(unknown)}, which are not rows. Correct the labels.")
         return experiment
 
     def cells(self) -> dict[str, Cell]:

@@ -23,6 +23,16 @@ class Interval:
     high: float
 
 
+@dataclass(frozen=True)
+class Point:
+    """A row in a plot of quality against cost. base: the label of the row that it corrects."""
+
+    label: str
+    cost: float
+    score: Interval
+    base: str | None
+
+
 def sample_grid(path: Path, rows: Mapping[str, np.ndarray], title: str) -> None:
     """One row of images for each label, uint8 [n, H, W, 3]; a column shows one seed."""
     count, height = next(iter(rows.values())).shape[:2]
@@ -66,6 +76,27 @@ def scores_with_intervals(path: Path, labels: Sequence[str], metrics: Mapping[st
         axis.grid(alpha=0.3)
     axes[0, 0].set_yticks(y, labels, fontsize=8)
     figure.suptitle(title, fontsize=10)
+    _save(figure, path)
+
+
+def quality_against_cost(path: Path, panels: Mapping[str, Sequence[Point]], xlabel: str, title: str) -> None:
+    """A panel for each metric. A full dot is a row, a ring the same row corrected; a line joins the two."""
+    figure, axes = plt.subplots(1, len(panels), figsize=(8.5 * len(panels), 7), squeeze=False)
+    for axis, (name, points) in zip(axes[0], panels.items(), strict=True):
+        places = {point.label: (point.cost, point.score.value) for point in points if np.isfinite(point.score.value)}
+        colours = {p.label: COLOURS[k % len(COLOURS)] for k, p in enumerate(p for p in points if p.base is None)}
+        for point in (p for p in points if p.label in places):
+            colour = colours[point.base or point.label]
+            x, y = places[point.label]
+            ends = np.maximum([[y - point.score.low], [point.score.high - y]], 0)
+            axis.errorbar(x, y, yerr=ends, fmt="o", color=colour, mfc=colour if point.base is None else "white", capsize=2, ms=5)
+            if point.base is None:
+                axis.annotate(point.label, (x, y), xytext=(5, 4), textcoords="offset points", fontsize=7, color=colour)
+            else:
+                axis.plot(*zip(places[point.base], (x, y), strict=True), color=colour, linewidth=0.8, alpha=0.6)
+        axis.set(xscale="log", xlabel=xlabel, ylabel=name)
+        axis.grid(alpha=0.3, which="both")
+    figure.suptitle(f"{title}; rings: with IEC", fontsize=10)
     _save(figure, path)
 
 

@@ -12,7 +12,6 @@ import csv
 import io
 import logging
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,83 +19,17 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from iec import plots
-from iec.efficiency.cost import Cost
 from iec.experiments import Experiment
+from iec.figures import write_pictures
 from iec.files import canonical_hash, write_atomic
 from iec.loggers import log_table
-from iec.metrics.paired import psnr, relative_distance
-from iec.plots import Interval
+from iec.rows import Row, build_rows
 from iec.runner import Result, finished_result, run_cell
 from iec.runtime import entry_point, keep_freed_memory
 from iec.store import write_json
 
 log = logging.getLogger(__name__)
-GRID_COLUMNS = 12
 WIDTH_OF_A_FILE = 200
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of a table. scores, and the paired distances to the reference row, as label -> interval."""
-
-    label: str
-    result: Result
-    scores: dict[str, Interval]
-    errors: np.ndarray | None
-    """Relative distance to the reference trajectory, [n, T + 1]; None where the number of steps differs."""
-
-    def cells(self) -> dict[str, str]:
-        """column -> formatted value."""
-        manifest = self.result.manifest
-        calls = manifest["calls_per_image"]
-        corrections = calls["correction"] + calls["cached_correction"]
-        cost = self.result.cost
-        return {
-            "": self.label,
-            "N": str(manifest["num_images"]),
-            "calls (full+cached+corr.)": f"{calls['total']:g} ({calls['full']:g}+{calls['cached']:g}+{corrections:g})",
-            "s / image": f"{manifest['seconds_per_image']:.3f}{' sim.' if self.result.cell.technique.simulated else ''}",
-            **({} if cost is None else _cost(cost, calls)),
-            **{name: _text(score) for name, score in self.scores.items()},
-        }
-
-
-def _digits(value: float) -> str:
-    return np.format_float_positional(value, precision=4, unique=False, fractional=False, trim="k").rstrip(".")
-
-
-def _cost(cost: Cost, calls: dict[str, float]) -> dict[str, str]:
-    image = cost.per_image(calls)
-    return {
-        "weights (MB)": f"{cost.weight_bytes / 1e6:.2f}",
-        "GMACs / image": _digits(image.macs / 1e9),
-        "TBOPs / image": _digits(image.bops / 1e12),
-    }
-
-
-def _text(score: Interval) -> str:
-    """Four significant digits."""
-    if np.isinf(score.value):
-        return "same images"
-    value, low, high = (_digits(v) for v in (score.value, score.low, score.high))
-    return value if np.isnan(score.low) else f"{value} [{low}, {high}]"
-
-
-def build_rows(results: dict[str, Result], reference: str) -> list[Row]:
-    """Scores and paired distances of every finished row, in the experiment's order."""
-    base = results.get(reference)
-    rows = []
-    for label, result in results.items():
-        record = result.record or {"scores": {}}
-        scores = {s["label"]: Interval(s["value"], s["low"], s["high"]) for s in record["scores"].values()}
-        errors = None
-        if base is not None and label != reference and result.cell.num_images == base.cell.num_images:
-            scores["PSNR to ref. (dB)"] = Interval(*psnr(result.shards(), base.shards()))
-            if result.cell.trace_images and len(result.cell.sampler.timetable) == len(base.cell.sampler.timetable):
-                errors = relative_distance(result.states(), base.states())
-        rows.append(Row(label, result, scores, errors))
-    return rows
 
 
 def write_table(rows: list[Row], experiment: Experiment, folder: Path) -> tuple[list[str], list[list[str]]]:
@@ -135,26 +68,6 @@ def _caption(rows: list[Row], experiment: Experiment) -> str:
         f"'{experiment.reference}' from the same noise; sim. = simulated quantization, whose time says nothing about real integer "
         f"kernels. {'; '.join(machines)}."
     )
-
-
-def write_pictures(rows: list[Row], experiment: Experiment, folder: Path) -> list[Path]:
-    """grid.png, error.png and scores.png (the last two where there is something to show)."""
-    paths = [folder / "grid.png"]
-    plots.sample_grid(paths[0], {row.label: row.result.first_images(GRID_COLUMNS) for row in rows}, experiment.title)
-    curves = {row.label: row.errors for row in rows if row.errors is not None}
-    if curves:
-        paths.append(folder / "error.png")
-        n = next(iter(curves.values())).shape[0]
-        plots.error_against_step(
-            paths[-1], curves, r"$\|x_i - x_i^{ref}\| / \|x_i^{ref}\|$", f"Distance to '{experiment.reference}', n = {n}"
-        )
-    names = [name for name in rows[0].scores if all(name in row.scores for row in rows)]
-    if names:
-        paths.append(folder / "scores.png")
-        metrics = {name: [row.scores[name] for row in rows] for name in names}
-        n = rows[0].result.manifest["num_images"]
-        plots.scores_with_intervals(paths[-1], [row.label for row in rows], metrics, f"{experiment.title}, N = {n}")
-    return paths
 
 
 def show(header: list[str], body: list[list[str]], title: str) -> None:

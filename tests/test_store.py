@@ -38,7 +38,7 @@ def test_round_trip_and_totals(tmp_path):
     assert images[:, 0, 0, 0].tolist() == list(range(10))
     assert store.read_states(BATCHES, 2).shape == (3, 2, 3, 4, 4)
     manifest = store.write_manifest(BATCHES, 10)
-    assert manifest["calls_per_image"] == {"full": 2.0, "cached": 0.0, "correction": 1.0, "total": 3.0}
+    assert manifest["calls_per_image"] == {"full": 2.0, "cached": 0.0, "correction": 1.0, "cached_correction": 0, "total": 3.0}
     with np.load(store.shard(BATCHES[2])) as shard:
         assert shard["indices"].tolist() == [8, 9] and shard["images"].dtype == np.uint8
 

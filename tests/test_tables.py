@@ -49,7 +49,13 @@ def test_the_table_and_its_pictures(spec, capsys):
     (folder,) = (spec.parent / "out" / "tables").iterdir()
     rows = {row["label"]: row for row in json.loads((folder / "table.json").read_text())}
     assert list(rows) == ["base", "corrected", "four steps"]
-    assert rows["corrected"]["manifest"]["calls_per_image"] == {"full": 2, "cached": 0, "correction": 2, "cached_correction": 0, "total": 4}
+    assert rows["corrected"]["manifest"]["calls_per_image"] == {
+        "full": 2,
+        "cached": 0,
+        "correction": 2,
+        "cached_correction": 0,
+        "total": 4,
+    }
     assert rows["base"]["scores"]["FID (EffNet-Lite0)"]["value"] > 0
     assert rows["corrected"]["relative_distance_mean"][0] == 0 < rows["corrected"]["relative_distance_mean"][2]
     assert rows["four steps"]["relative_distance_mean"] is None and "PSNR to ref. (dB)" in rows["four steps"]["scores"]

@@ -1,5 +1,6 @@
 """A model's UNet quantized and calibrated, now or earlier."""
 
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ from iec.efficiency.quantization import (
     calibrate,
     load_calibration,
     quantize_unet,
+    reconstruct,
     save_calibration,
 )
 from iec.models import Model
 from iec.network import Step, UNetNetwork
 from iec.noise import Noise
-from iec.progress import stage
+from iec.progress import reported, stage
 from iec.sampler import Sampler
 from iec.timetable import Timetable
 
@@ -44,11 +46,18 @@ def quantize(
         load_calibration(Path(held), network, facts)
         return QuantizedNetwork(network)
     inputs = calibration_inputs(model, table, config.calibration_images)
-    with stage("calibrating", len(table)) as advance:
-        calls = [CalibrationCall(x, Step(i, t)) for i, (x, (t, _)) in enumerate(zip(inputs, table.pairs, strict=True))]
-        calibrate(network, UNetNetwork(network.unet), calls, progress=lambda *_: advance())
+    calls = [CalibrationCall(x, Step(i, t)) for i, (x, (t, _)) in enumerate(zip(inputs, table.pairs, strict=True))]
+    evaluate = UNetNetwork(network.unet)
+    with reported("calibrating") as report:
+        calibrate(network, evaluate, calls, report)
+    units = None if path is None else path.with_suffix(".units")
+    if config.reconstruct != "none":
+        with reported(f"reconstruction by {config.reconstruct}") as report:
+            reconstruct(network, evaluate, model.unet, model.network, calls, progress=report, checkpoint=units)
     if path is not None:
         save_calibration(path, network, facts)
+    if units is not None:
+        shutil.rmtree(units, ignore_errors=True)
     return QuantizedNetwork(network)
 
 

@@ -41,8 +41,11 @@ class Technique(ABC):
 
     simulated: ClassVar[bool] = False
     """Whether the time of a run says nothing about the technique, because its arithmetic is only imitated."""
-    late: ClassVar[bool] = False
-    """Whether the refresh steps are found by `prepare`; `refresh` then gives None before it."""
+
+    @property
+    def late(self) -> bool:
+        """Whether the refresh steps are found by `prepare` only; `refresh` then gives None."""
+        return False
 
     @abstractmethod
     def prepare(self, model: Model, table: Timetable, artifacts: Path) -> Prepared:

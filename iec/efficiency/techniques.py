@@ -1,4 +1,4 @@
-"""The techniques of the paper: none, post-training quantization, DeepCache."""
+"""The techniques of the paper: none, post-training quantization, DeepCache, CacheQuant."""
 
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -6,12 +6,14 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from iec.efficiency.caching import CachedUNetNetwork, find_cut
+from iec.efficiency.cachequant import CacheQuantConfig, prepare_cachequant
+from iec.efficiency.caching import CachedUNetNetwork, Kind, find_cut
 from iec.efficiency.caching.config import CachingConfig
 from iec.efficiency.cost import network_cost, parameter_bytes
-from iec.efficiency.prepare import quantize
+from iec.efficiency.prepare import CALIBRATION_SEED, quantize
 from iec.efficiency.quantization import PTQConfig, weight_bytes
 from iec.efficiency.technique import Prepared, Technique
+from iec.errors import ConfigError
 from iec.models import Card, Model
 from iec.sampler import Sampler
 from iec.timetable import Timetable
@@ -67,3 +69,72 @@ class DeepCache(CachingConfig, Technique):
     def identity(self, card: Card, num_steps: int) -> dict[str, Any]:
         """By the refresh steps, however they were found."""
         return {"technique": "deepcache", "refresh": sorted(self.refresh(num_steps)), "cut": self.cut_of(card)}
+
+
+@dataclass(frozen=True)
+class CacheQuant(CachingConfig, PTQConfig, Technique):
+    """Feature caching and quantization together (arXiv 2503.01323); the fields after those of both: `CacheQuantConfig`.
+
+    schedule: also ``dps``, refresh steps found by dynamic programming on the model's features. artifact: see `PTQ`.
+    """
+
+    simulated: ClassVar[bool] = True
+    schedule: str = "dps"
+    dps_images: int = 128
+    dec_images: int = 512
+    dec_cache: bool = True
+    dec_quant: bool = True
+    official_bias: bool = False
+    official_divisors: bool = False
+    artifact: str | None = None
+
+    def __post_init__(self) -> None:
+        CachingConfig.__post_init__(self)
+        PTQConfig.__post_init__(self)
+        self._config(0, frozenset({0}))
+
+    @property
+    def late(self) -> bool:
+        return self.schedule == "dps"
+
+    def _schedules(self) -> tuple[str, ...]:
+        return (*super()._schedules(), "dps")
+
+    def check(self, card: Card, skeleton: nn.Module, sampler: Sampler) -> None:
+        find_cut(skeleton, self.cut_of(card))
+        steps = len(sampler.timetable)
+        self._config(self.cut_of(card), self.refresh(steps)).require_fits(steps)
+        if sampler.placement.cached_steps == "full" and not (sampler.refresh or frozenset({0})).issuperset(sampler.corrected):
+            raise ConfigError(
+                "iec.cached_steps=full makes full calls at cached steps, and CacheQuant calibrates those steps for cached calls "
+                "only: the activation rows of the deep layers do not exist there. Use iec.cached_steps=cached, or skip."
+            )
+
+    def refresh(self, num_steps: int) -> frozenset[int] | None:
+        return None if self.late else self.steps_of(num_steps)
+
+    def prepare(self, model: Model, table: Timetable, artifacts: Path) -> Prepared:
+        cut = self.cut_of(model.card)
+        config = self._config(cut, self.refresh(len(table)))
+        made = prepare_cachequant(
+            model.unet,
+            config,
+            table,
+            model.card.shape,
+            facts={"model": model.card.name, "weights": model.weights_hash},
+            seed=CALIBRATION_SEED,
+            artifacts=artifacts,
+            artifact=None if self.artifact is None else Path(self.artifact),
+            batch_size=model.card.batch_size,
+        )
+        size = weight_bytes(made.network.quantized)
+        cost = network_cost(model.unet, model.card.shape, size, cut=cut, config=config.ptq)
+        return Prepared(made.network, cost, made.refresh)
+
+    def identity(self, card: Card, num_steps: int) -> dict[str, Any]:
+        config = self._config(self.cut_of(card), self.refresh(num_steps))
+        return {"technique": "cachequant", "cut": self.cut_of(card), **config.as_dict()}
+
+    def _config(self, cut: int | Kind, refresh: frozenset[int] | None) -> CacheQuantConfig:
+        own = {f.name: getattr(self, f.name) for f in fields(CacheQuantConfig) if f.name not in ("cut", "ptq", "refresh")}
+        return CacheQuantConfig(cut=cut, ptq=ptq_config(self), refresh=refresh, **own)

@@ -1,4 +1,6 @@
-"""Ratios of times and memory, each against a named reference in the same run:  make bench
+"""Ratios of times and memory, each against a named reference in the same run (limits of time and memory where there is none):
+
+    make bench
 
 Run it while nothing else runs. Prints a Markdown table with the wanted bound; exits with 1 if a bound is missed.
 """
@@ -9,25 +11,29 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 
 import numpy as np
 import scipy.linalg
 import torch
+from diffusers import UNet2DModel
 
 from iec.correction import Correction
+from iec.efficiency.caching import CachedUNetNetwork, uniform
+from iec.efficiency.cost import call_macs
 from iec.efficiency.prepare import quantize
 from iec.efficiency.quantization import PTQConfig
 from iec.environment import describe_device
 from iec.metrics.frechet import GaussianStatistics, frechet_distance
 from iec.models import load_model
-from iec.network import Step
+from iec.network import Step, UNetNetwork
 from iec.noise import Noise
 from iec.placement import Placement
 from iec.runtime import keep_freed_memory
 from iec.sampler import Sampler
-from iec.timetable import Timetable
+from iec.timetable import NoiseSchedule, Timetable
 
 BATCH, STEPS = 32, 10
 ROOT = Path(__file__).parents[2]
@@ -101,13 +107,66 @@ def peak_gigabytes(num_images: int) -> float:
     """Peak resident memory of one W4A8 cell with IEC and scores, in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         overrides = ["efficiency=w4a8", "iec=all_steps", "sampler.steps=4", f"num_images={num_images}", f"paths.output={folder}"]
-        code = (
-            f"import resource, sys, runpy; sys.argv = {['run.py', *overrides]!r}; runpy.run_path('run.py', run_name='__main__'); "
-        )
-        code += "print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
-        out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        code = f"import sys, runpy; sys.argv = {['run.py', *overrides]!r}; runpy.run_path('run.py', run_name='__main__')"
+        return _peak_of(code)
+
+
+def _peak_of(code: str) -> float:
+    """Peak resident memory of a Python program, in GB."""
+    code += "; import resource; print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     unit = 1e9 if sys.platform == "darwin" else 1e6  # ru_maxrss is in bytes there, in KiB on Linux
     return int(out.split("peak")[-1]) / unit
+
+
+def correction_statistics_gigabytes(images: int) -> float:
+    """Peak resident memory of fitting CacheQuant's cache correction to the bundled model, in a process of its own."""
+    return _peak_of(
+        "import iec; from iec.efficiency.caching import CachedUNetNetwork as Cached; "
+        "from iec.efficiency.cachequant import FloatRuns, fit_cache; "
+        "model = iec.load_model(device='cpu'); table = iec.Timetable.spaced('quad', 10, model.card.schedule); "
+        "runs = FloatRuns(Cached(model.unet, model.card.cut), table, model.card.shape, 0, 32); "
+        f"fit_cache(runs, frozenset((0, 5)), {images})"
+    )
+
+
+def speedup_over_promise(interval: int) -> float:
+    """DeepCache's measured speed-up over the one its MACs promise: the paper's CIFAR-10 architecture, random weights, T = 10."""
+    unet, shape = cifar10_architecture(), (3, 32, 32)
+    network, table = CachedUNetNetwork(unet, "pixel"), Timetable.spaced("quad", STEPS, NoiseSchedule())
+    noise, refresh = Noise(0, tuple(range(BATCH)), shape), uniform(STEPS, interval)
+    plain, cached = UNetNetwork(unet), Sampler(table, refresh=refresh)
+    measured = interleaved(
+        lambda: list(Sampler(table).trajectory(plain, noise)), lambda: list(cached.trajectory(network, noise)), repeats=1
+    )
+    full, shallow = call_macs(unet, "pixel", shape)
+    promised = STEPS * full / (len(refresh) * full + (STEPS - len(refresh)) * shallow)
+    return measured / promised
+
+
+def cifar10_architecture() -> torch.nn.Module:
+    """The UNet of DDPM's CIFAR-10 model (Ho et al., 35.7 M parameters)."""
+    down = ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D")
+    up = ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D")
+    return UNet2DModel(
+        sample_size=32,
+        block_out_channels=(128, 256, 256, 256),
+        down_block_types=down,
+        up_block_types=up,
+        attention_head_dim=None,
+        downsample_padding=0,
+        flip_sin_to_cos=False,
+        freq_shift=1,
+    ).eval()
+
+
+def calibration_minutes(reconstruct: str) -> float:
+    """W4A8 calibration of the bundled model for T = 50."""
+    model = load_model(device="cpu")
+    table = Timetable.spaced("quad", 50, model.card.schedule)
+    began = time.perf_counter()
+    quantize(model, PTQConfig(weight_bits=4, reconstruct=reconstruct), table)
+    return (time.perf_counter() - began) / 60
 
 
 def main() -> None:
@@ -124,6 +183,19 @@ def main() -> None:
         ("sampling loop / bare network calls", loop_over_bare_calls, 0.0, 1.03),
         ("IEC, K = 1, all steps / plain DDIM", iec_over_plain, 1.95, 2.05),
         ("simulated W8A8 forward / float forward", quantized_over_float, 0.0, 1.6),
+        *[
+            (f"DeepCache N = {n}, measured speed-up / that of its MACs", partial(speedup_over_promise, n), 0.9, np.inf)
+            for n in (3, 5, 10)
+        ],
+        ("calibration, W4A8, T = 50 (minutes)", partial(calibration_minutes, "none"), 0.0, 2.0),
+        ("calibration with layer-wise reconstruction (minutes)", partial(calibration_minutes, "layer"), 0.0, 15.0),
+        ("calibration with block-wise reconstruction (minutes)", partial(calibration_minutes, "block"), 0.0, 15.0),
+        (
+            "peak memory of the cache correction's statistics, 512 images (GB)",
+            lambda: correction_statistics_gigabytes(512),
+            0.0,
+            1.0,
+        ),
         ("scipy.linalg.sqrtm / our Frechet distance, 2048-d", sqrtm_over_eigh, 10.0, np.inf),
         ("peak memory of one cell, N = 128 (GB)", lambda: peak(128), 0.0, 3.0),
         ("peak memory N = 512 / N = 128", lambda: peak(512) / peak(128), 0.0, 1.1),

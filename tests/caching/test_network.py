@@ -152,7 +152,7 @@ def test_a_correction_at_a_cached_step_runs_on_the_images_that_need_it():
     between = change.sort().values[:2].mean().item()  # one of the three images stops after its first correction
     stopped = CountingNetwork(counted.network)
     some = run(Sampler(TABLE, Correction(2, tolerance=between), Placement("explicit", steps=(1,)), refresh=refresh), stopped)
-    assert stopped.calls.correction == 5
+    assert stopped.calls.cached_correction == 5
     quick = change.argmin()
     for i in range(3):
         torch.testing.assert_close(some[2][i], (once if i == quick else states)[2][i], rtol=1e-5, atol=1e-5)

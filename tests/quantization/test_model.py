@@ -204,6 +204,7 @@ def test_describe(make_quantized, unet):
     assert describe(make_quantized()).startswith("W8A8 (softmax 8, ends 8 bits, mse): ")
     assert "3 of 3 steps fully calibrated" in describe(make_quantized())
     assert "8 split; 0 of 2 steps" in describe(quantize_unet(unet, PTQConfig(weight_bits=4), 2))
+    assert "mse, rounding learned by block): " in describe(quantize_unet(unet, PTQConfig(reconstruct="block"), 2))
     assert "0 split" in describe(quantize_unet(unet, PTQConfig(split_skips=False), 2))
 
 
@@ -214,7 +215,12 @@ def test_describe(make_quantized, unet):
         ({"activation_bits": 17}, r"activation_bits=17 .*2 \.\. 16"),
         ({"softmax_bits": 8.0}, "softmax_bits=8.0"),
         ({"end_bits": True}, "end_bits=True"),
-        ({"scale_rule": "percentile"}, "choose mse or max"),
+        ({"scale_rule": "median"}, "choose mse, max, percentile"),
+        ({"percentile": 0.4}, r"percentile=0.4 must be above 0\.5"),
+        ({"percentile": float("nan")}, "percentile=nan"),
+        ({"activation_granularity": "row"}, "choose tensor, channel"),
+        ({"reconstruct": "unit"}, "choose none, layer, block"),
+        ({"reconstruct": "layer", "weight_bits": 32}, "weight_bits=32 rounds none.*reconstruct=none"),
         ({"calibration_images": 0}, "calibration_images=0"),
         ({"calibration_batch": -1}, "calibration_batch=-1"),
         ({"search_samples": 0}, "search_samples=0 .*null"),

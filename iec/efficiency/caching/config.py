@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from iec.efficiency.caching.cut import Kind
-from iec.efficiency.caching.schedules import centred, explicit, quadratic, uniform
+from iec.efficiency.caching.schedules import centred, explicit, quadratic, require_interval, uniform
 from iec.errors import ConfigError
 from iec.models.cards import Card
 
@@ -30,8 +30,6 @@ class CachingConfig:
     steps: list[int] | None = None
 
     def __post_init__(self) -> None:
-        if type(self.interval) is not int or self.interval < 1:
-            raise ConfigError(f"efficiency.interval={self.interval!r} must be a whole number of at least 1.")
         if self.schedule not in self._schedules():
             raise ConfigError(f"Unknown efficiency.schedule {self.schedule!r}; choose {', '.join(self._schedules())}.")
         takers = {"power": ("quadratic", "centred"), "centre": ("centred",), "steps": ("explicit",)}
@@ -53,10 +51,7 @@ class CachingConfig:
 
     def steps_of(self, num_steps: int) -> frozenset[int]:
         """The refresh steps of T = ``num_steps``. Raises `ConfigError` for an interval above T and a list without step 0."""
-        if self.interval > num_steps:
-            raise ConfigError(
-                f"efficiency.interval={self.interval} is larger than the number of sampling steps; choose 1 .. {num_steps}."
-            )
+        require_interval(num_steps, self.interval)
         if self.schedule == "explicit":
             return explicit(num_steps, self.steps or [])
         if self.schedule == "quadratic":

@@ -79,6 +79,15 @@ def explicit(num_steps: int, steps: Collection[int]) -> frozenset[int]:
     return frozenset(steps)
 
 
+def require_interval(steps: int, interval: int) -> None:
+    """Raises `ConfigError` unless N is a whole number in 1 .. T."""
+    if type(interval) is not int or not 1 <= interval <= steps:
+        raise ConfigError(
+            f"efficiency.interval={interval!r} must be a whole number of 1 .. {steps}, the number of sampling steps. Use a shorter "
+            "interval or more steps."
+        )
+
+
 def _require_counts(num_steps: int, interval: int) -> None:
     for name, value in (("number of steps", num_steps), ("refresh interval or count", interval)):
         if type(value) is not int or value < 1:

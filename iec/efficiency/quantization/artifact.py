@@ -4,10 +4,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from iec.artifacts import WAY_OUT, load_artifact, save_artifact
+from iec.efficiency.quantization.config import OFF
+from iec.efficiency.quantization.layers import QuantLayer
 from iec.efficiency.quantization.model import QuantizedUNet
 from iec.errors import ArtifactError
 
@@ -15,10 +18,10 @@ KIND = "ptq"
 
 
 def save_calibration(path: Path, quantized: QuantizedUNet, metadata: dict[str, Any]) -> None:
-    """Write the activation rows and weight scales of ``quantized``. Raises `StoreError` when the file cannot be written.
+    """Write the activation rows, weight scales and learned rounding of ``quantized``.
 
     metadata: what they depend on, JSON values, e.g. ``{"model": sha256, "timetable": [[t, s], ..]}``; the config and
-    the number of steps are added.
+    the number of steps are added. Raises `StoreError` when the file cannot be written.
     """
     save_artifact(path, KIND, _facts(quantized, metadata), calibration_tensors(quantized))
 
@@ -31,13 +34,19 @@ def load_calibration(path: Path, quantized: QuantizedUNet, expected: dict[str, A
     fill_calibration(quantized, load_artifact(path, KIND, _facts(quantized, expected)), path)
 
 
-def calibration_tensors(quantized: QuantizedUNet) -> dict[str, Tensor]:
-    """All that calibration found: name -> tensor."""
+def calibration_tensors(quantized: QuantizedUNet, prefix: str = "") -> dict[str, Tensor]:
+    """All that calibration and reconstruction found: name -> tensor. prefix: of those of some modules alone, e.g. ``conv_in.``."""
     tensors = {}
     for name, layer in quantized.layers().items():
+        if not f"{name}.".startswith(prefix):
+            continue
         tensors[f"{name}.weight_delta"] = layer.weight_delta
         tensors[f"{name}.weight_zero_point"] = layer.weight_zero_point
+        if _is_learned(quantized, layer):
+            tensors[f"{name}.rounded_up"] = pack(layer.rounding())
     for name, quantizer in quantized.quantizers().items():
+        if not f"{name}.".startswith(prefix):
+            continue
         tensors[f"{name}.delta"] = quantizer.delta
         tensors[f"{name}.zero_point"] = quantizer.zero_point
         tensors[f"{name}.calibrated"] = quantizer.calibrated
@@ -53,8 +62,25 @@ def fill_calibration(quantized: QuantizedUNet, stored: dict[str, Tensor], path: 
             raise ArtifactError(f"The calibration {path} does not fit this network: {name} {problem}. {WAY_OUT}")
     for name, layer in quantized.layers().items():
         layer.set_weight_scales(stored[f"{name}.weight_delta"], stored[f"{name}.weight_zero_point"])
+        if _is_learned(quantized, layer):
+            layer.set_rounding(unpack(stored[f"{name}.rounded_up"], layer.layer.weight.shape))
     for name, quantizer in quantized.quantizers().items():
         quantizer.set_rows(*(stored[f"{name}.{key}"] for key in ("delta", "zero_point", "calibrated")))
+
+
+def pack(bits: Tensor) -> Tensor:
+    """A bool tensor as uint8 [ceil(n / 8)], eight values a byte."""
+    return torch.from_numpy(np.packbits(bits.cpu().numpy()))
+
+
+def unpack(packed: Tensor, shape: torch.Size) -> Tensor:
+    """What `pack` was given, of ``shape``."""
+    bits = np.unpackbits(packed.cpu().numpy(), count=shape.numel())
+    return torch.from_numpy(bits).bool().view(shape)
+
+
+def _is_learned(quantized: QuantizedUNet, layer: QuantLayer) -> bool:
+    return quantized.config.reconstruct != "none" and layer.weight_bits != OFF
 
 
 def _facts(quantized: QuantizedUNet, metadata: dict[str, Any]) -> dict[str, Any]:

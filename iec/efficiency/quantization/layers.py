@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from iec.efficiency.quantization.config import OFF, PTQConfig
-from iec.efficiency.quantization.quantizer import fake_quantize, search_scale
+from iec.efficiency.quantization.quantizer import levels, search_scale
+from iec.efficiency.quantization.rounding import LearnedRounding
 from iec.efficiency.quantization.rows import ActivationQuantizer, RowContext
 from iec.errors import ConfigError
 
@@ -23,6 +24,8 @@ class QuantLayer(nn.Module):
     that part's slice of the weight (CacheQuant's correction of the quantization error).
 
     weight_delta, weight_zero_point: [parts, O]. During calibration the float weight is used.
+    rounded_up: bool, the weight's shape: w / delta is rounded up there and down elsewhere; None rounds to nearest.
+    learning: the rounding that `reconstruct` is learning, in place of all of these, else None.
     """
 
     weight_delta: Tensor
@@ -30,6 +33,7 @@ class QuantLayer(nn.Module):
     quantized_weight: Tensor
     alpha: Tensor | None
     beta: Tensor | None
+    rounded_up: Tensor | None
 
     def __init__(
         self, layer: nn.Conv2d | nn.Linear, name: str, config: PTQConfig, context: RowContext, split: int | None = None
@@ -41,16 +45,24 @@ class QuantLayer(nn.Module):
         self.parts = [slice(a, b) for a, b in pairwise(edges)]  # of the input channels
         labels = ["input"] if split is None else ["input[h]", "input[skip]"]
         self.inputs = nn.ModuleList(
-            ActivationQuantizer(f"{name}.{label}", self.activation_bits, config, context)
-            for label in labels
+            ActivationQuantizer(
+                f"{name}.{label}",
+                self.activation_bits,
+                config,
+                context,
+                part.stop - part.start if config.activation_granularity == "channel" else None,
+            )
+            for label, part in zip(labels, self.parts, strict=True)
             if self.activation_bits != OFF
         )
-        found = [self._search(layer.weight[:, part], config.scale_rule) for part in self.parts]
+        found = [self._search(layer.weight[:, part], config) for part in self.parts]
         self.register_buffer("weight_delta", torch.stack([delta for delta, _ in found]))
         self.register_buffer("weight_zero_point", torch.stack([zero_point for _, zero_point in found]))
         self.register_buffer("quantized_weight", torch.empty(0), persistent=False)
         self.register_buffer("alpha", None)
         self.register_buffer("beta", None)
+        self.register_buffer("rounded_up", None)
+        self.learning: LearnedRounding | None = None
         self.refresh()
         self.register_load_state_dict_post_hook(lambda module, _: module.refresh())
 
@@ -66,6 +78,8 @@ class QuantLayer(nn.Module):
         if self.context.searching:
             return self.layer.weight, self.layer.bias
         weight, bias = self.quantized_weight, self.layer.bias
+        if self.learning is not None:
+            return self.learning.weight().to(weight.dtype), bias
         if self.alpha is None or self.beta is None:
             return weight, bias
         row = self.context.row(self.name)
@@ -87,17 +101,39 @@ class QuantLayer(nn.Module):
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Quantize the weight with the current scales."""
+        """Quantize the weight with the current scales and rounding."""
         weight = self.layer.weight
         if self.weight_bits == OFF:
             self.quantized_weight = weight.detach()
             return
-        shape = (-1,) + (1,) * (weight.ndim - 1)
-        quantized = [
-            fake_quantize(weight[:, part].float(), delta.view(shape), zero_point.view(shape), self.weight_bits)
-            for part, delta, zero_point in zip(self.parts, self.weight_delta, self.weight_zero_point, strict=True)
-        ]
-        self.quantized_weight = torch.cat(quantized, dim=1).to(weight.dtype)
+        delta, low, high = self.weight_grid()
+        steps = weight.float() / delta
+        steps = steps.round() if self.rounded_up is None else steps.floor() + self.rounded_up
+        self.quantized_weight = (torch.minimum(torch.maximum(steps, low), high) * delta).to(weight.dtype)
+
+    def weight_grid(self) -> tuple[Tensor, Tensor, Tensor]:
+        """delta, low and high, [O, 1 or I, ..]: the weight's values are k delta, k = low .. high."""
+        shape = (-1, 1) + (1,) * (self.layer.weight.ndim - 2)
+        widths = [1] if len(self.parts) == 1 else [part.stop - part.start for part in self.parts]
+
+        def spread(table: Tensor) -> Tensor:
+            return torch.cat([row.view(shape).repeat_interleave(n, 1) for row, n in zip(table, widths, strict=True)], dim=1)
+
+        z = spread(self.weight_zero_point).round()
+        return spread(self.weight_delta), -z, levels(self.weight_bits) - 1 - z
+
+    @torch.no_grad()
+    def rounding(self) -> Tensor:
+        """`rounded_up`, or the same for rounding to nearest."""
+        if self.rounded_up is not None:
+            return self.rounded_up
+        steps = self.layer.weight.float() / self.weight_grid()[0]
+        return steps.round() > steps.floor()
+
+    def set_rounding(self, rounded_up: Tensor | None) -> None:
+        """Round the weight so, bool of its shape, or to nearest, and quantize it."""
+        self.rounded_up = None if rounded_up is None else rounded_up.to(self.layer.weight.device)
+        self.refresh()
 
     def set_weight_scales(self, delta: Tensor, zero_point: Tensor) -> None:
         """Replace the scales [parts, O] and quantize the weight with them."""
@@ -105,16 +141,18 @@ class QuantLayer(nn.Module):
         self.weight_zero_point.copy_(zero_point)
         self.refresh()
 
-    def _search(self, weight: Tensor, rule: str) -> tuple[Tensor, Tensor]:
+    def _search(self, weight: Tensor, config: PTQConfig) -> tuple[Tensor, Tensor]:
         if self.weight_bits == OFF:
             return torch.ones(len(weight), device=weight.device), torch.zeros(len(weight), device=weight.device)
-        return search_scale(weight, self.weight_bits, rule, per_channel=True)
+        return search_scale(weight, self.weight_bits, config.scale_rule, per_channel=True, percentile=config.percentile)
 
     def _quantize_input(self, x: Tensor) -> Tensor:
         if not self.inputs:
             return x
         if len(self.parts) == 1:
             return self.inputs[0](x)
+        if self.context.rows is not None:  # with gradients, which ``out`` does not have
+            return torch.cat([quantizer(x[:, part]) for quantizer, part in zip(self.inputs, self.parts, strict=True)], dim=1)
         out = torch.empty_like(x, dtype=torch.float32)
         for quantizer, part in zip(self.inputs, self.parts, strict=True):
             quantizer(x[:, part], out=out[:, part])

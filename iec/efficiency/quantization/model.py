@@ -120,9 +120,10 @@ def describe(quantized: QuantizedUNet) -> str:
     config, layers, quantizers = quantized.config, quantized.layers().values(), quantized.quantizers().values()
     steps = quantized.context.num_steps
     complete = sum(all(quantizer.calibrated[i] for quantizer in quantizers) for i in range(steps))
+    learned = "" if config.reconstruct == "none" else f", rounding learned by {config.reconstruct}"
     full = sum(parameter.numel() * parameter.element_size() for parameter in quantized.parameters())
     return (
         f"W{config.weight_bits}A{config.activation_bits} (softmax {config.softmax_bits}, ends {config.end_bits} bits, "
-        f"{config.scale_rule}): {len(layers)} layers, {sum(layer.split is not None for layer in layers)} split; "
+        f"{config.scale_rule}{learned}): {len(layers)} layers, {sum(layer.split is not None for layer in layers)} split; "
         f"{complete} of {steps} steps fully calibrated; weights {weight_bytes(quantized) / 1e6:.2f} MB of {full / 1e6:.2f} MB"
     )

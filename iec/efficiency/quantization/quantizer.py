@@ -8,10 +8,12 @@ where round takes halves to the even neighbour. Everything is simulated: xq is a
 Source: UniformAffineQuantizer in quant/quant_layer.py of BienLuky/CacheQuant and zysxmu/IEC (after BRECQ, arXiv 2102.05426).
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-SCALE_RULES = ("mse", "max")
+SCALE_RULES = ("mse", "max", "percentile")
 CANDIDATES = tuple(1.0 - 0.01 * i for i in range(0, 80, 2))
 """Fractions s of the range that the mse rule tries: 1.00, 0.98, .. 0.22."""
 EXPONENT = 2.4
@@ -41,14 +43,53 @@ def round_to_grid(x: Tensor, delta: Tensor, low: Tensor | float, high: Tensor | 
     return y.round_().clamp_(low, high).mul_(delta)  # type: ignore[arg-type]  # the stubs lack the mixed overloads
 
 
+class StraightThrough(torch.autograd.Function):
+    """`round_to_grid` with the gradient of learned step sizes (LSQ, arXiv 1902.08153): rounding counts as the identity.
+
+    With y = x / delta and q = clamp(round(y), low, high), inside meaning low <= round(y) <= high:
+
+        d xq / d x = 1 inside, 0 outside;      d xq / d delta = q - y inside, q outside.
+
+    delta, low and high broadcast against x.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, delta: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        y = x / delta
+        rounded = y.round()
+        q = torch.minimum(torch.maximum(rounded, low), high)
+        inside = q == rounded
+        ctx.shape = delta.shape
+        ctx.save_for_backward(inside, torch.where(inside, q - y, q) if ctx.needs_input_grad[1] else None)
+        return q.mul_(delta)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        inside, slope = ctx.saved_tensors
+        (grad,) = grads
+        of_x = grad * inside if ctx.needs_input_grad[0] else None
+        of_delta = None if slope is None else (grad * slope).sum_to_size(ctx.shape)
+        return of_x, of_delta, None, None
+
+
 def search_scale(
-    x: Tensor, bits: int, rule: str = "mse", *, per_channel: bool = False, samples: int | None = None
+    x: Tensor,
+    bits: int,
+    rule: str = "mse",
+    *,
+    per_channel: bool = False,
+    samples: int | None = None,
+    percentile: float = 0.9999,
 ) -> tuple[Tensor, Tensor]:
     """(delta, z), float32: of shape [O], one pair for every x[o], if ``per_channel``; else of shape [].
 
     * ``mse``: m = min x, M = max x; for each s of `CANDIDATES` delta = (s M - s m) / (L - 1), z = round(-s m / delta); the s
       with the least mean |x - xq|^2.4 wins, the first one of equals;
-    * ``max``: delta = (M - m) / (L - 1), z = round(-min(m, 0) / delta), computed in float64.
+    * ``max``: delta = (M - m) / (L - 1), z = round(-min(m, 0) / delta), computed in float64;
+    * ``percentile``: delta = (b - a) / (L - 1), z = round(-a / delta), computed in float64, with the order statistics a =
+      x_(k + 1) and b = x_(n - k) of the n values, k = floor((1 - percentile) (n - 1)), exact for any n; m and M in their place
+      where a = b. The original's rule of that name takes the order statistics at 1 % and 99 % but uses them for z alone:
+      its delta is that of the raw extremes.
 
     samples: score candidates on about that many evenly spaced elements of x instead of all; m and M are always those of all.
 
@@ -64,6 +105,8 @@ def search_scale(
         delta, zero_point = _mse(rows[:, ::stride].contiguous(), low, high, bits)
     elif rule == "max":
         delta, zero_point = _max(low, high, bits)
+    elif rule == "percentile":
+        delta, zero_point = _percentile(rows, low, high, bits, percentile)
     else:
         raise ValueError(f"unknown scale rule {rule!r}")
     constant = low == high
@@ -76,6 +119,17 @@ def _max(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     low, high = low.double(), high.double()
     delta = ((high - low) / (levels(bits) - 1)).clamp_min(MIN_DELTA)
     return delta.float(), (-low.clamp_max(0) / delta).round().float()
+
+
+def _percentile(rows: Tensor, low: Tensor, high: Tensor, bits: int, percentile: float) -> tuple[Tensor, Tensor]:
+    count = rows.shape[1]
+    cut = int((1 - percentile) * (count - 1))  # values cut off at either end
+    if cut:
+        a, b = rows.kthvalue(cut + 1, dim=1).values, rows.kthvalue(count - cut, dim=1).values
+        low, high = torch.where(a < b, a, low), torch.where(a < b, b, high)
+    low, high = low.double(), high.double()
+    delta = ((high - low) / (levels(bits) - 1)).clamp_min(MIN_DELTA)
+    return delta.float(), (-low / delta).round().float()
 
 
 def _mse(rows: Tensor, low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,218 @@
+"""The calibration of CacheQuant: five stages in a fixed order, each kept on disk, and one file of all that they find."""
+
+import hashlib
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from iec.artifacts import artifact_path, load_artifact, save_artifact
+from iec.efficiency.cachequant.config import CacheQuantConfig
+from iec.efficiency.cachequant.dec import fit_cache, fit_quantization
+from iec.efficiency.cachequant.dps import FeatureDistances, cheapest_refreshes
+from iec.efficiency.cachequant.network import CacheTables, CorrectedCacheNetwork
+from iec.efficiency.cachequant.trajectories import FloatRuns
+from iec.efficiency.caching import CachedUNetNetwork
+from iec.efficiency.quantization import CalibrationCall, QuantizedNetwork, QuantizedUNet, calibrate, quantize_unet, reconstruct
+from iec.efficiency.quantization.artifact import calibration_tensors, fill_calibration
+from iec.network import UNetNetwork
+from iec.progress import reported, stage
+from iec.timetable import Timetable
+
+KIND = "cachequant"
+
+
+@dataclass(frozen=True)
+class CacheQuant:
+    """A calibrated network, to be sampled with ``Sampler(refresh=refresh)``.
+
+    tables: of the cache correction; identity without one. path: the file that holds the calibration.
+    """
+
+    network: QuantizedNetwork
+    refresh: frozenset[int]
+    tables: CacheTables
+    path: Path
+
+
+def prepare_cachequant(
+    unet: nn.Module,
+    config: CacheQuantConfig,
+    table: Timetable,
+    shape: tuple[int, ...],
+    *,
+    facts: dict[str, Any],
+    seed: int,
+    artifacts: Path,
+    artifact: Path | None = None,
+    batch_size: int = 32,
+    cond: Tensor | None = None,
+) -> CacheQuant:
+    """The CacheQuant network of a float UNet for the steps of ``table``, calibrated now or earlier.
+
+    shape: (C, H, W) of the network's input. facts: what ``unet`` is, JSON values (model, hash of the weights). seed: of the noise
+    of the calibration images. batch_size: of the float runs; it changes the result by rounding only. cond: row n conditions
+    calibration image n; at least ``config.images`` rows. artifacts: where calibrations, and the finished stages of one that was
+    interrupted, are kept and looked for. artifact: a calibration file that must be used.
+
+    Works on the device and in the dtype of ``unet``. Raises `ConfigError` before any work, and `ArtifactError` for a file that is
+    missing, damaged or was made from something else.
+    """
+    config.require_fits(len(table), cond)
+    runs = FloatRuns(CachedUNetNetwork(unet, config.cut), table, shape, seed, batch_size, cond)
+    work = _Calibration(runs, config, quantize_unet(unet, config.ptq, len(table)), facts, artifacts)
+    wanted = {**work.base, "cachequant": config.as_dict()}
+    path = artifact or artifact_path(artifacts, KIND, wanted)
+    if artifact is None and not path.exists():
+        save_artifact(path, KIND, wanted, work.run())
+    return _assemble(work, load_artifact(path, KIND, wanted), path)
+
+
+def _assemble(work: "_Calibration", stored: dict[str, Tensor], path: Path) -> CacheQuant:
+    quantized = work.quantized
+    fill_calibration(quantized, _within(stored, "ptq."), path)
+    tables = CacheTables(frozenset(stored["refresh"].tolist()), stored["cache.a"], stored["cache.b"])
+    for name, alpha in _within(stored, "alpha.").items():
+        quantized.layers()[name].set_correction(alpha, stored[f"beta.{name}"])
+    return CacheQuant(QuantizedNetwork(quantized, work.deployed(tables)), tables.refresh, tables, path)
+
+
+@dataclass
+class _Calibration:
+    """The stages. Each is kept in a file that is named by the facts it depends on, so that configurations share them."""
+
+    runs: FloatRuns
+    config: CacheQuantConfig
+    quantized: QuantizedUNet
+    facts: dict[str, Any]
+    artifacts: Path
+
+    def run(self) -> dict[str, Tensor]:
+        """All tensors of the calibration."""
+        refresh = self.refresh_steps()
+        tables = self.cache_tables(refresh)
+        self.quantize(tables)
+        config, tensors = self.config, {f"ptq.{name}": value for name, value in calibration_tensors(self.quantized).items()}
+        tensors |= {"refresh": _steps(refresh), "cache.a": tables.a, "cache.b": tables.b}
+        if config.dec_quant:
+            options = {"official_divisors": config.official_divisors, "official_bias": config.official_bias}
+            found = fit_quantization(self.runs, self.quantized, tables, config.dec_images, **options)
+            for name, (alpha, beta) in found.items():
+                tensors |= {f"alpha.{name}": alpha, f"beta.{name}": beta}
+        return tensors
+
+    def refresh_steps(self) -> frozenset[int]:
+        """Stage 1: the schedule."""
+        config, steps = self.config, len(self.runs.table)
+        if config.refresh is not None:
+            return config.refresh
+
+        def make() -> dict[str, Tensor]:
+            distances = FeatureDistances(steps, config.interval, self.runs.network.device)
+            for call in self.runs.calls(config.dps_images, "refresh schedule"):
+                distances.add(call.step.index, call.feature)
+            return {"refresh": _steps(cheapest_refreshes(distances.table(), config.interval))}
+
+        stored, _ = self._kept("schedule", {"interval": config.interval, "dps_images": config.dps_images}, make)
+        return frozenset(stored["refresh"].tolist())
+
+    def cache_tables(self, refresh: frozenset[int]) -> CacheTables:
+        """Stage 2: the correction of the cache error."""
+        if not self.config.dec_cache:
+            return CacheTables.identity(refresh, len(self.runs.table), self.runs.network.cut.channels)
+
+        def make() -> dict[str, Tensor]:
+            tables = fit_cache(self.runs, refresh, self.config.dec_images, self.config.official_divisors)
+            return {"a": tables.a, "b": tables.b}
+
+        stored, _ = self._kept("cache", self._cache_facts(refresh), make)
+        return CacheTables(refresh, stored["a"], stored["b"])
+
+    def quantize(self, tables: CacheTables) -> None:
+        """Stages 3 and 4: activation scales and, if asked for, learned rounding, on the path that is sampled."""
+        ptq, quantized, network = self.config.ptq, self.quantized, self.deployed(tables)
+        calls = _Lazy(lambda: self.runs.calibration_calls(tables.refresh, ptq.calibration_images))
+        facts = {**self._cache_facts(tables.refresh), "ptq": asdict(ptq)}
+
+        def scales() -> dict[str, Tensor]:
+            with stage("calibrating", len(self.runs.table)) as advance:
+                calibrate(quantized, network, calls.value, lambda *_: advance())
+            return calibration_tensors(quantized)
+
+        fill_calibration(quantized, *self._kept("ptq", facts, scales))
+        if ptq.reconstruct == "none":
+            return
+        unet = self.runs.network.module
+        units = artifact_path(self.artifacts, f"{KIND}-units", {**self.base, **facts}).with_suffix("")  # a folder
+
+        def rounding() -> dict[str, Tensor]:
+            with reported("learning the rounding") as progress:  # a UNetNetwork takes no notice of the mode: always full
+                reconstruct(quantized, network, unet, UNetNetwork(unet), calls.value, progress=progress, checkpoint=units)
+            return calibration_tensors(quantized)
+
+        fill_calibration(quantized, *self._kept("rounding", facts, rounding))
+        shutil.rmtree(units, ignore_errors=True)
+
+    def deployed(self, tables: CacheTables) -> CorrectedCacheNetwork:
+        """How the quantized UNet is evaluated, in calibration and in sampling."""
+        return CorrectedCacheNetwork(CachedUNetNetwork(self.quantized.unet, self.config.cut), tables)
+
+    @cached_property
+    def base(self) -> dict[str, Any]:
+        """The facts of every stage."""
+        runs = self.runs
+        return {
+            **self.facts,
+            "timetable": [list(pair) for pair in runs.table.pairs],
+            "eta": runs.table.eta,
+            "noise_schedule": asdict(runs.table.schedule),
+            "shape": list(runs.shape),
+            "cut": runs.network.cut.index,
+            "dtype": str(runs.network.dtype),
+            "seed": runs.seed,
+            "cond": None if runs.cond is None else _digest(runs.cond[: self.config.images]),
+        }
+
+    def _cache_facts(self, refresh: frozenset[int]) -> dict[str, Any]:
+        """Of the features that cached calls get."""
+        fitted = {"dec_images": self.config.dec_images, "official_divisors": self.config.official_divisors}
+        return {"refresh": sorted(refresh), "dec_cache": fitted if self.config.dec_cache else None}
+
+    def _kept(self, name: str, facts: dict[str, Any], make: Callable[[], dict[str, Tensor]]) -> tuple[dict[str, Tensor], Path]:
+        """A stage's tensors and its file, which is made if it is not there."""
+        kind, facts = f"{KIND}-{name}", {**self.base, **facts}
+        path = artifact_path(self.artifacts, kind, facts)
+        if not path.exists():
+            save_artifact(path, kind, facts, make())
+        return load_artifact(path, kind, facts), path
+
+
+class _Lazy:
+    """Calls that are made when a stage needs them, once for both stages."""
+
+    def __init__(self, make: Callable[[], list[CalibrationCall]]) -> None:
+        self._make = make
+
+    @cached_property
+    def value(self) -> list[CalibrationCall]:
+        return self._make()
+
+
+def _within(stored: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in stored.items() if name.startswith(prefix)}
+
+
+def _steps(refresh: frozenset[int]) -> Tensor:
+    return torch.tensor(sorted(refresh), dtype=torch.int64)
+
+
+def _digest(cond: Tensor) -> str:
+    """sha256 of the values, dtype and shape."""
+    data = cond.detach().cpu().contiguous()
+    header = f"{data.dtype}{list(data.shape)}".encode()
+    return hashlib.sha256(header + data.reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()

@@ -1,0 +1,78 @@
+"""What CacheQuant (arXiv 2503.01323) is made of: a schedule, a cut, a quantization and two corrections."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from iec.efficiency.caching import Kind, explicit
+from iec.efficiency.caching.schedules import require_interval
+from iec.efficiency.quantization import PTQConfig
+from iec.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class CacheQuantConfig:
+    """Feature caching and quantization together, with corrections of both errors.
+
+    interval: N; one in N steps refreshes the feature, n = ceil(T / N) in all.
+    cut: what is cached, see `find_cut`.
+    ptq: the quantization. With ``ptq.reconstruct`` the rounding is learned on the cached path. The paper then leaves out the
+        quantization correction, whose tables were fitted to nearest rounding; here they are fitted to the weights as they are
+        deployed, so that both can be on.
+    refresh: the refresh steps; None: found by dynamic programming (DPS, `cheapest_refreshes`) on ``dps_images`` images.
+    dec_cache: correct the cached feature. dec_quant: correct the first half of the layers that take it; needs
+        ``ptq.split_skips``. Both are fitted on ``dec_images`` images.
+    official_bias, official_divisors: the released code's variants, see `fit_quantization` and `AffineRegression.solve`.
+    """
+
+    interval: int
+    cut: int | Kind
+    ptq: PTQConfig = field(default_factory=PTQConfig)
+    refresh: frozenset[int] | None = None
+    dps_images: int = 128
+    dec_images: int = 512
+    dec_cache: bool = True
+    dec_quant: bool = True
+    official_bias: bool = False
+    official_divisors: bool = False
+
+    def __post_init__(self) -> None:
+        for name, least in (("interval", 1), ("dps_images", 1), ("dec_images", 2)):
+            value = getattr(self, name)
+            if type(value) is not int or value < least:
+                raise ConfigError(f"efficiency.{name}={value!r} must be a whole number of at least {least}.")
+        if self.dec_quant and not self.ptq.split_skips:
+            raise ConfigError(
+                "efficiency.dec_quant corrects one half of a split input: use efficiency.split_skips=true, or "
+                "efficiency.dec_quant=false."
+            )
+
+    def require_fits(self, num_steps: int, cond: Tensor | None = None) -> None:
+        """Raises `ConfigError` for an interval or refresh steps that T = ``num_steps`` does not have, and for too few rows of
+        ``cond``.
+        """
+        require_interval(num_steps, self.interval)
+        if self.refresh is not None:
+            explicit(num_steps, self.refresh)
+        if cond is not None and len(cond) < self.images:
+            raise ConfigError(
+                f"{len(cond)} rows of conditioning for {self.images} calibration images; give one row an image, or lower "
+                "efficiency.calibration_images, dps_images and dec_images."
+            )
+
+    @property
+    def images(self) -> int:
+        """How many different images the stages run through."""
+        counts = [self.ptq.calibration_images]
+        if self.refresh is None:
+            counts.append(self.dps_images)
+        if self.dec_cache or self.dec_quant:
+            counts.append(self.dec_images)
+        return max(counts)
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON values, without the cut, whose number depends on the UNet."""
+        values = {**asdict(self), "refresh": "dps" if self.refresh is None else sorted(self.refresh)}
+        del values["cut"]
+        return values

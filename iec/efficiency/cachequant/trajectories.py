@@ -1,0 +1,103 @@
+"""Full-precision, uncached runs from fresh noise: the data of every stage of the calibration."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from iec.efficiency.caching import CachedUNetNetwork
+from iec.efficiency.quantization import CalibrationCall
+from iec.network import FeatureCache, Prediction, Step
+from iec.noise import Noise
+from iec.progress import stage
+from iec.sampler import Sampler
+from iec.timetable import Timetable
+
+
+@dataclass(frozen=True)
+class FloatCall:
+    """One call of a float run: its input x [B, C, H, W], and the feature F [B, C', h, w] it made."""
+
+    step: Step
+    x: Tensor
+    cond: Tensor | None
+    feature: Tensor
+
+
+@dataclass(frozen=True)
+class FloatRuns:
+    """Runs of the float UNet of ``network`` over ``table``, every call full, in batches of ``batch_size``.
+
+    Image n starts from the noise of (seed, n) and has row n of ``cond``. All stages take the images 0, 1, .., so that a stage's
+    result does not depend on the sizes of the others; the corrections have two parameters a channel and cannot learn images.
+    shape: (C, H, W).
+    """
+
+    network: CachedUNetNetwork
+    table: Timetable
+    shape: tuple[int, ...]
+    seed: int
+    batch_size: int
+    cond: Tensor | None = None
+
+    def calls(self, count: int, name: str) -> Iterator[FloatCall]:
+        """The calls on ``count`` images, a batch after another, each from step 0 to T-1. ``name``: of the stage, for the progress.
+
+        Only the current call is held here.
+        """
+        sampler = Sampler(self.table, refresh=frozenset(range(len(self.table))))  # so that no-ops make their feature too
+        with stage(name, -(-count // self.batch_size) * len(self.table)) as advance:
+            for start in range(0, count, self.batch_size):
+                rows = range(start, min(start + self.batch_size, count))
+                cond = None if self.cond is None else self.cond[rows.start : rows.stop].to(self.network.device)
+                recorder = _Recorder(self.network)
+                noise = Noise(self.seed, tuple(rows), self.shape)
+                for _ in sampler.trajectory(recorder, noise, cond, self.network.device):
+                    if recorder.call is not None:  # the first state comes before the first call
+                        yield recorder.call
+                        advance()
+
+    def calibration_calls(self, refresh: frozenset[int], count: int) -> list[CalibrationCall]:
+        """What row i of a cached and quantized network is calibrated on: full calls at the refresh steps, cached ones between.
+
+        x is that of the float run at every step, float32 [count, C, H, W]; a cached call carries the raw feature of the last
+        refresh step, which is held once for all of them.
+        """
+        steps = range(len(self.table))
+        inputs: list[list[Tensor]] = [[] for _ in steps]
+        features: dict[int, list[Tensor]] = {s: [] for s in refresh}
+        for call in self.calls(count, "calibration trajectories"):
+            inputs[call.step.index].append(call.x.float())
+            if call.step.index in refresh:
+                features[call.step.index].append(call.feature)
+        cond = None if self.cond is None else self.cond[:count].to(self.network.device)
+        calls, cache = [], None
+        for i, (t, _) in enumerate(self.table.pairs):
+            step = Step(i, t, "full" if i in refresh else "cached")
+            calls.append(CalibrationCall(torch.cat(inputs[i]), step, cond, None if i in refresh else cache))
+            if i in refresh:
+                cache = FeatureCache(torch.cat(features.pop(i)), step)
+        return calls
+
+
+def with_source(calls: Iterable[FloatCall], refresh: frozenset[int]) -> Iterator[tuple[FloatCall, Tensor]]:
+    """Each call with F_s, the feature of the last step of ``refresh`` up to it (its own there); 0 has to be in ``refresh``."""
+    for call in calls:
+        if call.step.index in refresh:
+            source = call.feature
+        yield call, source
+
+
+class _Recorder:
+    """Passes calls on and remembers the last one."""
+
+    def __init__(self, network: CachedUNetNetwork) -> None:
+        self.network = network
+        self.call: FloatCall | None = None
+
+    def __call__(self, x: Tensor, step: Step, cond: Tensor | None = None, cache: FeatureCache | None = None) -> Prediction:
+        prediction = self.network(x, step, cond, cache)
+        if prediction.feature is not None:
+            self.call = FloatCall(step, x, cond, prediction.feature)
+        return prediction

@@ -1,0 +1,80 @@
+"""The rows of a table: what is known about each finished cell, beside a reference cell from the same noise."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from iec.efficiency.cost import CallCost, Cost
+from iec.metrics.paired import psnr, relative_distance
+from iec.plots import Interval
+from iec.runner import Result
+
+PSNR = "PSNR to ref. (dB)"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table. scores, and the paired distances to the reference row, as label -> interval."""
+
+    label: str
+    result: Result
+    scores: dict[str, Interval]
+    errors: np.ndarray | None
+    """Relative distance to the reference trajectory, [n, T + 1]; None where the number of steps differs."""
+
+    @property
+    def image_cost(self) -> CallCost | None:
+        """Of one image, from the measured calls; None where the technique does not tell."""
+        cost = self.result.cost
+        return None if cost is None else cost.per_image(self.result.manifest["calls_per_image"])
+
+    def cells(self) -> dict[str, str]:
+        """column -> formatted value."""
+        manifest = self.result.manifest
+        calls = manifest["calls_per_image"]
+        corrections = calls["correction"] + calls["cached_correction"]
+        cost, image = self.result.cost, self.image_cost
+        return {
+            "": self.label,
+            "N": str(manifest["num_images"]),
+            "calls (full+cached+corr.)": f"{calls['total']:g} ({calls['full']:g}+{calls['cached']:g}+{corrections:g})",
+            "s / image": f"{manifest['seconds_per_image']:.3f}{' sim.' if self.result.cell.technique.simulated else ''}",
+            **({} if cost is None or image is None else _cost(cost, image)),
+            **{name: _text(score) for name, score in self.scores.items()},
+        }
+
+
+def _digits(value: float) -> str:
+    return np.format_float_positional(value, precision=4, unique=False, fractional=False, trim="k").rstrip(".")
+
+
+def _cost(cost: Cost, image: CallCost) -> dict[str, str]:
+    return {
+        "weights (MB)": f"{cost.weight_bytes / 1e6:.2f}",
+        "GMACs / image": _digits(image.macs / 1e9),
+        "TBOPs / image": _digits(image.bops / 1e12),
+    }
+
+
+def _text(score: Interval) -> str:
+    """Four significant digits."""
+    if np.isinf(score.value):
+        return "same images"
+    value, low, high = (_digits(v) for v in (score.value, score.low, score.high))
+    return value if np.isnan(score.low) else f"{value} [{low}, {high}]"
+
+
+def build_rows(results: dict[str, Result], reference: str) -> list[Row]:
+    """Scores and paired distances of every finished row, in the experiment's order."""
+    base = results.get(reference)
+    rows = []
+    for label, result in results.items():
+        record = result.record or {"scores": {}}
+        scores = {s["label"]: Interval(s["value"], s["low"], s["high"]) for s in record["scores"].values()}
+        errors = None
+        if base is not None and label != reference and result.cell.num_images == base.cell.num_images:
+            scores[PSNR] = Interval(*psnr(result.shards(), base.shards()))
+            if result.cell.trace_images and len(result.cell.sampler.timetable) == len(base.cell.sampler.timetable):
+                errors = relative_distance(result.states(), base.states())
+        rows.append(Row(label, result, scores, errors))
+    return rows
