@@ -1,7 +1,6 @@
 """A model's UNet quantized and calibrated, now or earlier."""
 
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +65,7 @@ def calibration_facts(model: Model, config: PTQConfig, table: Timetable) -> dict
     return {
         "model": model.card.name,
         "weights": model.weights_hash,
-        "config": asdict(config),
+        "config": config.facts(),
         "timetable": [list(pair) for pair in table.pairs],
         "eta": table.eta,
         "seed": CALIBRATION_SEED,

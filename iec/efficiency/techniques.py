@@ -41,9 +41,7 @@ class PTQ(PTQConfig, Technique):
         return Prepared(network, cost=network_cost(model.unet, model.card.shape, size, config=config))
 
     def identity(self, card: Card, num_steps: int) -> dict[str, Any]:
-        identity = super().identity(card, num_steps)
-        del identity["artifact"]  # a file that is not of this very configuration is refused
-        return identity
+        return {"technique": "ptq", **self.facts()}  # the artifact left out: one of another configuration is refused
 
 
 def ptq_config(settings: PTQConfig) -> PTQConfig:

@@ -137,7 +137,7 @@ class _Calibration:
         """Stages 3 and 4: activation scales and, if asked for, learned rounding, on the path that is sampled."""
         ptq, quantized, network = self.config.ptq, self.quantized, self.deployed(tables)
         calls = _Lazy(lambda: self.runs.calibration_calls(tables.refresh, ptq.calibration_images))
-        facts = {**self._cache_facts(tables.refresh), "ptq": asdict(ptq)}
+        facts = {**self._cache_facts(tables.refresh), "ptq": ptq.facts()}
 
         def scales() -> dict[str, Tensor]:
             with stage("calibrating", len(self.runs.table)) as advance:

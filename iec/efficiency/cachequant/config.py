@@ -1,6 +1,6 @@
 """What CacheQuant (arXiv 2503.01323) is made of: a schedule, a cut, a quantization and two corrections."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from torch import Tensor
@@ -73,6 +73,5 @@ class CacheQuantConfig:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values, without the cut, whose number depends on the UNet."""
-        values = {**asdict(self), "refresh": "dps" if self.refresh is None else sorted(self.refresh)}
-        del values["cut"]
-        return values
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "cut"}
+        return values | {"ptq": self.ptq.facts(), "refresh": "dps" if self.refresh is None else sorted(self.refresh)}

@@ -1,6 +1,5 @@
 """The calibration of a quantized UNet as tensors, and as a file."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +83,7 @@ def _is_learned(quantized: QuantizedUNet, layer: QuantLayer) -> bool:
 
 
 def _facts(quantized: QuantizedUNet, metadata: dict[str, Any]) -> dict[str, Any]:
-    return {**metadata, "config": asdict(quantized.config), "num_steps": quantized.context.num_steps}
+    return {**metadata, "config": quantized.config.facts(), "num_steps": quantized.context.num_steps}
 
 
 def _problem(name: str, own: Tensor | None, stored: Tensor | None) -> str | None:

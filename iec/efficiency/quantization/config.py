@@ -1,6 +1,7 @@
 """What is quantized, to how many bits, and how the scales and the rounding are found."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 from iec.efficiency.quantization.quantizer import SCALE_RULES
 from iec.errors import ConfigError
@@ -124,6 +125,16 @@ class PTQConfig:
             raise ConfigError(
                 f"efficiency.search_samples={self.search_samples!r} must be a whole number of at least 1, or null for all."
             )
+
+    def facts(self) -> dict[str, Any]:
+        """JSON values: the settings that a result depends on, without those of rules that are not in use."""
+        facts = {f.name: getattr(self, f.name) for f in fields(PTQConfig)}  # a subclass may have more of them
+        del facts["reconstruction"]
+        if self.reconstruct != "none":
+            facts["reconstruction"] = asdict(self.reconstruction)
+        if self.scale_rule != "percentile":
+            del facts["percentile"]
+        return facts
 
     def bits_of(self, layer: str) -> tuple[int, int]:
         """(weight bits, activation bits) of the layer of that name, e.g. ``down_blocks.0.resnets.0.conv1``."""

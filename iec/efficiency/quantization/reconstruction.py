@@ -3,7 +3,7 @@
 import hashlib
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 
@@ -112,7 +112,7 @@ def _paths(
     if checkpoint is None:
         return []
     origin = _digest(quantized, calls)
-    facts: list[dict[str, object]] = [{"config": asdict(quantized.config), "origin": origin, "unit": name} for name in names]
+    facts: list[dict[str, object]] = [{"config": quantized.config.facts(), "origin": origin, "unit": name} for name in names]
     return [(artifact_path(checkpoint, KIND, fact), KIND, fact) for fact in facts]
 
 
