@@ -22,6 +22,20 @@ rows:
   corrected: [iec=all_steps]
   four steps: [iec=none, sampler.steps=4]
 """
+VARIED = """
+title: two techniques, each plain and corrected
+common: [sampler.steps=2, num_images=4, batch_size=4, trace_images=2, metrics=none, device=cpu]
+reference: full
+variants:
+  "": [iec=none]
+  " + IEC": [iec=all_steps]
+rows:
+  full: [efficiency=none]
+  cached: [efficiency=deepcache, efficiency.interval=2]
+figures:
+  a: [cached, cached + IEC]
+  b: [full + IEC]
+"""
 
 
 @pytest.fixture
@@ -63,7 +77,7 @@ def test_the_table_and_its_pictures(spec, capsys):
     assert [row["label"] for row in body] == list(rows) and body[0]["N"] == "6"
     markdown = (folder / "table.md").read_text()
     assert "**a tiny table**" in markdown and markdown.count("\n| ") == 4 and "Seed 0" in markdown
-    for name in ("grid", "error", "scores"):
+    for name in ("grid", "error", "scores", "cost"):
         with Image.open(folder / f"{name}.png") as picture:
             assert np.asarray(picture).std() > 5
     assert "corrected" in capsys.readouterr().out
@@ -76,6 +90,24 @@ def test_the_table_and_its_pictures(spec, capsys):
     assert stamps() == before
     record = next((spec.parent / "out").glob("*-none-none-T2-*/scores.json"))
     assert {"manifest_hash", "reference_hash", "extractor_hash", "versions"} <= set(json.loads(record.read_text()))
+
+
+def test_variants_and_figures(tmp_path):
+    path = tmp_path / "varied.yaml"
+    path.write_text(VARIED)
+    run(path, "--run")
+    (folder,) = (tmp_path / "out" / "tables").iterdir()
+    assert {p.name for p in folder.glob("*.png")} == {"grid.png", "error-a.png", "error-b.png", "cost.png"}
+    body = {row["label"]: row for row in csv.DictReader((folder / "table.csv").open())}
+    assert list(body) == ["full", "full + IEC", "cached", "cached + IEC"]
+    assert body["cached + IEC"]["calls (full+cached+corr.)"] == "3 (1+1+1)"
+    macs = {label: float(row["GMACs / image"]) for label, row in body.items()}
+    assert macs["full + IEC"] == pytest.approx(2 * macs["full"], rel=1e-3)
+    assert macs["cached + IEC"] - macs["cached"] == pytest.approx(macs["full"] / 2, rel=2e-3)
+    assert {row["weights (MB)"] for row in body.values()} == {"16.72"}
+    path.write_text(VARIED.replace("[full + IEC]", "[full + EIC]"))
+    with pytest.raises(ConfigError, match=r"full \+ EIC"):
+        Experiment.read(path)
 
 
 def test_bad_experiments_are_refused(tmp_path):
