@@ -1,5 +1,6 @@
 """A cell: one resolved configuration, checked as a whole before anything is loaded, with its identity and its folder."""
 
+import json
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import torch
 from omegaconf import DictConfig, ListConfig
 
 from iec.correction import Correction
-from iec.efficiency.technique import Prepared, Technique, technique_of
+from iec.efficiency.technique import Prepared, Technique, identity_of, technique_of
 from iec.errors import ConfigError
 from iec.files import canonical_hash
 from iec.models import Card, card
@@ -68,6 +69,11 @@ class Cell:
 
     def sampler_of(self, prepared: Prepared) -> Sampler:
         """The sampler with the refresh steps that were found, where the technique finds them late."""
+        if self.technique.late != (prepared.refresh is not None):
+            raise ConfigError(
+                f"efficiency={self.config.efficiency.name}: a technique gives its refresh steps either by refresh(), or, if it is "
+                "late, with what prepare() returns; this one does both or neither."
+            )
         return replace(self.sampler, refresh=prepared.refresh) if self.technique.late else self.sampler
 
     @property
@@ -92,9 +98,9 @@ class Cell:
             corrected = _plain(placement)  # it meets the refresh steps only when they are found
         elif sampler.refresh is not None and not sampler.refresh.issuperset(corrected):
             corrected = {"steps": corrected, "cached_steps": placement.cached_steps}
-        return {
+        identity = {
             "model": {"name": self.card.name, "weights": self.weights_hash},
-            "efficiency": self.technique.identity(self.card, len(sampler.timetable)),
+            "efficiency": identity_of(self.technique, self.card, len(sampler.timetable)),
             "iec": {
                 "corrected_steps": corrected,
                 "correction": _plain(correction) if corrected else None,
@@ -109,6 +115,13 @@ class Cell:
             "batch_size": self.batch_size,
             "device": self.device.type,
         }
+        try:
+            return json.loads(json.dumps(identity))  # as it comes back from a file: tuples become lists
+        except TypeError as error:
+            raise ConfigError(
+                f"efficiency={self.config.efficiency.name}: {error}. Fields of a technique have to be JSON values: numbers, texts, "
+                "lists."
+            ) from error
 
     @property
     def slug(self) -> str:

@@ -36,16 +36,19 @@ class Experiment:
         """
         try:
             entry = yaml.safe_load(path.read_text(encoding="utf-8"))
-            rows = {
-                label + ending: [*entry.get("common", []), *own, *variant, *extra]
+            pairs = [
+                (label + ending, [*entry.get("common", []), *own, *variant, *extra])
                 for label, own in entry["rows"].items()
-                for ending, variant in entry.get("variants", {"": []}).items()
-            }
-            experiment = cls(path.stem, entry["title"], entry["reference"], rows, entry.get("figures", {}))
+                for ending, variant in (entry.get("variants") or {"": []}).items()
+            ]
+            rows = dict(pairs)
+            experiment = cls(path.stem, entry["title"], entry["reference"], rows, entry.get("figures") or {})
         except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError(f"{path} is not an experiment file ({error!r}); see experiments/bundled.yaml.") from error
         if experiment.reference not in rows:
             raise ConfigError(f"{path}: reference {experiment.reference!r} is not one of its rows {list(rows)}.")
+        if len(rows) < len(pairs):
+            raise ConfigError(f"{path}: two rows have the same label, an ending of the variants included. Rename one.")
         unknown = {label for labels in experiment.figures.values() for label in labels} - rows.keys()
         if unknown:
             raise ConfigError(f"{path}: its figures name {sorted(unknown)}, which are not rows. Correct the labels.")

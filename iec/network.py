@@ -98,7 +98,7 @@ class Calls:
 
 @dataclass
 class CountingNetwork:
-    """Counts the calls of a network and refuses what is not finite."""
+    """Counts the calls of a network."""
 
     network: Network
     calls: Calls = field(default_factory=Calls)

@@ -39,6 +39,15 @@ class Placement:
             raise ConfigError(f"iec.fraction={self.fraction} is outside (0, 1].")
         if self.count is not None and self.count < 1:
             raise ConfigError(f"iec.count={self.count} must be at least 1.")
+        given = {"fraction": self.fraction is not None, "count": self.count is not None, "steps": bool(self.steps)}
+        takers = {"fraction": "first_last", "count": "first_last", "steps": "explicit"}
+        unused = [name for name, kind in takers.items() if given[name] and self.kind != kind]
+        if unused:
+            raise ConfigError(
+                f"iec.{unused[0]} belongs to iec.placement={takers[unused[0]]} and does nothing with {self.kind}. Leave one out."
+            )
+        if any(type(i) is not int for i in self.steps):
+            raise ConfigError(f"iec.steps={list(self.steps)} must be whole numbers, the sampling indices.")
         if self.kind == "explicit" and not self.steps:
             raise ConfigError("iec.placement=explicit needs iec.steps, e.g. iec.steps=[0,1,2].")
 

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from iec.cell import Cell
 from iec.efficiency.cost import Cost
 from iec.environment import describe_device, environment
+from iec.errors import StoreError
 from iec.files import write_atomic
 from iec.images import grid, save_png
 from iec.loggers import log_cell
@@ -110,6 +111,12 @@ def sample_missing(cell: Cell, store: Store) -> None:
     prepared = cell.technique.prepare(model, cell.sampler.timetable, Path(cell.config.paths.artifacts))
     sampler = cell.sampler_of(prepared)
     refresh = None if sampler.refresh is None else sorted(sampler.refresh)
+    held = read_json(store.folder / PREPARED)
+    if held is not None and held["refresh"] != refresh and len(missing) < len(cell.batches):
+        raise StoreError(
+            f"{store.folder} has images with the refresh steps {held['refresh']}, and the calibration now finds {refresh}. Use the "
+            "artifacts folder that they were made with (paths.artifacts=DIR), or another cell folder (paths.cell=DIR)."
+        )
     write_json(store.folder / PREPARED, {"refresh": refresh, "cost": prepared.cost and prepared.cost.as_dict()})
     with stage(f"sampling {cell.config.efficiency.name}", len(missing) * len(cell.sampler.timetable)) as advance:
         for indices in missing:

@@ -34,9 +34,16 @@ class Sampler:
     def __post_init__(self) -> None:
         if not 0.5 <= self.epsilon_scale <= 2:
             raise ConfigError(f"iec.epsilon_scale={self.epsilon_scale} is outside [0.5, 2]; 1 changes nothing.")
-        if self.refresh is not None and 0 not in self.refresh:
-            raise ConfigError("The first step must refresh the cache: add 0 to the refresh steps.")
+        if self.refresh is not None:
+            self._require_refresh(self.refresh)
         _ = self.corrected  # refuse a placement that does not fit before anything is computed
+
+    def _require_refresh(self, refresh: frozenset[int]) -> None:
+        if 0 not in refresh:
+            raise ConfigError("The first step must refresh the cache: add 0 to the refresh steps.")
+        outside = sorted(i for i in refresh if not 0 <= i < len(self.timetable))
+        if outside:
+            raise ConfigError(f"The refresh steps hold {outside}; the sampling indices are 0 .. {len(self.timetable) - 1}.")
 
     @cached_property
     def corrected(self) -> frozenset[int]:

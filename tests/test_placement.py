@@ -22,6 +22,7 @@ def test_the_counts_behind_table_5_of_the_paper():
     assert Placement("first_last", fraction=1 / 10).resolve(100, refresh) == {0, 90}
     assert Placement("first_last", fraction=1 / 20).resolve(100, refresh) == {0}
     assert Placement("explicit", steps=(5,)).resolve(100, refresh) == {5}
+    assert Placement("all_steps", cached_steps="cached").resolve(100, refresh) == frozenset(range(100))
 
 
 @pytest.mark.parametrize(
@@ -34,6 +35,11 @@ def test_the_counts_behind_table_5_of_the_paper():
         (lambda: Placement("first_last", fraction=1.1), "outside"),
         (lambda: Placement("first_last", count=0), "at least 1"),
         (lambda: Placement("explicit"), "needs iec.steps"),
+        (lambda: Placement("explicit", steps=(True,)), "whole numbers"),
+        (lambda: Placement("all_steps", fraction=0.5), "does nothing with all_steps"),
+        (lambda: Placement("all_steps", count=2), "does nothing with all_steps"),
+        (lambda: Placement("first_step", steps=(1,)), "belongs to iec.placement=explicit"),
+        (lambda: Placement(cached_steps="maybe"), "skip, cached, full"),
         (lambda: Placement("explicit", steps=(5,)).resolve(5), "0 .. 4"),
         (lambda: Placement("explicit", steps=(-1,)).resolve(5), "0 .. 4"),
     ],

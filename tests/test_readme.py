@@ -45,7 +45,7 @@ def test_a_technique_of_ones_own(tmp_path, monkeypatch, make_cell):
     plain = run_cell(make_cell(*small)).first_images(2)
     assert (images[1] == plain).all() and not (images[2] == plain).all()
     identity = make_cell(*own).identity
-    assert identity["efficiency"]["factor"] == 2
+    assert identity["efficiency"]["fields"] == {"factor": 2}
     (tmp_path / "pooled_keys.py").write_text(source + "\n")
     assert make_cell(*own).identity != identity
     with pytest.raises(ConfigError, match=r"(?s)pooled_keys.*fctor"):

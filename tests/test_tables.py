@@ -117,6 +117,9 @@ def test_bad_experiments_are_refused(tmp_path):
     path.write_text(SPEC.replace("reference: base", "reference: nobody"))
     with pytest.raises(ConfigError, match="nobody"):
         Experiment.read(path)
+    path.write_text(VARIED.replace("  cached: [", "  full + IEC: ["))
+    with pytest.raises(ConfigError, match="same label"):
+        Experiment.read(path)
     path.write_text(SPEC.replace("iec=all_steps", "iec=everywhere"))
     with pytest.raises(ConfigError, match="Row 'corrected'"):
         Experiment.read(path).cells()

@@ -1,5 +1,7 @@
 """Techniques from their configuration: what they are asked for, what they refuse before any work, what they cost."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 
@@ -7,9 +9,9 @@ from iec.correction import Correction
 from iec.efficiency.caching import CachedUNetNetwork
 from iec.efficiency.cost import CallCost, Cost, network_cost
 from iec.efficiency.quantization import PTQConfig
-from iec.efficiency.technique import technique_of
+from iec.efficiency.technique import Technique, technique_of
 from iec.efficiency.techniques import DeepCache
-from iec.errors import ConfigError
+from iec.errors import ConfigError, StoreError
 from iec.network import CountingNetwork
 from iec.noise import Noise
 from iec.placement import Placement
@@ -28,6 +30,8 @@ NOISE = Noise(0, (0, 1, 2), (3, 8, 8))
     [
         (["efficiency.interval=5"], {0, 5, 10, 15}),
         (["efficiency.interval=20"], {0}),
+        (["efficiency.cut=latent"], {0, 5, 10, 15}),
+        (["efficiency.schedule=explicit", "efficiency.steps=[0,1]", "sampler.steps=2"], {0, 1}),
         (["efficiency.schedule=explicit", "efficiency.steps=[0,3,19]"], {0, 3, 19}),
         (["efficiency.schedule=quadratic", "efficiency.interval=20", "sampler.steps=250"], QUADRATIC),
         (["efficiency.schedule=centred", "efficiency.centre=15", "sampler.steps=50"], [0, 5, 9, 13, 17, 21, 26, 31, 37, 43]),
@@ -56,6 +60,8 @@ def test_refresh_schedules_of_the_configuration(make_cell, overrides, steps):
         (["efficiency.centre=3"], "belongs to efficiency.schedule=centred"),
         (["efficiency.steps=[0]"], "belongs to efficiency.schedule=explicit"),
         (["efficiency.power=1.5"], "quadratic or centred"),
+        (["efficiency.schedule=quadratic", "efficiency.power=0"], "above 1"),
+        (["efficiency.cut=deepest"], "pixel or latent"),
         (["iec.cached_steps=sometimes"], "skip, cached, full"),
     ],
 )
@@ -170,5 +176,61 @@ def test_configurations_that_make_no_technique():
         technique_of({"name": "x", "_target_": "nowhere.Nothing"})
     with pytest.raises(ConfigError, match="schedule"):
         technique_of({"name": "x", "_target_": "iec.efficiency.techniques.DeepCache", "schedule": "now and then"})
+    for name in ("Plain", "Melting", "Undecorated"):
+        with pytest.raises(ConfigError, match=r"@dataclass\(frozen=True\)"):
+            technique_of({"name": "x", "_target_": f"{__name__}.{name}"})
     made = technique_of({"name": "x", "_target_": "iec.efficiency.techniques.DeepCache", "interval": 3})
     assert made == DeepCache(interval=3)
+
+
+class Plain(Technique):
+    def prepare(self, model, table, artifacts):
+        raise NotImplementedError
+
+
+@dataclass
+class Melting(Plain):
+    factor: int = 2
+
+
+@dataclass(frozen=True)
+class Derived(DeepCache):
+    """A built-in technique with a field of its own, a tuple."""
+
+    factor: int = 2
+    blocks: tuple = (1, 2)
+
+
+class Undecorated(Derived):
+    factor: int = 3
+
+
+@dataclass(frozen=True)
+class Contradiction(DeepCache):
+    """Late, and yet with refresh steps in advance and none afterwards."""
+
+    late = True
+
+
+def test_the_fields_of_a_derived_technique_are_part_of_its_identity(make_cell, tmp_path):
+    own = ["efficiency=deepcache", f"efficiency._target_={__name__}.Derived", "sampler.steps=4", "efficiency.interval=2"]
+    identities = [make_cell(*own, f"+efficiency.factor={factor}").identity for factor in (2, 4)]
+    assert identities[0] != identities[1] and identities[0] != make_cell(*own[:1], *own[2:]).identity
+    run = [*own, "num_images=2", "batch_size=2", "metrics=none", f"paths.output={tmp_path}"]
+    first, again = run_cell(make_cell(*run)), run_cell(make_cell(*run))  # its tuple comes back from the folder as a list
+    assert first.manifest == again.manifest
+
+
+def test_refresh_steps_come_once(make_cell, tmp_path):
+    own = ["efficiency=deepcache", f"efficiency._target_={__name__}.Contradiction", "metrics=none", f"paths.output={tmp_path}"]
+    with pytest.raises(ConfigError, match="both or neither"):
+        run_cell(make_cell(*own, "num_images=1"))
+
+
+def test_images_of_another_schedule_are_not_continued(make_cell, tmp_path):
+    cell = ["efficiency=deepcache", "sampler.steps=4", "efficiency.interval=2", "batch_size=1", "metrics=none"]
+    result = run_cell(make_cell(*cell, "num_images=1", f"paths.output={tmp_path}"))
+    path = result.cell.folder / "prepared.json"
+    path.write_text(path.read_text().replace("[\n  0,\n  2\n ]", "[0, 1]"))
+    with pytest.raises(StoreError, match=r"refresh steps \[0, 1\]"):
+        run_cell(make_cell(*cell, "num_images=2", f"paths.output={tmp_path}"))

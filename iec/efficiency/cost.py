@@ -94,12 +94,6 @@ def parameter_bytes(module: nn.Module) -> int:
     return sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
 
 
-def cached_cost(unet: Any, cut: int | Kind, shape: tuple[int, ...], cond: Tensor | None = None) -> float:
-    """MACs of a cached call as a fraction of those of a full call; arguments as of `operations`."""
-    full, cached = call_macs(unet, cut, shape, cond)
-    return cached / full
-
-
 def call_macs(unet: Any, cut: int | Kind, shape: tuple[int, ...], cond: Tensor | None = None) -> tuple[int, int]:
     """MACs of a full and of a cached call; arguments as of `operations`."""
     full, cached = operations(unet, shape, cond, cut)

@@ -1,6 +1,5 @@
 """A model's UNet quantized and calibrated, now or earlier."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +54,6 @@ def quantize(
             reconstruct(network, evaluate, model.unet, model.network, calls, progress=report, checkpoint=units)
     if path is not None:
         save_calibration(path, network, facts)
-    if units is not None:
-        shutil.rmtree(units, ignore_errors=True)
     return QuantizedNetwork(network)
 
 

@@ -3,7 +3,7 @@
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,6 +18,9 @@ from iec.models import Card, Model
 from iec.network import Network
 from iec.sampler import Sampler
 from iec.timetable import Timetable
+
+BUILT_IN = "iec.efficiency.techniques"
+"""The module whose techniques are versioned with this package."""
 
 
 @dataclass(frozen=True)
@@ -61,13 +64,20 @@ class Technique(ABC):
         """Refuse, by `ConfigError`, what cannot be run, before any weights are loaded. skeleton: the UNet without data."""
 
     def identity(self, card: Card, num_steps: int) -> dict[str, Any]:
-        """JSON values: everything that the bytes of an image depend on. Code outside this package is part of it."""
-        own = type(self)
-        fields: dict[str, Any] = asdict(self) if is_dataclass(self) else {}
-        identity = {"technique": f"{own.__module__}.{own.__qualname__}", **fields}
-        if not own.__module__.startswith("iec."):
-            identity["source"] = sha256(Path(inspect.getfile(own)))
+        """JSON values: what the bytes of an image depend on. See `identity_of` for what is added to it."""
+        return {"technique": type(self).__qualname__}
+
+
+def identity_of(technique: Technique, card: Card, num_steps: int) -> dict[str, Any]:
+    """The technique's own identity; for one that is not built in also its class, all its fields and the sha256 of its file, so
+    that images of an earlier version of it are never taken for those of this one.
+    """
+    own, identity = type(technique), technique.identity(card, num_steps)
+    if own.__module__ == BUILT_IN:
         return identity
+    fields: dict[str, Any] = asdict(technique)  # type: ignore[call-overload]  # technique_of took dataclasses only
+    source = sha256(Path(inspect.getfile(own)))
+    return {**identity, "class": f"{own.__module__}.{own.__qualname__}", "fields": fields, "source": source}
 
 
 def technique_of(config: Mapping[str, Any]) -> Technique:
@@ -84,4 +94,6 @@ def technique_of(config: Mapping[str, Any]) -> Technique:
             f"efficiency={config.get('name')}: {config.get('_target_')} is not a technique. Let _target_ name a subclass of "
             "iec.Technique."
         )
+    if "__dataclass_params__" not in vars(type(technique)) or not type(technique).__dataclass_params__.frozen:  # type: ignore[attr-defined]
+        raise ConfigError(f"{config.get('_target_')} has to be a frozen dataclass: write @dataclass(frozen=True) above the class.")
     return technique

@@ -73,11 +73,10 @@ class DeepCache(CachingConfig, Technique):
 class CacheQuant(CachingConfig, PTQConfig, Technique):
     """Feature caching and quantization together (arXiv 2503.01323); the fields after those of both: `CacheQuantConfig`.
 
-    schedule: also ``dps``, refresh steps found by dynamic programming on the model's features. artifact: see `PTQ`.
+    schedule: also ``dps``: refresh steps found by dynamic programming on the model's features. artifact: see `PTQ`.
     """
 
     simulated: ClassVar[bool] = True
-    schedule: str = "dps"
     dps_images: int = 128
     dec_images: int = 512
     dec_cache: bool = True
@@ -89,7 +88,7 @@ class CacheQuant(CachingConfig, PTQConfig, Technique):
     def __post_init__(self) -> None:
         CachingConfig.__post_init__(self)
         PTQConfig.__post_init__(self)
-        self._config(0, frozenset({0}))
+        self._config(0, frozenset({0}))  # refuses what it refuses
 
     @property
     def late(self) -> bool:
@@ -127,7 +126,7 @@ class CacheQuant(CachingConfig, PTQConfig, Technique):
         )
         size = weight_bytes(made.network.quantized)
         cost = network_cost(model.unet, model.card.shape, size, cut=cut, config=config.ptq)
-        return Prepared(made.network, cost, made.refresh)
+        return Prepared(made.network, cost, made.refresh if self.late else None)
 
     def identity(self, card: Card, num_steps: int) -> dict[str, Any]:
         config = self._config(self.cut_of(card), self.refresh(num_steps))

@@ -55,9 +55,12 @@ def weights_file(name: str, weights: Path | str | None = None) -> Path:
 
 
 def weights_hash(name: str, weights: Path | str | None = None, random_weights: bool = False) -> str:
-    """sha256 of the weights file, checked against the card for the packaged ones; ``random`` for random weights."""
+    """sha256 of the weights file, checked against the card for the packaged ones; ``random`` for random weights. The configuration
+    of a folder that is given is hashed too: equal tensors under another one are another model.
+    """
+    own = "" if weights is None else f"-{sha256(_config_file(name, weights))[:16]}"
     if random_weights:
-        return "random"
+        return f"random{own}"
     file = weights_file(name, weights)
     digest = sha256(file)
     if weights is None and digest != card(name).sha256:
@@ -65,7 +68,7 @@ def weights_hash(name: str, weights: Path | str | None = None, random_weights: b
             f"{file} is damaged: {file.stat().st_size} bytes with sha256 {digest}, expected {card(name).sha256}. "
             "Restore it: git checkout (or git lfs pull) in a clone, or install the package again."
         )
-    return digest
+    return digest + own
 
 
 @cache

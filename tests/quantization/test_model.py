@@ -234,3 +234,10 @@ def test_settings_that_cannot_be_run(settings, message):
 def test_no_steps_is_refused(unet):
     with pytest.raises(ConfigError, match="at least one sampling step"):
         quantize_unet(unet, PTQConfig(), 0)
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "channel"])
+def test_rows_are_where_the_weights_are(unet, granularity):
+    """On the meta device, as the one that is not the CPU."""
+    quantized = quantize_unet(copy.deepcopy(unet).to("meta"), PTQConfig(activation_granularity=granularity), 2)
+    assert {buffer.device.type for buffer in quantized.buffers()} == {"meta"}

@@ -1,7 +1,6 @@
 """The calibration of CacheQuant: five stages in a fixed order, each kept on disk, and one file of all that they find."""
 
 import hashlib
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -156,7 +155,6 @@ class _Calibration:
             return calibration_tensors(quantized)
 
         fill_calibration(quantized, *self._kept("rounding", facts, rounding))
-        shutil.rmtree(units, ignore_errors=True)
 
     def deployed(self, tables: CacheTables) -> CorrectedCacheNetwork:
         """How the quantized UNet is evaluated, in calibration and in sampling."""

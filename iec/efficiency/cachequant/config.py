@@ -52,8 +52,9 @@ class CacheQuantConfig:
         """Raises `ConfigError` for an interval or refresh steps that T = ``num_steps`` does not have, and for too few rows of
         ``cond``.
         """
-        require_interval(num_steps, self.interval)
-        if self.refresh is not None:
+        if self.refresh is None:
+            require_interval(num_steps, self.interval)
+        else:
             explicit(num_steps, self.refresh)
         if cond is not None and len(cond) < self.images:
             raise ConfigError(
@@ -72,6 +73,10 @@ class CacheQuantConfig:
         return max(counts)
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON values, without the cut, whose number depends on the UNet."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "cut"}
+        """JSON values, without the cut, whose number depends on the UNet, and without settings of what is not in use."""
+        unused = {"cut"}
+        unused |= set() if self.refresh is None else {"dps_images"}
+        unused |= set() if self.dec_quant else {"official_bias"}
+        unused |= set() if self.dec_cache or self.dec_quant else {"dec_images", "official_divisors"}
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in unused}
         return values | {"ptq": self.ptq.facts(), "refresh": "dps" if self.refresh is None else sorted(self.refresh)}

@@ -1,6 +1,7 @@
 """Where a UNet is cut and which steps refresh the cached feature, as configuration."""
 
 from dataclasses import dataclass
+from typing import cast
 
 from iec.efficiency.caching.cut import Kind
 from iec.efficiency.caching.schedules import centred, explicit, quadratic, require_interval, uniform
@@ -16,14 +17,15 @@ QUADRATIC_POWER, CENTRED_POWER = 1.5, 1.4
 class CachingConfig:
     """Feature caching: see `iec.efficiency.caching.schedules` for the schedules and `find_cut` for the cut.
 
-    interval: N; about one in N steps runs the full network: n = ceil(T / N) refreshes. schedule: ``uniform`` (every N-th step),
+    interval: N; about one in N steps runs the full network: n = ceil(T / N) refreshes (unless ``explicit``).
+    schedule: ``uniform`` (every N-th step),
     ``quadratic`` (thins out towards the clean end), ``centred`` (densest around step ``centre``) or ``explicit`` (``steps``).
     power: of the two latter curves, above 1; None: 1.5 for quadratic, 1.4 for centred. cut: a skip connection by number, 0 is
-    the shallowest; None: the one the paper's models of the kind use.
+    the shallowest, or ``pixel`` or ``latent``; None: that of the model's kind.
     """
 
     interval: int = 5
-    cut: int | None = None
+    cut: int | str | None = None
     schedule: str = "uniform"
     power: float | None = None
     centre: int | None = None
@@ -47,15 +49,16 @@ class CachingConfig:
 
     def cut_of(self, card: Card) -> int | Kind:
         """What the configuration says, else the kind of model that the card names."""
-        return card.cut if self.cut is None else self.cut
+        return card.cut if self.cut is None else cast(Kind, self.cut)  # find_cut refuses what is none
 
     def steps_of(self, num_steps: int) -> frozenset[int]:
         """The refresh steps of T = ``num_steps``. Raises `ConfigError` for an interval above T and a list without step 0."""
-        require_interval(num_steps, self.interval)
         if self.schedule == "explicit":
             return explicit(num_steps, self.steps or [])
+        require_interval(num_steps, self.interval)
         if self.schedule == "quadratic":
-            return quadratic(num_steps, self.interval, self.power or QUADRATIC_POWER)
+            return quadratic(num_steps, self.interval, QUADRATIC_POWER if self.power is None else self.power)
         if self.schedule == "centred":
-            return centred(num_steps, -(-num_steps // self.interval), self.centre or 0, self.power or CENTRED_POWER)
+            power = CENTRED_POWER if self.power is None else self.power
+            return centred(num_steps, -(-num_steps // self.interval), self.centre or 0, power)
         return uniform(num_steps, self.interval)

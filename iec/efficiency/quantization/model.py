@@ -74,7 +74,11 @@ def quantize_unet(unet: nn.Module, config: PTQConfig, num_steps: int) -> Quantiz
                 replaced[module] = QuantLayer(module, name, config, context, splits.get(name))
             parent, _, child = name.rpartition(".")
             setattr(unet.get_submodule(parent), child, replaced[module])
-    return QuantizedUNet(unet, config, context)
+    quantized = QuantizedUNet(unet, config, context)
+    device = next(unet.parameters()).device
+    for quantizer in quantized.quantizers().values():
+        quantizer.to(device)  # its rows are made without knowing of one
+    return quantized
 
 
 def skip_splits(unet: Any) -> dict[str, int]:

@@ -39,10 +39,10 @@ def reconstruct(
         evaluates that one; always called in full mode.
     calls: as `calibrate` took them, or any of them. ``config.reconstruction.samples`` images of them are used.
     progress: called with (units done, units).
-    checkpoint: a folder of this run's own, which gets a file a finished unit. Called again with the same arguments after an
-        interruption, those units are skipped and the result has the same bytes. Files made from other weights, calls, rows or
-        settings are left aside; what else ``network`` depends on is for the caller to tell apart by folder. Save the result
-        with `save_calibration`, then delete the folder.
+    checkpoint: a folder of this run's own, which gets a file a finished unit. Called again after an interruption, with equal
+        arguments and a network that is as calibration left it, those units are skipped and the result has the same bytes. Files
+        made from other weights, calls, rows or settings are left aside; what else ``network`` depends on is for the caller to
+        tell apart by folder. Save the result with `save_calibration`; the folder can then be deleted.
 
     A unit (see `units`) learns to give what it gives in the float network's full call, from what the quantized network feeds it:
     with quantized activations, the units before it already hardened, those behind it still to nearest. Where the sampled call is
