@@ -41,7 +41,7 @@ def sample_grid(path: Path, rows: Mapping[str, np.ndarray], title: str) -> None:
         axis.imshow(grid(images, columns=count, scale=max(1, 128 // height)), interpolation="nearest")
         axis.set_axis_off()
         axis.text(-0.01, 0.5, label, transform=axis.transAxes, ha="right", va="center", fontsize=9)
-    figure.suptitle(title, fontsize=10)
+    _title(figure, title)
     _save(figure, path)
 
 
@@ -75,7 +75,7 @@ def scores_with_intervals(path: Path, labels: Sequence[str], metrics: Mapping[st
         axis.set_title(name, fontsize=9)
         axis.grid(alpha=0.3)
     axes[0, 0].set_yticks(y, labels, fontsize=8)
-    figure.suptitle(title, fontsize=10)
+    _title(figure, title)
     _save(figure, path)
 
 
@@ -96,11 +96,15 @@ def quality_against_cost(path: Path, panels: Mapping[str, Sequence[Point]], xlab
                 axis.plot(*zip(places[point.base], (x, y), strict=True), color=colour, linewidth=0.8, alpha=0.6)
         axis.set(xscale="log", xlabel=xlabel, ylabel=name)
         axis.grid(alpha=0.3, which="both")
-    figure.suptitle(f"{title}; rings: with IEC", fontsize=10)
+    _title(figure, f"{title}; rings: with IEC")
     _save(figure, path)
+
+
+def _title(figure: Figure, title: str) -> None:
+    figure.suptitle(title, fontsize=10, y=1.0, va="bottom")  # above the axes, however high the figure is
 
 
 def _save(figure: Figure, path: Path) -> None:
     figure.tight_layout()
-    write_atomic(path, lambda file: figure.savefig(file, format="png", dpi=130))
+    write_atomic(path, lambda file: figure.savefig(file, format="png", dpi=130, bbox_inches="tight"))
     plt.close(figure)

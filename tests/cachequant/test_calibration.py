@@ -210,7 +210,7 @@ def test_learned_rounding_is_kept_resumed_and_corrected(prepare, tmp_path, monke
     assert len([path for path in folder.iterdir() if path.is_dir() for _ in path.iterdir()]) == 3
     found = prepare(config, artifacts=folder)
     assert found.path.read_bytes() == expected
-    assert kinds(folder) == ["cachequant", "cachequant-cache", "cachequant-ptq", "cachequant-rounding"]
+    assert kinds(folder) == ["cachequant", "cachequant-cache", "cachequant-ptq", "cachequant-rounding", "cachequant-units"]
     nearest = prepare(replace(config, ptq=replace(ptq, reconstruct="none")))
     with safe_open(found.path, "pt") as ours, safe_open(nearest.path, "pt") as theirs:
         name = next(key for key in ours.keys() if key.startswith("alpha."))  # noqa: SIM118
