@@ -70,6 +70,11 @@ class UNetNetwork:
         return Prediction(self.module(x.to(self.dtype), t, *extra).sample)
 
 
+def parameter_bytes(module: nn.Module) -> int:
+    """Bytes of all parameters as they are stored."""
+    return sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
+
+
 @dataclass
 class Calls:
     """Network calls of a run by kind, in images: one call on a batch of B images counts B.

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ class Result:
     manifest: dict[str, Any]
     record: dict[str, Any] | None
 
-    @property
+    @cached_property
     def cost(self) -> Cost | None:
         """Of the network's calls; None where the technique does not tell."""
         prepared = read_json(self.cell.folder / PREPARED)

@@ -89,11 +89,6 @@ def network_cost(
     return Cost(weight_bytes, total(full), None if cut is None else total(cached))
 
 
-def parameter_bytes(module: nn.Module) -> int:
-    """Bytes of all parameters as they are stored."""
-    return sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
-
-
 def call_macs(unet: Any, cut: int | Kind, shape: tuple[int, ...], cond: Tensor | None = None) -> tuple[int, int]:
     """MACs of a full and of a cached call; arguments as of `operations`."""
     full, cached = operations(unet, shape, cond, cut)

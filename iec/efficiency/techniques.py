@@ -9,12 +9,13 @@ from torch import nn
 from iec.efficiency.cachequant import CacheQuantConfig, prepare_cachequant
 from iec.efficiency.caching import CachedUNetNetwork, Kind, find_cut
 from iec.efficiency.caching.config import CachingConfig
-from iec.efficiency.cost import network_cost, parameter_bytes
+from iec.efficiency.cost import network_cost
 from iec.efficiency.prepare import CALIBRATION_SEED, quantize
 from iec.efficiency.quantization import PTQConfig, weight_bytes
 from iec.efficiency.technique import Prepared, Technique
 from iec.errors import ConfigError
 from iec.models import Card, Model
+from iec.network import parameter_bytes
 from iec.sampler import Sampler
 from iec.timetable import Timetable
 

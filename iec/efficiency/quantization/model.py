@@ -12,7 +12,7 @@ from iec.efficiency.quantization.config import OFF, PTQConfig
 from iec.efficiency.quantization.layers import QuantLayer
 from iec.efficiency.quantization.rows import ActivationQuantizer, RowContext
 from iec.errors import ConfigError
-from iec.network import FeatureCache, Network, Prediction, Step, UNetNetwork
+from iec.network import FeatureCache, Network, Prediction, Step, UNetNetwork, parameter_bytes
 
 
 class QuantizedUNet(nn.Module):
@@ -110,7 +110,7 @@ def weight_bytes(quantized: QuantizedUNet) -> int:
     and part, everything else (biases, norms, embeddings) as it is stored. Activation scales are not counted.
     """
     layers = quantized.layers().values()
-    total = sum(parameter.numel() * parameter.element_size() for parameter in quantized.parameters())
+    total = parameter_bytes(quantized)
     for layer in layers:
         if layer.weight_bits != OFF:
             weight = layer.layer.weight
@@ -125,7 +125,7 @@ def describe(quantized: QuantizedUNet) -> str:
     steps = quantized.context.num_steps
     complete = sum(all(quantizer.calibrated[i] for quantizer in quantizers) for i in range(steps))
     learned = "" if config.reconstruct == "none" else f", rounding learned by {config.reconstruct}"
-    full = sum(parameter.numel() * parameter.element_size() for parameter in quantized.parameters())
+    full = parameter_bytes(quantized)
     return (
         f"W{config.weight_bits}A{config.activation_bits} (softmax {config.softmax_bits}, ends {config.end_bits} bits, "
         f"{config.scale_rule}{learned}): {len(layers)} layers, {sum(layer.split is not None for layer in layers)} split; "
