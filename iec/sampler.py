@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from iec.correction import Correction, Rows, refine, replace_rows
+from iec.efficiency.caching.schedules import explicit
 from iec.errors import ConfigError
 from iec.network import FeatureCache, Mode, Network, Step, require_finite
 from iec.noise import Noise
@@ -35,15 +36,8 @@ class Sampler:
         if not 0.5 <= self.epsilon_scale <= 2:
             raise ConfigError(f"iec.epsilon_scale={self.epsilon_scale} is outside [0.5, 2]; 1 changes nothing.")
         if self.refresh is not None:
-            self._require_refresh(self.refresh)
+            explicit(len(self.timetable), self.refresh)  # raises for steps that cannot be
         _ = self.corrected  # refuse a placement that does not fit before anything is computed
-
-    def _require_refresh(self, refresh: frozenset[int]) -> None:
-        if 0 not in refresh:
-            raise ConfigError("The first step must refresh the cache: add 0 to the refresh steps.")
-        outside = sorted(i for i in refresh if not 0 <= i < len(self.timetable))
-        if outside:
-            raise ConfigError(f"The refresh steps hold {outside}; the sampling indices are 0 .. {len(self.timetable) - 1}.")
 
     @cached_property
     def corrected(self) -> frozenset[int]:
