@@ -12,8 +12,9 @@ from iec.correction import Correction
 from iec.efficiency.technique import Prepared, Technique, identity_of, technique_of
 from iec.errors import ConfigError
 from iec.files import canonical_hash
-from iec.models import Card, card
-from iec.models.model import skeleton, weights_hash
+from iec.images import ROUNDINGS
+from iec.models import Card
+from iec.models.model import Source
 from iec.placement import Placement
 from iec.runtime import resolve_device
 from iec.sampler import Sampler
@@ -33,8 +34,7 @@ class Cell:
     """
 
     config: DictConfig
-    card: Card
-    weights_hash: str
+    model: Source
     sampler: Sampler
     technique: Technique
     num_images: int
@@ -45,26 +45,27 @@ class Cell:
     @classmethod
     def from_config(cls, config: DictConfig) -> "Cell":
         """Raises `ConfigError`, `DeviceError` or `WeightsError` for whatever cannot be run."""
-        facts, technique = card(config.model.name), technique_of(config.efficiency)
+        technique, model = technique_of(config.efficiency), source_of(config.model)
+        facts = model.card
+        num_images = facts.num_images if config.num_images is None else config.num_images
         cell = cls(
             config=config,
-            card=facts,
+            model=model,
             device=resolve_device(config.device),
             sampler=_sampler(config, facts, technique),
             technique=technique,
-            num_images=facts.num_images if config.num_images is None else config.num_images,
-            batch_size=facts.batch_size if config.batch_size is None else config.batch_size,
-            metrics=facts.metrics if config.metrics.name == "auto" else config.metrics.name,
-            weights_hash=weights_hash(facts.name, config.model.weights, config.model.random_weights),
+            num_images=num_images,
+            batch_size=min(facts.batch_size, num_images) if config.batch_size is None else config.batch_size,
+            metrics=_metrics(config, facts),
         )
         require_count(cell.num_images, cell.batch_size)
         if config.metrics.name not in METRICS:
             raise ConfigError(f"Unknown metrics {config.metrics.name!r}; choose one of {', '.join(METRICS)}.")
-        if config.metrics.bootstrap < 0 or config.trace_images < 0:
+        if config.metrics.bootstrap < 0 or (config.trace_images or 0) < 0:
             raise ConfigError("metrics.bootstrap and trace_images must not be negative.")
         if not 0 <= config.seed < 2**64:
             raise ConfigError(f"seed={config.seed} must be in 0 .. 2^64 - 1.")
-        technique.check(facts, skeleton(facts.name, config.model.weights), cell.sampler)
+        technique.check(facts, model.skeleton(), cell.sampler)
         return cell
 
     def sampler_of(self, prepared: Prepared) -> Sampler:
@@ -77,13 +78,18 @@ class Cell:
         return replace(self.sampler, refresh=prepared.refresh) if self.technique.late else self.sampler
 
     @property
+    def card(self) -> Card:
+        return self.model.card
+
+    @property
     def seed(self) -> int:
         return self.config.seed
 
     @property
     def trace_images(self) -> int:
         """How many trajectories are kept; never more than images."""
-        return min(self.config.trace_images, self.num_images)
+        wanted = self.card.trace_images if self.config.trace_images is None else self.config.trace_images
+        return min(wanted, self.num_images)
 
     @property
     def batches(self) -> list[tuple[int, ...]]:
@@ -99,7 +105,7 @@ class Cell:
         elif sampler.refresh is not None and not sampler.refresh.issuperset(corrected):
             corrected = {"steps": corrected, "cached_steps": placement.cached_steps}
         identity = {
-            "model": {"name": self.card.name, "weights": self.weights_hash},
+            "model": self.model.identity,
             "efficiency": identity_of(self.technique, self.card, len(sampler.timetable)),
             "iec": {
                 "corrected_steps": corrected,
@@ -115,6 +121,8 @@ class Cell:
             "batch_size": self.batch_size,
             "device": self.device.type,
         }
+        if self.config.model.uint8 != "round":
+            identity["uint8"] = self.config.model.uint8
         try:
             return json.loads(json.dumps(identity))  # as it comes back from a file: tuples become lists
         except TypeError as error:
@@ -138,6 +146,20 @@ class Cell:
     @property
     def folder(self) -> Path:
         return Path(self.config.paths.cell or Path(self.config.paths.output) / self.slug)
+
+
+def source_of(config: DictConfig) -> Source:
+    """The model that the configuration group ``model`` means."""
+    if config.uint8 not in ROUNDINGS:
+        raise ConfigError(f"model.uint8={config.uint8}; choose {' or '.join(ROUNDINGS)}.")
+    return Source.of(config.name, config.weights, config.random_weights, config.dtype, config.guidance, config.prompts)
+
+
+def _metrics(config: DictConfig, facts: Card) -> str:
+    """The protocol; ``auto`` is the card's, and none for random weights, whose images have no score worth computing."""
+    if config.metrics.name != "auto":
+        return config.metrics.name
+    return "none" if config.model.random_weights and facts.packaged is None else facts.metrics
 
 
 def _plain(value: Any) -> dict[str, Any]:

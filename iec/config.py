@@ -1,6 +1,6 @@
 """The configuration schema: typed dataclasses that Hydra composes into, and refuses unknown keys with.
 
-``null`` means "what the model's card says" (sampler, num_images, batch_size) or "what the preset says" (iec).
+``null`` means "what the model's card says" (model, sampler, num_images, batch_size, trace_images) or "what the preset says" (iec).
 """
 
 from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
@@ -15,11 +15,17 @@ from iec.efficiency.techniques import PTQ, CacheQuant, DeepCache, FullPrecision
 
 @dataclass
 class ModelConfig:
-    """name: a card of iec/models/cards.yaml. weights: a local diffusers folder instead of the card's."""
+    """name: a card of iec/models/cards.yaml. weights: a local folder in diffusers' layout, ``hub`` or a hub id, instead of the
+    packaged or converted one. dtype, guidance, prompts: see `iec.models.model.Source`. uint8: see `iec.images.to_uint8`.
+    """
 
     name: str = MISSING
     weights: str | None = None
     random_weights: bool = False
+    dtype: str = "float32"
+    guidance: float | None = None
+    prompts: str | None = None
+    uint8: str = "round"
 
 
 def schema(cls: type) -> type:
@@ -107,7 +113,7 @@ class RunConfig:
     batch_size: int | None = None
     seed: int = 0
     device: str = "auto"
-    trace_images: int = 16
+    trace_images: int | None = None
 
 
 def register() -> None:

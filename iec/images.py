@@ -9,13 +9,17 @@ from torch import Tensor
 
 from iec.files import write_atomic
 
+ROUNDINGS = ("round", "truncate")
 
-def to_uint8(x: Tensor) -> np.ndarray:
-    """The project's one conversion: x [B, C, H, W] in [-1, 1], clamped -> uint8 [B, H, W, C], rounded to nearest.
 
-    -1 -> 0, 0 -> 128, 1 -> 255. (The official latent scripts truncate, which makes every image half a grey level darker.)
+def to_uint8(x: Tensor, rounding: str = "round") -> np.ndarray:
+    """The project's one conversion: x [B, C, H, W] in [-1, 1], clamped -> uint8 [B, H, W, C].
+
+    rounding: ``round`` to nearest, -1 -> 0, 0 -> 128, 1 -> 255; ``truncate``, 0 -> 127, as the official latent scripts do, which
+    makes every image half a grey level darker.
     """
-    pixels = ((x.clamp(-1, 1) + 1) * 127.5 + 0.5).floor().to(torch.uint8)
+    offset = 0.5 if rounding == "round" else 0.0
+    pixels = ((x.clamp(-1, 1) + 1) * 127.5 + offset).floor().to(torch.uint8)
     return pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 

@@ -17,7 +17,6 @@ from iec.errors import StoreError
 from iec.files import write_atomic
 from iec.images import grid, save_png
 from iec.loggers import log_cell
-from iec.models import load_model
 from iec.progress import stage
 from iec.sampling import micro_batches, sample_batch
 from iec.scoring import Scorer, stored_record
@@ -107,8 +106,7 @@ def sample_missing(cell: Cell, store: Store) -> None:
     text = OmegaConf.to_yaml(cell.config, resolve=True)
     write_atomic(store.folder / "config.yaml", lambda file: file.write(text.encode()))
     write_json(store.folder / "environment.json", environment(cell.device))
-    options = cell.config.model
-    model = load_model(options.name, str(cell.device), options.weights, options.random_weights)
+    model = cell.model.load(str(cell.device))
     prepared = cell.technique.prepare(model, cell.sampler.timetable, Path(cell.config.paths.artifacts))
     sampler = cell.sampler_of(prepared)
     refresh = None if sampler.refresh is None else sorted(sampler.refresh)
@@ -122,7 +120,7 @@ def sample_missing(cell: Cell, store: Store) -> None:
     with stage(f"sampling {cell.config.efficiency.name}", len(missing) * len(cell.sampler.timetable)) as advance:
         for indices in missing:
             count, trace = _wanted(cell, indices)
-            samples = sample_batch(model, prepared.network, sampler, cell.seed, indices, trace, advance)
+            samples = sample_batch(model, prepared.network, sampler, cell.seed, indices, trace, advance, cell.config.model.uint8)
             store.write(indices, samples, count, describe_device(cell.device))
 
 

@@ -39,17 +39,21 @@ def sample_batch(
     indices: tuple[int, ...],
     trace: int = 0,
     on_step: Callable[[], None] | None = None,
+    uint8: str = "round",
 ) -> Samples:
-    """One micro-batch, the images ``indices``. Keeps the trajectories of the first ``trace``. Raises `NonFiniteError`."""
-    counting, states = CountingNetwork(network), []
+    """One micro-batch, the images ``indices``. Keeps the trajectories of the first ``trace``. Raises `NonFiniteError`.
+
+    network: of the UNet's rows; guidance goes around it. uint8: see `to_uint8`.
+    """
+    counting, states = CountingNetwork(model.guided(network)), []
     began = time.perf_counter()
     noise = Noise(seed, indices, model.card.shape)
-    for k, x in enumerate(sampler.trajectory(counting, noise, device=model.device)):
+    for k, x in enumerate(sampler.trajectory(counting, noise, model.cond(indices), model.device)):
         if trace:
             states.append(x[:trace].float().cpu().numpy())
         if on_step is not None and k:
             on_step()
-    images = to_uint8(model.decode(x))
+    images = to_uint8(model.decode(x), uint8)
     kept = np.stack(states) if trace else np.zeros((len(sampler.timetable) + 1, 0, *model.card.shape), np.float32)
     return Samples(images, kept, counting.calls, time.perf_counter() - began)
 
@@ -81,9 +85,10 @@ def sample(
 ) -> Samples:
     """Sample ``num_images`` images, without Hydra and without a folder.
 
-    network: an efficient version of the model's own (e.g. from `iec.quantize`). correction: None is the base sampler;
-    with a correction, ``placement`` defaults to all steps. steps: with the card's spacing; or give a whole ``timetable``.
-    trace: keep the trajectories of the first ``trace`` images. Image n depends on (seed, n) and the batch size alone.
+    network: an efficient version of the model's own (e.g. from `iec.quantize`), without guidance, which is added. correction: None
+    is the base sampler; with a correction, ``placement`` defaults to all steps. steps: with the card's spacing; or give a whole
+    ``timetable``. trace: keep the trajectories of the first ``trace`` images. Image n depends on (seed, n) and the batch
+    size alone.
     Raises `ConfigError`, `NonFiniteError`.
     """
     card = model.card

@@ -7,7 +7,8 @@ from safetensors.torch import load_file, save_file
 from iec.errors import ConfigError, DeviceError, WeightsError
 from iec.models import card, load_model
 from iec.models.cards import FOLDER
-from iec.models.model import CONFIG, WEIGHTS, weights_hash
+from iec.models.model import Source
+from iec.models.weights import CONFIG, WEIGHTS
 from iec.network import Step
 
 NAME = "ddim_cifar_small"
@@ -21,7 +22,7 @@ def copy(tmp_path):
 def test_the_bundled_model_is_what_its_card_says():
     model = load_model(NAME, device="cpu")
     assert sum(p.numel() for p in model.unet.parameters()) == card(NAME).parameters == 4_180_451
-    assert not model.unet.training and model.weights_hash == card(NAME).sha256
+    assert not model.unet.training and model.weights_hash == card(NAME).packaged.sha256
     out = model.network(torch.randn(2, *card(NAME).shape, dtype=torch.float64), Step(0, 500)).eps
     assert out.shape == (2, 3, 32, 32) and out.dtype == torch.float32
 
@@ -45,15 +46,15 @@ def test_random_weights_are_the_same_every_time_and_leave_the_global_generator_a
 
 def test_a_local_folder_is_used_and_recorded(copy):
     held = load_model(NAME, device="cpu", weights=copy).weights_hash
-    assert held.startswith(card(NAME).sha256)
+    assert held.startswith(card(NAME).packaged.sha256)
     config = copy / CONFIG
     config.write_text(config.read_text().replace('"norm_eps": 1e-06', '"norm_eps": 0.01'))
-    assert weights_hash(NAME, copy) != held  # the same tensors, another network
-    assert weights_hash(NAME, copy, random_weights=True) != "random"
+    assert Source.of(NAME, copy).weights_hash != held  # the same tensors, another network
+    assert Source.of(NAME, copy, random_weights=True).weights_hash != "random"
     state = load_file(copy / WEIGHTS)
     state["conv_in.bias"] += 1
     save_file(state, copy / WEIGHTS)
-    assert weights_hash(NAME, copy) != card(NAME).sha256
+    assert not Source.of(NAME, copy).weights_hash.startswith(card(NAME).packaged.sha256)
 
 
 def test_missing_truncated_and_foreign_weights_are_refused(copy, monkeypatch):
@@ -63,9 +64,9 @@ def test_missing_truncated_and_foreign_weights_are_refused(copy, monkeypatch):
     (copy / WEIGHTS).write_bytes(data[: len(data) // 2])
     with pytest.raises(WeightsError, match="truncated"):
         load_model(NAME, device="cpu", weights=copy)
-    monkeypatch.setattr("iec.models.model.FOLDER", copy.parent)
+    monkeypatch.setattr("iec.models.weights.FOLDER", copy.parent)
     (copy.parent / NAME).symlink_to(copy)
-    with pytest.raises(WeightsError, match="is damaged.*expected " + card(NAME).sha256):
+    with pytest.raises(WeightsError, match="is damaged.*expected " + card(NAME).packaged.sha256):
         load_model(NAME, device="cpu")
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from iec.errors import NonFiniteError, StoreError
 from iec.models.cards import FOLDER
-from iec.models.model import WEIGHTS
+from iec.models.weights import WEIGHTS
 from iec.runner import finished_result, missing_batches, run_cell
 from iec.store import Store
 

@@ -17,6 +17,7 @@ from iec.efficiency.quantization import (
     reconstruct,
     save_calibration,
 )
+from iec.guidance import unet_rows
 from iec.models import Model
 from iec.network import Step, UNetNetwork
 from iec.noise import Noise
@@ -43,8 +44,8 @@ def quantize(
     if held is not None:
         load_calibration(Path(held), network, facts)
         return QuantizedNetwork(network)
-    inputs = calibration_inputs(model, table, config.calibration_images)
-    calls = [CalibrationCall(x, Step(i, t)) for i, (x, (t, _)) in enumerate(zip(inputs, table.pairs, strict=True))]
+    inputs, cond = calibration_inputs(model, table, config.calibration_images)
+    calls = [CalibrationCall(x, Step(i, t), cond) for i, (x, (t, _)) in enumerate(zip(inputs, table.pairs, strict=True))]
     evaluate = UNetNetwork(network.unet)
     with reported("calibrating") as report:
         calibrate(network, evaluate, calls, report)
@@ -60,8 +61,7 @@ def quantize(
 def calibration_facts(model: Model, config: PTQConfig, table: Timetable) -> dict[str, Any]:
     """Everything a calibration depends on."""
     return {
-        "model": model.card.name,
-        "weights": model.weights_hash,
+        **model_facts(model),
         "config": config.facts(),
         "timetable": [list(pair) for pair in table.pairs],
         "eta": table.eta,
@@ -69,16 +69,27 @@ def calibration_facts(model: Model, config: PTQConfig, table: Timetable) -> dict
     }
 
 
-def calibration_inputs(model: Model, table: Timetable, count: int) -> Tensor:
-    """The network's inputs on full-precision trajectories from fresh noise: float32 [T, count, C, H, W]."""
+def model_facts(model: Model) -> dict[str, Any]:
+    """What a calibration depends on of the model."""
+    return {("model" if key == "name" else key): value for key, value in model.identity.items()}
+
+
+def calibration_inputs(model: Model, table: Timetable, count: int) -> tuple[Tensor, Tensor | None]:
+    """The UNet's inputs on full-precision trajectories from fresh noise, float32 [T, rows, C, H, W], and its cond [rows, ...].
+
+    rows: ``count``, or twice as many under guidance (`unet_rows`).
+    """
+    everything = model.cond(range(count))
     size, parts = model.card.batch_size, []
     with stage("calibration trajectories", -(-count // size) * len(table)) as advance:
         for start in range(0, count, size):
             noise = Noise(CALIBRATION_SEED, tuple(range(start, min(start + size, count))), model.card.shape)
             states = []
-            for x in Sampler(table).trajectory(model.network, noise, device=model.device):
+            cond = None if everything is None else everything[start : start + size]
+            for x in Sampler(table).trajectory(model.guided(model.network), noise, cond, model.device):
                 states.append(x.float())
                 if len(states) > 1:
                     advance()
             parts.append(torch.stack(states[:-1]))
-    return torch.cat(parts, dim=1)
+    steps = [unet_rows(model.guidance, x, everything) for x in torch.cat(parts, dim=1)]
+    return torch.stack([x for x, _ in steps]), steps[0][1]

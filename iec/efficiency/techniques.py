@@ -4,13 +4,14 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from torch import nn
 
 from iec.efficiency.cachequant import CacheQuantConfig, prepare_cachequant
 from iec.efficiency.caching import CachedUNetNetwork, Kind, find_cut
 from iec.efficiency.caching.config import CachingConfig
-from iec.efficiency.cost import network_cost
-from iec.efficiency.prepare import CALIBRATION_SEED, quantize
+from iec.efficiency.cost import FLOAT, Cost, network_cost
+from iec.efficiency.prepare import CALIBRATION_SEED, model_facts, quantize
 from iec.efficiency.quantization import PTQConfig, weight_bytes
 from iec.efficiency.technique import Prepared, Technique
 from iec.errors import ConfigError
@@ -20,12 +21,18 @@ from iec.sampler import Sampler
 from iec.timetable import Timetable
 
 
+def model_cost(model: Model, weight_bytes: int, cut: int | Kind | None = None, config: PTQConfig = FLOAT) -> Cost:
+    """Of network calls on an image of the model: of both of its rows under guidance."""
+    cond = None if model.card.tokens is None else torch.empty(1, *model.card.tokens)
+    return network_cost(model.unet, model.card.shape, weight_bytes, cond, cut, config, rows=model.rows)
+
+
 @dataclass(frozen=True)
 class FullPrecision(Technique):
     """The model as it is."""
 
     def prepare(self, model: Model, table: Timetable, artifacts: Path) -> Prepared:
-        return Prepared(model.network, cost=network_cost(model.unet, model.card.shape, parameter_bytes(model.unet)))
+        return Prepared(model.network, cost=model_cost(model, parameter_bytes(model.unet)))
 
 
 @dataclass(frozen=True)
@@ -38,8 +45,7 @@ class PTQ(PTQConfig, Technique):
     def prepare(self, model: Model, table: Timetable, artifacts: Path) -> Prepared:
         config = ptq_config(self)
         network = quantize(model, config, table, artifacts=artifacts, artifact=self.artifact)
-        size = weight_bytes(network.quantized)
-        return Prepared(network, cost=network_cost(model.unet, model.card.shape, size, config=config))
+        return Prepared(network, cost=model_cost(model, weight_bytes(network.quantized), config=config))
 
     def identity(self, card: Card, num_steps: int) -> dict[str, Any]:
         return {"technique": "ptq", **self.facts()}  # the artifact left out: one of another configuration is refused
@@ -62,7 +68,7 @@ class DeepCache(CachingConfig, Technique):
 
     def prepare(self, model: Model, table: Timetable, artifacts: Path) -> Prepared:
         cut = self.cut_of(model.card)
-        cost = network_cost(model.unet, model.card.shape, parameter_bytes(model.unet), cut=cut)
+        cost = model_cost(model, parameter_bytes(model.unet), cut=cut)
         return Prepared(CachedUNetNetwork(model.unet, cut), cost)
 
     def identity(self, card: Card, num_steps: int) -> dict[str, Any]:
@@ -119,14 +125,15 @@ class CacheQuant(CachingConfig, PTQConfig, Technique):
             config,
             table,
             model.card.shape,
-            facts={"model": model.card.name, "weights": model.weights_hash},
+            facts=model_facts(model),
             seed=CALIBRATION_SEED,
             artifacts=artifacts,
             artifact=None if self.artifact is None else Path(self.artifact),
             batch_size=model.card.batch_size,
+            cond=model.cond(range(config.images)),
+            guidance=model.guidance,
         )
-        size = weight_bytes(made.network.quantized)
-        cost = network_cost(model.unet, model.card.shape, size, cut=cut, config=config.ptq)
+        cost = model_cost(model, weight_bytes(made.network.quantized), cut, config.ptq)
         return Prepared(made.network, cost, made.refresh if self.late else None)
 
     def identity(self, card: Card, num_steps: int) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Model cards: the facts about each model that are not code."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -14,19 +15,64 @@ FOLDER = Path(__file__).parent
 
 
 @dataclass(frozen=True)
-class Card:
-    """One model of ``cards.yaml``.
+class Component:
+    """One module of a model; name: its folder in diffusers' pipeline layout.
 
-    shape: (C, H, W) of the network's input. spacing, steps, final: how the paper samples it (`Timetable`). sha256: of the weights
-    file. metrics: the protocol its scores are reported with. reference: the statistics it is compared with. resolution: of its
-    images. cut: where DeepCache cuts models of its kind. num_images, batch_size: defaults of a run.
+    config: of the class ``kind``, over the class's defaults; empty where it lies beside the weights. heads: attention heads of
+    every layer, where a configuration cannot say it.
+    """
+
+    name: str
+    kind: Literal["UNet2DModel", "UNet2DConditionModel", "VQModel", "AutoencoderKL", "CLIPTextModel", "Embedding"]
+    parameters: int
+    config: Mapping[str, Any] = field(default_factory=dict)
+    heads: int | None = None
+
+
+@dataclass(frozen=True)
+class Original:
+    """The authors' checkpoint. file: its usual name. member: the path inside ``url``, an archive. layout, ema: see cards.yaml."""
+
+    layout: Literal["ddpm", "ldm"]
+    file: str
+    url: str
+    ema: bool
+    member: str | None = None
+    md5: str | None = None
+    sha256: str | None = None
+    size: int | None = None
+
+
+@dataclass(frozen=True)
+class Hub:
+    """A repository of the Hugging Face hub in diffusers' layout."""
+
+    repository: str
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class Packaged:
+    """Weights that the package carries: a folder beside the cards, and the sha256 of the one weights file in it."""
+
+    folder: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Card:
+    """One model of ``cards.yaml``, which says what the entries mean.
+
+    shape: (C, H, W) of the network's input. spacing, steps, final: how the paper samples it (`Timetable`). guidance: w of
+    classifier-free guidance, None without one. metrics: the protocol its scores are reported with. reference: the statistics it is
+    compared with. resolution: of its images. cut: where DeepCache cuts models of its kind. num_images, batch_size, trace_images:
+    defaults of a run. wrong: what is often taken for the weights and is not, with the reason.
     """
 
     name: str
     description: str
-    parameters: int
-    folder: str
-    sha256: str
+    licence: str
+    components: Mapping[str, Component]
     shape: tuple[int, ...]
     schedule: NoiseSchedule
     spacing: str
@@ -38,31 +84,55 @@ class Card:
     cut: Literal["pixel", "latent"]
     num_images: int
     batch_size: int
+    trace_images: int
+    guidance: float | None = None
+    packaged: Packaged | None = None
+    original: Original | None = None
+    hub: Hub | None = None
+    wrong: Mapping[str, str] = field(default_factory=dict)
+    expected: Mapping[str, Any] | None = None
+    memory: Mapping[str, float] | None = None
+
+    @property
+    def decoder(self) -> Component | None:
+        """Of a latent model."""
+        return self.components.get("vqvae") or self.components.get("vae")
+
+    @property
+    def tokens(self) -> tuple[int, int] | None:
+        """(tokens, width) of the conditioning of one image; None for an unconditional model."""
+        if "class_embedding" in self.components:
+            return 1, self.components["class_embedding"].config["embedding_dim"]
+        if "text_encoder" in self.components:
+            config = self.components["text_encoder"].config
+            return config["max_position_embeddings"], config["hidden_size"]
+        return None
+
+    @property
+    def parameters(self) -> int:
+        """Of all components."""
+        return sum(component.parameters for component in self.components.values())
 
 
 @cache
 def _cards() -> dict[str, dict[str, Any]]:
-    return yaml.safe_load((FOLDER / "cards.yaml").read_text(encoding="utf-8"))
+    return yaml.safe_load((FOLDER / "cards.yaml").read_text(encoding="utf-8"))["models"]
+
+
+def card_names() -> tuple[str, ...]:
+    return tuple(_cards())
 
 
 def card(name: str) -> Card:
     """The card of a model. Raises `ConfigError` for a name that has none."""
     if name not in _cards():
         raise ConfigError(f"Unknown model {name!r}; the cards know {', '.join(_cards())}.")
-    entry = _cards()[name]
-    return Card(
-        name=name,
-        description=entry["description"].strip(),
-        parameters=entry["parameters"],
-        folder=entry["folder"],
-        sha256=entry["sha256"],
-        shape=tuple(entry["shape"]),
-        schedule=NoiseSchedule(**entry["schedule"]),
-        metrics=entry["metrics"],
-        reference=entry["reference"],
-        resolution=entry["resolution"],
-        cut=entry["cut"],
-        num_images=entry["num_images"],
-        batch_size=entry["batch_size"],
-        **entry["sampler"],
-    )
+    entry = dict(_cards()[name])
+    entry |= entry.pop("sampler")
+    entry["components"] = {key: Component(key, **value) for key, value in entry["components"].items()}
+    entry |= {"description": entry["description"].strip(), "shape": tuple(entry["shape"])}
+    for key, kind in {"schedule": NoiseSchedule, "packaged": Packaged, "original": Original, "hub": Hub}.items():
+        if entry.get(key) is not None:
+            entry[key] = kind(**entry[key])
+    known = {f.name for f in fields(Card)}
+    return Card(name=name, **{key: value for key, value in entry.items() if key in known})

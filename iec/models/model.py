@@ -1,85 +1,194 @@
-"""Load a model strictly: every tensor of the file is used, every parameter is filled, the bytes are the expected ones."""
+"""A model: its UNet, decoder and conditioning on a device, loaded strictly or with random weights."""
 
-import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import UNet2DModel
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from iec.errors import WeightsError
-from iec.files import sha256
-from iec.models.cards import FOLDER, Card, card
-from iec.network import UNetNetwork
+from iec.errors import ConfigError
+from iec.guidance import guided, rows_per_image
+from iec.models.architecture import DIFFUSERS, build
+from iec.models.cards import Card, card
+from iec.models.conditioning import ClassLabels, Conditioner, Prompts
+from iec.models.decoder import Decoder
+from iec.models.prompts import prompts_of
+from iec.models.text import TextEncoder, load_tokenizer
+from iec.models.weights import component_folder, config_of, configuration_hash, digest, fill, find, is_packaged, weights_name
+from iec.network import Network, UNetNetwork
 from iec.runtime import resolve_device
 
-WEIGHTS, CONFIG = "diffusion_pytorch_model.safetensors", "config.json"
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Which model is meant: all that decides what `load` makes, checked.
+
+    folder: of its weights, None for random ones of the card's architecture. guidance: w, None for a model without. prompts: where
+    the prompts of a text model come from, see `iec.models.prompts.prompts_of`. dtype: of UNet and text encoder; the decoder
+    stays in float32.
+    """
+
+    card: Card
+    folder: Path | None
+    random_weights: bool = False
+    dtype: str = "float32"
+    guidance: float | None = None
+    prompts: str | None = None
+
+    @classmethod
+    def of(
+        cls,
+        model: str | Card,
+        weights: Path | str | None = None,
+        random_weights: bool = False,
+        dtype: str = "float32",
+        guidance: float | None = None,
+        prompts: str | None = None,
+    ) -> "Source":
+        """``None`` means what the card says. Raises `ConfigError` and, for weights that are not there, `WeightsError`."""
+        facts = card(model) if isinstance(model, str) else model
+        if dtype not in DTYPES:
+            raise ConfigError(f"model.dtype={dtype}; choose {', '.join(DTYPES)}.")
+        if guidance is not None and facts.guidance is None:
+            raise ConfigError(f"model.guidance={guidance}: {facts.name} is unconditional. Leave model.guidance unset.")
+        if guidance is not None and not 1 <= guidance <= 100:
+            raise ConfigError(f"model.guidance={guidance} is outside [1, 100]; 1 is the conditional model without guidance.")
+        if prompts is not None and "text_encoder" not in facts.components:
+            raise ConfigError(f"model.prompts: {facts.name} takes no text. Leave model.prompts unset.")
+        needs_folder = not random_weights or weights is not None or facts.packaged is not None
+        folder = find(facts, weights) if needs_folder else None
+        return cls(facts, folder, random_weights, dtype, facts.guidance if guidance is None else guidance, prompts)
+
+    @property
+    def weights_hash(self) -> str:
+        """See `iec.models.weights.digest`; ``random`` for random weights, with the configuration's hash if one was given."""
+        if not self.random_weights:
+            assert self.folder is not None  # found by `of`
+            return digest(self.card, self.folder)
+        if self.folder is None or is_packaged(self.card, self.folder):
+            return "random"
+        return f"random-{configuration_hash(self.card, self.folder)}"
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """JSON values: what the bytes of an image depend on."""
+        identity: dict[str, Any] = {"name": self.card.name, "weights": self.weights_hash}
+        if self.dtype != "float32":
+            identity["dtype"] = self.dtype
+        if self.guidance is not None:
+            identity["guidance"] = self.guidance
+        if (conditioning := self.conditioning) is not None:
+            identity["conditioning"] = conditioning
+        return identity
+
+    @property
+    def conditioning(self) -> dict[str, Any] | None:
+        """The identity of the conditioner that `load` makes, before anything is loaded."""
+        if "class_embedding" in self.card.components:
+            return ClassLabels.facts()
+        if "text_encoder" in self.card.components:
+            return Prompts.facts(prompts_of(self.prompts))
+        return None
+
+    def skeleton(self) -> nn.Module:
+        """The UNet on torch's meta device: its structure without data, to check things against."""
+        component = self.card.components["unet"]
+        config = None if self.folder is None else config_of(self.card, self.folder, component)
+        return build(component, config, device="meta")
+
+    def load(self, device: str = "auto") -> "Model":
+        """Raises `DeviceError` and `WeightsError`."""
+        target, identity = resolve_device(device), self.identity  # refuses damaged files before anything is made
+        unet = self._module("unet", DTYPES[self.dtype], target)
+        return Model(
+            card=self.card,
+            unet=unet,
+            identity=identity,
+            device=target,
+            guidance=self.guidance,
+            decoder=self._decoder(target),
+            conditioner=self._conditioner(target),
+        )
+
+    def _decoder(self, device: torch.device) -> Decoder | None:
+        component = self.card.decoder
+        if component is None:
+            return None
+        config = component.config if self.folder is None else config_of(self.card, self.folder, component)
+        factor = config.get("scaling_factor")
+        if factor is None and not self.random_weights:
+            raise ConfigError(
+                f"{self.card.name}: config.json of {component.name} has no scaling_factor, which comes with the weights. Convert "
+                f"the checkpoint: python scripts/convert_checkpoint.py {self.card.name}"
+            )
+        return Decoder(self._module(component.name, torch.float32, device), float(factor or 1.0), self.card.resolution)
+
+    def _conditioner(self, device: torch.device) -> Conditioner | None:
+        dtype = DTYPES[self.dtype]
+        if "class_embedding" in self.card.components:
+            return ClassLabels(self._module("class_embedding", dtype, device))
+        if "text_encoder" in self.card.components:
+            folder = None if self.folder is None or self.random_weights else self.folder / "tokenizer"
+            tokenizer = load_tokenizer(folder if folder is not None and folder.is_dir() else None)
+            return Prompts(TextEncoder(self._module("text_encoder", dtype, device), tokenizer), prompts_of(self.prompts))
+        return None
+
+    def _module(self, name: str, dtype: torch.dtype, device: torch.device) -> Any:
+        """A component with its weights. Modules of diffusers are made without data, and their weights put in place."""
+        component = self.card.components[name]
+        config = None if self.folder is None else config_of(self.card, self.folder, component)
+        if self.random_weights:
+            return build(component, config).to(device, dtype)
+        assert self.folder is not None  # found by `of`
+        bare = component.kind in DIFFUSERS or component.kind == "Embedding"
+        module = build(component, config, device="meta" if bare else "cpu")
+        fill(module, component_folder(self.card, self.folder, component) / weights_name(component), dtype, device)
+        return module.to(device).eval().requires_grad_(False)
 
 
 @dataclass(frozen=True)
 class Model:
-    """A UNet in evaluation mode on its device, what it is (``card``), and ``weights_hash``, the identity of its parameters."""
+    """A UNet in evaluation mode on its device, its ``card``, and for latent and conditional models the decoder, the conditioner and
+    the guidance w. identity: JSON values that tell it from every other model, see `Source.identity`.
+    """
 
     card: Card
     unet: nn.Module
-    weights_hash: str
+    identity: Mapping[str, Any]
     device: torch.device
+    guidance: float | None = None
+    decoder: Decoder | None = None
+    conditioner: Conditioner | None = None
+
+    @property
+    def weights_hash(self) -> str:
+        return self.identity["weights"]
 
     @property
     def network(self) -> UNetNetwork:
-        """The full-precision network."""
+        """The full-precision network, of the UNet's rows: without guidance."""
         return UNetNetwork(self.unet)
+
+    @property
+    def rows(self) -> int:
+        """Rows that the UNet evaluates for one image: 2 under guidance."""
+        return rows_per_image(self.guidance)
+
+    def guided(self, network: Network) -> Network:
+        """What is sampled with a network of the UNet's rows."""
+        return guided(network, self.guidance)
+
+    def cond(self, indices: Sequence[int]) -> Tensor | None:
+        """Conditioning of the images ``indices``, [B, 2, tokens, width] (unconditional, conditional); None without."""
+        return None if self.conditioner is None else self.conditioner.rows(indices, self.device, self.network.dtype)
 
     def decode(self, x: Tensor) -> Tensor:
         """Images in [-1, 1] from the sampler's last state; the identity for a pixel model."""
-        return x
-
-
-def weights_file(name: str, weights: Path | str | None = None) -> Path:
-    """Where the weights of a model are: in ``weights`` (a diffusers folder) or in the package. Raises `WeightsError` if missing."""
-    folder = Path(weights) if weights is not None else FOLDER / card(name).folder
-    for file in (folder / WEIGHTS, folder / CONFIG):
-        if not file.is_file():
-            way_out = (
-                "Give model.weights a diffusers UNet folder."
-                if weights is not None
-                else "The package is incomplete: install it again."
-            )
-            raise WeightsError(f"{name}: {file} does not exist (expected sha256 of the weights {card(name).sha256}). {way_out}")
-    return folder / WEIGHTS
-
-
-def weights_hash(name: str, weights: Path | str | None = None, random_weights: bool = False) -> str:
-    """sha256 of the weights file, checked against the card for the packaged ones; ``random`` for random weights. The configuration
-    of a folder that is given is hashed too: equal tensors under another one are another model.
-    """
-    own = "" if weights is None else f"-{sha256(_config_file(name, weights))[:16]}"
-    if random_weights:
-        return f"random{own}"
-    file = weights_file(name, weights)
-    digest = sha256(file)
-    if weights is None and digest != card(name).sha256:
-        raise WeightsError(
-            f"{file} is damaged: {file.stat().st_size} bytes with sha256 {digest}, expected {card(name).sha256}. "
-            "Restore it: git checkout (or git lfs pull) in a clone, or install the package again."
-        )
-    return digest + own
-
-
-@cache
-def skeleton(name: str, weights: Path | str | None = None) -> nn.Module:
-    """The UNet on torch's meta device: its structure without data, to check things against. Raises like `weights_file`."""
-    with torch.device("meta"):
-        return UNet2DModel.from_config(json.loads(_config_file(name, weights).read_text(encoding="utf-8")))
-
-
-def _config_file(name: str, weights: Path | str | None) -> Path:
-    return weights_file(name, weights).with_name(CONFIG)
+        return x if self.decoder is None else self.decoder(x)
 
 
 def load_model(
@@ -87,31 +196,14 @@ def load_model(
     device: str = "auto",
     weights: Path | str | None = None,
     random_weights: bool = False,
+    dtype: str = "float32",
+    guidance: float | None = None,
+    prompts: str | None = None,
 ) -> Model:
-    """Load a model by name.
+    """Load a model by the name of its card.
 
-    weights: a local diffusers folder to use instead of the packaged or downloaded one. random_weights: seeded random weights of
-    the same architecture, for tests and speed. Raises `ConfigError`, `DeviceError`, `WeightsError`.
+    weights: a local folder in diffusers' layout, ``hub`` or a hub id, instead of the packaged or converted one. random_weights:
+    seeded random weights of the same architecture, for tests and speed. dtype, guidance, prompts: see `Source`. Raises
+    `ConfigError`, `DeviceError`, `WeightsError`.
     """
-    facts, target = card(name), resolve_device(device)
-    digest = weights_hash(name, weights, random_weights)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        unet: Any = UNet2DModel.from_config(json.loads(_config_file(name, weights).read_text(encoding="utf-8")))
-    if not random_weights:
-        _fill(unet, weights_file(name, weights))
-    unet = unet.to(target).eval().requires_grad_(False)
-    return Model(facts, unet, digest, target)
-
-
-def _fill(unet: nn.Module, file: Path) -> None:
-    try:
-        state = load_file(file)
-    except SafetensorError as error:
-        raise WeightsError(
-            f"{file} is truncated or not a safetensors file ({file.stat().st_size} bytes: {error}). Fetch it again."
-        ) from error
-    try:
-        unet.load_state_dict({key: value.float() for key, value in state.items()}, strict=True)
-    except RuntimeError as error:
-        raise WeightsError(f"{file} does not fit the architecture of {file.with_name(CONFIG)}: {error}") from error
+    return Source.of(name, weights, random_weights, dtype, guidance, prompts).load(device)

@@ -51,19 +51,21 @@ def prepare_cachequant(
     artifact: Path | None = None,
     batch_size: int = 32,
     cond: Tensor | None = None,
+    guidance: float | None = None,
 ) -> CacheQuant:
     """The CacheQuant network of a float UNet for the steps of ``table``, calibrated now or earlier.
 
     shape: (C, H, W) of the network's input. facts: what ``unet`` is, JSON values (model, hash of the weights). seed: of the noise
     of the calibration images. batch_size: of the float runs; it changes the result by rounding only. cond: row n conditions
-    calibration image n; at least ``config.images`` rows. artifacts: where calibrations, and the finished stages of one that was
+    calibration image n; at least ``config.images`` rows. guidance: w of a guided model, see `iec.guidance`.
+    artifacts: where calibrations, and the finished stages of one that was
     interrupted, are kept and looked for. artifact: a calibration file that must be used.
 
     Works on the device and in the dtype of ``unet``. Raises `ConfigError` before any work, and `ArtifactError` for a file that is
     missing, damaged or was made from something else.
     """
     config.require_fits(len(table), cond)
-    runs = FloatRuns(CachedUNetNetwork(unet, config.cut), table, shape, seed, batch_size, cond)
+    runs = FloatRuns(CachedUNetNetwork(unet, config.cut), table, shape, seed, batch_size, cond, guidance)
     work = _Calibration(runs, config, quantize_unet(unet, config.ptq, len(table)), facts, artifacts)
     wanted = {**work.base, "cachequant": config.as_dict()}
     path = artifact or artifact_path(artifacts, KIND, wanted)

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from iec.efficiency.caching import CachedUNetNetwork
 from iec.efficiency.quantization import CalibrationCall
-from iec.network import FeatureCache, Prediction, Step
+from iec.guidance import guided, unet_rows
+from iec.network import FeatureCache, Network, Prediction, Step
 from iec.noise import Noise
 from iec.progress import stage
 from iec.sampler import Sampler
@@ -17,7 +18,7 @@ from iec.timetable import Timetable
 
 @dataclass(frozen=True)
 class FloatCall:
-    """One call of a float run: its input x [B, C, H, W], and the feature F [B, C', h, w] it made."""
+    """One call of a float run on the UNet's rows: its input x [B, C, H, W], and the feature F [B, C', h, w] it made."""
 
     step: Step
     x: Tensor
@@ -29,7 +30,8 @@ class FloatCall:
 class FloatRuns:
     """Runs of the float UNet of ``network`` over ``table``, every call full, in batches of ``batch_size``.
 
-    Image n starts from the noise of (seed, n) and has row n of ``cond``. All stages take the images 0, 1, .., so that a stage's
+    Image n starts from the noise of (seed, n) and has row n of ``cond``. guidance: w of a guided model, whose images have two rows
+    each (`iec.guidance.unet_rows`). All stages take the images 0, 1, .., so that a stage's
     result does not depend on the sizes of the others; the corrections have two parameters a channel and cannot learn images.
     shape: (C, H, W).
     """
@@ -40,6 +42,7 @@ class FloatRuns:
     seed: int
     batch_size: int
     cond: Tensor | None = None
+    guidance: float | None = None
 
     def calls(self, count: int, name: str) -> Iterator[FloatCall]:
         """The calls on ``count`` images, a batch after another, each from step 0 to T-1. ``name``: of the stage, for the progress.
@@ -51,17 +54,22 @@ class FloatRuns:
             for start in range(0, count, self.batch_size):
                 rows = range(start, min(start + self.batch_size, count))
                 cond = None if self.cond is None else self.cond[rows.start : rows.stop].to(self.network.device)
-                recorder = _Recorder(self.network)
+                recorder = _Recorder(guided(self.network, self.guidance))
                 noise = Noise(self.seed, tuple(rows), self.shape)
                 for _ in sampler.trajectory(recorder, noise, cond, self.network.device):
                     if recorder.call is not None:  # the first state comes before the first call
-                        yield recorder.call
+                        yield self._by_row(recorder.call)
                         advance()
+
+    def _by_row(self, call: FloatCall) -> FloatCall:
+        """A call on images as one on the UNet's rows."""
+        x, cond = unet_rows(self.guidance, call.x, call.cond)
+        return FloatCall(call.step, x, cond, call.feature if self.guidance is None else call.feature.flatten(0, 1))
 
     def calibration_calls(self, refresh: frozenset[int], count: int) -> list[CalibrationCall]:
         """What row i of a cached and quantized network is calibrated on: full calls at the refresh steps, cached ones between.
 
-        x is that of the float run at every step, float32 [count, C, H, W]; a cached call carries the raw feature of the last
+        x is that of the float run at every step, float32 [rows, C, H, W]; a cached call carries the raw feature of the last
         refresh step, which is held once for all of them.
         """
         steps = range(len(self.table))
@@ -72,6 +80,8 @@ class FloatRuns:
             if call.step.index in refresh:
                 features[call.step.index].append(call.feature)
         cond = None if self.cond is None else self.cond[:count].to(self.network.device)
+        if cond is not None:
+            _, cond = unet_rows(self.guidance, cond, cond)
         calls, cache = [], None
         for i, (t, _) in enumerate(self.table.pairs):
             step = Step(i, t, "full" if i in refresh else "cached")
@@ -92,7 +102,7 @@ def with_source(calls: Iterable[FloatCall], refresh: frozenset[int]) -> Iterator
 class _Recorder:
     """Passes calls on and remembers the last one."""
 
-    def __init__(self, network: CachedUNetNetwork) -> None:
+    def __init__(self, network: Network) -> None:
         self.network = network
         self.call: FloatCall | None = None
 

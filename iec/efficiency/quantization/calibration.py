@@ -57,7 +57,7 @@ def calibrate(
     """Find row i of the activation quantizers that calls[i] passes through, for i = 0 .. T-1.
 
     network: evaluates ``quantized.unet``, as it will be sampled. calls: one a row, in order, on ``config.calibration_images``
-    images each. progress: called with (rows done, T).
+    images each (twice as many rows of the UNet, if it is sampled under guidance). progress: called with (rows done, T).
 
     Weights are float meanwhile and activation quantization is on, so that a layer is calibrated on what already quantized layers
     give it (set_act_quantize_params in quant/set_quantize_params.py of zysxmu/IEC). Only the rows calibrated here become
@@ -80,7 +80,7 @@ def require_calls(quantized: QuantizedUNet, calls: Sequence[CalibrationCall]) ->
             f"{[call.step.index for call in calls]}. Make the calibration set with the timetable that is sampled."
         )
     for call in calls:
-        if len(call.x) != images:
+        if not len(call.x) or len(call.x) % images:
             raise ConfigError(
                 f"Step {call.step.index} has {len(call.x)} calibration images, efficiency.calibration_images={images}. "
                 "Make them agree."

@@ -1,0 +1,83 @@
+"""The modules of a model, built from its card: diffusers' and transformers' classes with the original repositories' settings."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel, VQModel
+from diffusers.models.attention_processor import Attention
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from iec.errors import WeightsError
+from iec.models.cards import Component
+
+DIFFUSERS: dict[str, Any] = {
+    "UNet2DModel": UNet2DModel,
+    "UNet2DConditionModel": UNet2DConditionModel,
+    "VQModel": VQModel,
+    "AutoencoderKL": AutoencoderKL,
+}
+
+
+def build(component: Component, config: Mapping[str, Any] | None = None, device: torch.device | str = "cpu") -> nn.Module:
+    """The component's module in evaluation mode with seeded random parameters; the global generator is left alone.
+
+    config: in place of the card's. On the ``meta`` device nothing is allocated: a structure to check things against or to put
+    weights into. An unknown scaling factor (None) is 1: right for random weights only.
+    """
+    values = dict(component.config if config is None else config)
+    with torch.random.fork_rng(devices=[]), torch.device(device):
+        torch.manual_seed(0)
+        module = _make(component.kind, values)
+    if component.heads is not None:
+        set_heads(module, component.heads)
+    return module.eval().requires_grad_(False)
+
+
+def _make(kind: str, config: dict[str, Any]) -> nn.Module:
+    if kind in DIFFUSERS:
+        if config.get("scaling_factor", 0) is None:
+            config["scaling_factor"] = 1.0
+        return DIFFUSERS[kind].from_config(config)
+    if kind == "CLIPTextModel":
+        return CLIPTextModel(CLIPTextConfig(**config))
+    return nn.Embedding(config["num_embeddings"], config["embedding_dim"])
+
+
+def set_heads(unet: nn.Module, heads: int) -> None:
+    """Give every attention of a UNet that many heads: q, k and v keep their width C, a head has C / heads channels and the scale
+    (C / heads)^-0.5. UNet2DModel only knows a head size. Raises `WeightsError` where C is not divisible.
+    """
+    for name, module in unet.named_modules():
+        if isinstance(module, Attention):
+            if module.inner_dim % heads:
+                raise WeightsError(f"{name} has {module.inner_dim} channels, which {heads} heads cannot share. Correct the card.")
+            module.heads = heads
+            module.scale = (module.inner_dim // heads) ** -0.5
+
+
+def differences(component: Component, config: Mapping[str, Any]) -> list[str]:
+    """Where a folder's configuration contradicts the card's: ``norm_eps: 1e-06 in the folder, 1e-05 in the card``.
+
+    What a configuration leaves out has the class's default. ``sample_size`` changes nothing, and a decoder's scaling factor
+    belongs to its weights.
+    """
+    given = _complete(component.kind, config)
+    return [
+        f"{key}: {given.get(key)!r} in the folder, {wanted!r} in the card"
+        for key, wanted in component.config.items()
+        if key not in ("sample_size", "scaling_factor") and _plain(given.get(key)) != _plain(wanted)
+    ]
+
+
+def _complete(kind: str, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """With the class's defaults."""
+    if kind in DIFFUSERS:
+        with torch.device("meta"):
+            return DIFFUSERS[kind].from_config(dict(config)).config
+    return CLIPTextConfig(**config).to_dict() if kind == "CLIPTextModel" else config
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

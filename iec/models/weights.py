@@ -1,0 +1,225 @@
+"""Where the weights of a model are, and strict loading: every tensor of the file is used, every parameter is filled.
+
+A model is a folder in diffusers' pipeline layout: ``unet/config.json``, ``unet/diffusion_pytorch_model.safetensors`` ...; a model
+that is a UNet alone may lie in the folder itself. Only safetensors are opened here; pickled checkpoints go through
+scripts/convert_checkpoint.py.
+"""
+
+import json
+import os
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from iec.errors import WeightsError
+from iec.files import canonical_hash, sha256
+from iec.models.architecture import differences
+from iec.models.cards import FOLDER, Card, Component
+from iec.models.download import hub_folder
+
+CONFIG, WEIGHTS, TEXT_WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors", "model.safetensors"
+PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".zip")
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+RENAMED = (
+    (r"^text_model\.", ""),
+    (r"(attentions\.\d+)\.query\.", r"\1.to_q."),
+    (r"(attentions\.\d+)\.key\.", r"\1.to_k."),
+    (r"(attentions\.\d+)\.value\.", r"\1.to_v."),
+    (r"(attentions\.\d+)\.proj_attn\.", r"\1.to_out.0."),
+)
+"""Names of earlier releases of transformers and diffusers, which files on the hub still have."""
+IGNORED = {"text_model.embeddings.position_ids", "embeddings.position_ids"}
+"""A buffer 0 .. 76 that older releases stored."""
+
+
+def models_folder() -> Path:
+    """Where converted models are kept: ``$IEC_MODELS``, or ~/.cache/iec/models."""
+    return Path(os.environ.get("IEC_MODELS") or Path.home() / ".cache" / "iec" / "models")
+
+
+def find(card: Card, weights: Path | str | None = None) -> Path:
+    """The folder of a model's weights, complete. Raises `WeightsError` with the way to get them.
+
+    weights: a local folder, ``hub`` for the card's repository, or the id of another repository in diffusers' layout; None: what the
+    package carries, or what was converted into `models_folder`.
+    """
+    folder = _folder(card, weights)
+    for component in card.components.values():
+        home = component_folder(card, folder, component)
+        for name in (*_config_files(component), weights_name(component)):
+            if not (home / name).is_file():
+                raise WeightsError(missing(card, home / name, weights))
+        if component.config and (found := differences(component, config_of(card, folder, component))):
+            raise WeightsError(
+                f"{home / CONFIG} is not the {component.name} of {card.name}: {'; '.join(found)}. These are the weights of "
+                f"another model. {get(card)}"
+            )
+    return folder
+
+
+def _folder(card: Card, weights: Path | str | None) -> Path:
+    if weights is None:
+        return FOLDER / card.packaged.folder if card.packaged else models_folder() / card.name
+    given = str(weights)
+    for wrong, reason in card.wrong.items():
+        if given.rstrip("/").endswith(wrong):
+            raise WeightsError(f"{given} is not {card.name}: it {reason}. {get(card)}")
+    if given == "hub" or (HUB_ID.fullmatch(given) and not Path(given).exists()):
+        return _from_hub(card, given)
+    path = Path(given)
+    if path.is_file() or path.suffix in PICKLES:
+        raise WeightsError(
+            f"model.weights={given} is a file; a model is a folder of safetensors. Convert the checkpoint once:\n"
+            f"    python scripts/convert_checkpoint.py {card.name} --checkpoint {given}"
+        )
+    return path
+
+
+def _from_hub(card: Card, given: str) -> Path:
+    if given != "hub":
+        return hub_folder(given, None, _patterns(card))
+    if card.hub is None:
+        raise WeightsError(f"No hub repository is known to hold the weights of {card.name}. {get(card)}")
+    return hub_folder(card.hub.repository, card.hub.revision, _patterns(card))
+
+
+def _patterns(card: Card) -> list[str]:
+    """Of the files that are read, and no others."""
+    single = [CONFIG, WEIGHTS] if len(card.components) == 1 else []
+    folders = [f"{c.name}/{name}" for c in card.components.values() for name in (CONFIG, weights_name(c))]
+    return single + folders + (["tokenizer/*"] if "text_encoder" in card.components else [])
+
+
+def component_folder(card: Card, folder: Path, component: Component) -> Path:
+    """FOLDER/unet, or FOLDER itself for a model of one component that has no such folder."""
+    home = folder / component.name
+    return home if home.is_dir() or len(card.components) > 1 else folder
+
+
+def weights_name(component: Component) -> str:
+    return TEXT_WEIGHTS if component.kind == "CLIPTextModel" else WEIGHTS
+
+
+def _config_files(component: Component) -> tuple[str, ...]:
+    return () if component.kind == "Embedding" else (CONFIG,)
+
+
+def config_of(card: Card, folder: Path, component: Component) -> dict[str, Any]:
+    """The configuration beside the weights. Raises `WeightsError` for one that is not JSON."""
+    path = component_folder(card, folder, component) / CONFIG
+    if not _config_files(component):
+        return dict(component.config)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise WeightsError(f"{path} is not a configuration ({error}). Fetch it again.") from error
+
+
+def digest(card: Card, folder: Path) -> str:
+    """Identity of the weights: sha256 of a single file, or of the list of all of them. The configurations of a folder that the
+    package does not carry are part of it: equal tensors under another one are another model.
+
+    Raises `WeightsError` if packaged weights are damaged.
+    """
+    files = [component_folder(card, folder, c) / weights_name(c) for c in card.components.values()]
+    hashes = [_sha256(path, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    value = hashes[0] if len(hashes) == 1 else canonical_hash(dict(zip(card.components, hashes, strict=True)))
+    if card.packaged and is_packaged(card, folder):
+        if value != card.packaged.sha256:
+            raise WeightsError(
+                f"{files[0]} is damaged: {files[0].stat().st_size} bytes with sha256 {value}, expected {card.packaged.sha256}. "
+                "Restore it: git checkout (or git lfs pull) in a clone, or install the package again."
+            )
+        return value
+    return f"{value}-{configuration_hash(card, folder)}"
+
+
+def is_packaged(card: Card, folder: Path) -> bool:
+    """Whether it is the folder that the package carries."""
+    return card.packaged is not None and folder == FOLDER / card.packaged.folder
+
+
+def configuration_hash(card: Card, folder: Path) -> str:
+    """Of the configurations in a folder, 16 digits."""
+    paths = [component_folder(card, folder, c) / name for c in card.components.values() for name in _config_files(c)]
+    if len(paths) == 1:
+        return sha256(paths[0])[:16]
+    return canonical_hash([sha256(path) for path in paths])[:16]
+
+
+@cache
+def _sha256(path: Path, size: int, modified: int) -> str:
+    """Once for a file that stays as it is: several gigabytes take their time."""
+    return sha256(path)
+
+
+def fill(module: nn.Module, file: Path, dtype: torch.dtype, device: torch.device) -> None:
+    """Put the tensors of a safetensors file into ``module`` (which may be on the meta device), one by one.
+
+    Beside the module's own weights only one tensor is held. Raises `WeightsError` for a damaged file and for tensors that are
+    missing, left over or of another shape.
+    """
+    wanted = {name: value.shape for name, value in module.state_dict().items()}
+    try:
+        with safe_open(file, framework="pt") as source:
+            names = {_current_name(name): name for name in source.keys() if name not in IGNORED}  # noqa: SIM118  # not a dict
+            shapes = {name: torch.Size(source.get_slice(stored).get_shape()) for name, stored in names.items()}
+            problems = [f"no {name}" for name in wanted.keys() - shapes.keys()]
+            problems += [f"unknown {name}" for name in shapes.keys() - wanted.keys()]
+            common = wanted.keys() & shapes.keys()
+            problems += [f"{n} {list(shapes[n])}, not {list(wanted[n])}" for n in common if shapes[n] != wanted[n]]
+            if problems:
+                shown = "; ".join(sorted(problems)[:5])
+                more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+                raise WeightsError(f"{file} does not fit the architecture of {file.with_name(CONFIG)}: {shown}{more}.")
+            state: dict[str, Tensor] = {}
+            for name, stored in names.items():
+                tensor = source.get_tensor(stored)
+                state[name] = tensor.to(device, dtype if tensor.is_floating_point() else None, copy=True)
+    except SafetensorError as error:
+        raise WeightsError(
+            f"{file} is truncated or not a safetensors file ({file.stat().st_size} bytes: {error}). Fetch it again."
+        ) from error
+    module.load_state_dict(state, strict=True, assign=True)
+
+
+def _current_name(name: str) -> str:
+    for pattern, replacement in RENAMED:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def missing(card: Card, file: Path, weights: Path | str | None) -> str:
+    """The message for a file that is not there."""
+    if card.packaged:
+        way_out = "Give model.weights a diffusers UNet folder." if weights else "The package is incomplete: install it again."
+        return f"{card.name}: {file} does not exist (expected sha256 of the weights {card.packaged.sha256}). {way_out}"
+    return f"{card.name}: {file} does not exist. {get(card)}"
+
+
+def get(card: Card) -> str:
+    """How to get the weights of a model."""
+    lines = [f"The weights of {card.name} ({card.licence}):"]
+    if (original := card.original) is not None:
+        known = ", ".join(f"{kind} {value}" for kind in ("sha256", "md5") if (value := getattr(original, kind)))
+        inside = f", {original.member} inside" if original.member else ""
+        lines += [
+            f"  file     {original.file}{inside}",
+            f"  from     {original.url}",
+            f"  hash     {known or 'not known to us; the converter prints and records it'}",
+            f"  fetch and convert       python scripts/convert_checkpoint.py {card.name}",
+            f"  convert a file you have python scripts/convert_checkpoint.py {card.name} --checkpoint FILE",
+            f"  which makes             {models_folder() / card.name}",
+        ]
+    if card.hub is not None:
+        lines.append(f"  or from the hub         model.weights=hub ({card.hub.repository})")
+    lines += [
+        f"  a folder elsewhere      model.weights=DIR with {', '.join(f'{name}/' for name in card.components)}",
+        "Without weights: model.random_weights=true runs the architecture, and model=ddim_cifar_small runs now.",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,193 @@
+import json
+import weakref
+from contextlib import contextmanager
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from iec.errors import ConfigError, WeightsError
+from iec.models import card, card_names
+from iec.models.architecture import build
+from iec.models.model import Source
+from iec.models.weights import CONFIG, WEIGHTS, fill, find, models_folder
+from tests.models.tiny import PAPER, tiny, write
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("IEC_MODELS", str(tmp_path / "models"))
+    return tmp_path / "models"
+
+
+@pytest.mark.parametrize("name", [name for name in card_names() if name != "ddim_cifar_small"])
+def test_the_real_architectures_have_the_parameters_that_the_cards_say(name):
+    for component in card(name).components.values():
+        module = build(component, device="meta")
+        assert sum(p.numel() for p in module.parameters()) == component.parameters, component.name
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_a_folder_in_pipeline_layout_is_loaded_bit_for_bit(name, home):
+    facts = tiny(name)
+    write(facts, home / name)
+    source = Source.of(facts)
+    model = source.load("cpu")
+    assert model.weights_hash == source.weights_hash != "random"
+    for key, component in facts.components.items():
+        expected = build(component).state_dict()
+        loaded = {
+            "unet": model.unet,
+            "vae": getattr(model.decoder, "module", None),
+            "vqvae": getattr(model.decoder, "module", None),
+            "class_embedding": getattr(model.conditioner, "table", None),
+            "text_encoder": getattr(getattr(model.conditioner, "encoder", None), "model", None),
+        }[key]
+        assert not any(value.is_meta for value in [*loaded.parameters(), *loaded.buffers()])
+        assert all(torch.equal(value, expected[name]) for name, value in loaded.state_dict().items())
+    if name == "ldm_lsun_church":
+        assert model.decoder.scaling_factor == 0.5  # the folder's: it belongs to the weights
+
+
+def test_names_of_earlier_releases_are_understood(tmp_path):
+    component = tiny("ldm_lsun_church").components["vae"]
+    expected = build(component).state_dict()
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    renamed = {}
+    for name, value in expected.items():
+        for new, was in old.items():
+            name = name.replace(f"attentions.0.{new}.", f"attentions.0.{was}.")
+        renamed[name] = value
+    assert renamed.keys() != expected.keys()
+    save_file(renamed, tmp_path / WEIGHTS)
+    empty = build(component, device="meta")
+    fill(empty, tmp_path / WEIGHTS, torch.float32, torch.device("cpu"))
+    assert all(torch.equal(value, expected[name]) for name, value in empty.state_dict().items())
+
+
+def test_a_text_encoder_with_a_prefix_and_a_stored_buffer_is_understood(tmp_path):
+    component = tiny("sd_coco").components["text_encoder"]
+    expected = build(component).state_dict()
+    stored = {f"text_model.{name}": value for name, value in expected.items()}
+    save_file(stored | {"text_model.embeddings.position_ids": torch.arange(77)[None]}, tmp_path / WEIGHTS)
+    empty = build(component)
+    fill(empty, tmp_path / WEIGHTS, torch.float32, torch.device("cpu"))
+    assert all(torch.equal(value, expected[name]) for name, value in empty.state_dict().items())
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_missing_weights_say_which_file_from_where_and_what_to_do(name, home):
+    with pytest.raises(WeightsError) as caught:
+        find(card(name))
+    message = str(caught.value)
+    original = card(name).original
+    for part in (original.file, original.url, original.md5 or "not known", str(home / name), "model=ddim_cifar_small runs now"):
+        assert part in message, part
+    assert f"python scripts/convert_checkpoint.py {name}" in message and "model.random_weights=true" in message
+    assert ("model.weights=hub" in message) == (card(name).hub is not None)
+
+
+def test_a_pickled_checkpoint_is_not_opened_here(tmp_path):
+    (tmp_path / "model.ckpt").write_bytes(b"anything")
+    with pytest.raises(WeightsError, match=r"convert_checkpoint\.py ldm_imagenet --checkpoint .*model\.ckpt"):
+        find(card("ldm_imagenet"), tmp_path / "model.ckpt")
+
+
+@pytest.mark.parametrize("given", ["google/ddpm-cifar10-32", "somewhere/google/ddpm-cifar10-32/"])
+def test_what_is_known_to_be_the_wrong_weights_is_refused(given):
+    with pytest.raises(WeightsError, match="before averaging"):
+        find(card("ddim_cifar"), given)
+
+
+def test_a_folder_of_another_architecture_is_refused(tmp_path):
+    facts = tiny("ddim_cifar")
+    write(facts, tmp_path)
+    config = json.loads((tmp_path / "unet" / CONFIG).read_text())
+    (tmp_path / "unet" / CONFIG).write_text(json.dumps({**config, "norm_eps": 1e-5}))
+    with pytest.raises(WeightsError, match=r"norm_eps: 1e-05 in the folder, 1e-06 in the card"):
+        find(facts, tmp_path)
+
+
+def test_a_model_of_one_component_may_lie_in_the_folder_itself(tmp_path):
+    facts = tiny("ddim_cifar")
+    write(facts, tmp_path)
+    model = Source.of(facts, tmp_path / "unet").load("cpu")
+    assert model.weights_hash == Source.of(facts, tmp_path).weights_hash
+
+
+@pytest.mark.parametrize(
+    ("change", "message"), [("drop", "no conv_in.bias"), ("add", "unknown extra"), ("shape", r"conv_in.bias \[7\], not \[64\]")]
+)
+def test_every_tensor_has_its_place(tmp_path, change, message):
+    facts = tiny("ddim_cifar")
+    write(facts, tmp_path)
+    file = tmp_path / "unet" / WEIGHTS
+    state = load_file(file)
+    if change == "drop":
+        del state["conv_in.bias"]
+    else:
+        state["extra" if change == "add" else "conv_in.bias"] = torch.zeros(7)
+    save_file(state, file)
+    with pytest.raises(WeightsError, match=message):
+        Source.of(facts, tmp_path).load("cpu")
+
+
+def test_a_latent_model_without_its_scaling_factor_is_refused(tmp_path):
+    facts = tiny("ldm_lsun_church")
+    write(facts, tmp_path)
+    config = json.loads((tmp_path / "vae" / CONFIG).read_text())
+    (tmp_path / "vae" / CONFIG).write_text(json.dumps({**config, "scaling_factor": None}))
+    with pytest.raises(ConfigError, match="scaling_factor.*convert_checkpoint"):
+        Source.of(facts, tmp_path).load("cpu")
+
+
+def test_loading_holds_one_tensor_beside_the_weights(tmp_path, monkeypatch):
+    """Tensors are read one by one: of those handed out before, only the last may still be alive."""
+    layers = torch.nn.ModuleList(torch.nn.Linear(10, 10, device="meta") for _ in range(20))
+    shapes = {name: value.shape for name, value in layers.state_dict().items()}
+    save_file({name: torch.zeros(shape, dtype=torch.float16) for name, shape in shapes.items()}, tmp_path / WEIGHTS)
+    handed, most = [], 0
+
+    class Watched:
+        def __init__(self, file):
+            self.file = file
+
+        def get_tensor(self, name):
+            nonlocal most
+            most = max(most, sum(reference() is not None for reference in handed))
+            tensor = self.file.get_tensor(name)
+            handed.append(weakref.ref(tensor))
+            return tensor
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+    @contextmanager
+    def watched(*args, **kwargs):
+        with safe_open(*args, **kwargs) as file:
+            yield Watched(file)
+
+    monkeypatch.setattr("iec.models.weights.safe_open", watched)
+    fill(layers, tmp_path / WEIGHTS, torch.float32, torch.device("cpu"))
+    assert len(handed) == 40 and most <= 1
+    assert all(value.dtype == torch.float32 for value in layers.parameters())
+
+
+def test_settings_that_a_model_does_not_have_are_refused():
+    for options, message in [
+        ({"guidance": 2.0}, "unconditional"),
+        ({"prompts": "p.txt"}, "takes no text"),
+        ({"dtype": "int8"}, "float32, float16, bfloat16"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            Source.of("ddim_cifar_small", **options)
+    with pytest.raises(ConfigError, match=r"outside \[1, 100\]"):
+        Source.of(tiny("ldm_imagenet"), random_weights=True, guidance=0.5)
+
+
+def test_converted_models_are_kept_where_the_environment_says(home):
+    assert models_folder() == home
+    facts = tiny("ddim_cifar")
+    write(facts, home / "ddim_cifar")
+    assert find(facts) == home / "ddim_cifar"
