@@ -1,7 +1,147 @@
-"""Stub, being written."""
+"""Files from the web: resumed, checked by hash, and put in place only when whole. Never a connection where offline is asked for."""
 
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Sequence
+from http.client import HTTPException
 from pathlib import Path
+from typing import BinaryIO
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
+
+from iec.errors import WeightsError
+from iec.models.cards import Original
+from iec.progress import Report, reported
+
+BLOCK, TIMEOUT, ATTEMPTS, PAUSE = 2**20, 30.0, 5, 2.0
+OFFLINE = ("HF_HUB_OFFLINE", "IEC_OFFLINE")
+log = logging.getLogger(__name__)
 
 
-def hub_folder(repo_id: str, revision: str | None, patterns: list[str]) -> Path:
-    raise NotImplementedError
+class _Interrupted(Exception):
+    """The connection ended before the file did."""
+
+
+def offline() -> bool:
+    """Whether the environment forbids connections (HF_HUB_OFFLINE=1 or IEC_OFFLINE=1)."""
+    return any(os.environ.get(name, "").lower() in ("1", "true", "yes", "on") for name in OFFLINE)
+
+
+def download(source: Original, folder: Path) -> Path:
+    """A model's original file (or the archive around it) in ``folder``, downloaded unless it is there. Raises `WeightsError`."""
+    name = Path(urlsplit(source.url).path).name if source.member else Path(source.file).name
+    hashes = (None, None) if source.member else (source.sha256, source.md5)  # they are the checkpoint's, not the archive's
+    return fetch(source.url, folder / name, sha256=hashes[0], md5=hashes[1])
+
+
+def fetch(url: str, path: Path, *, sha256: str | None = None, md5: str | None = None) -> Path:
+    """``url`` at ``path``. What arrived of an interrupted download is kept as ``path.part`` and completed by the next call.
+
+    A file that is there already is checked and kept. The part is continued only if the server still has the same file (by its
+    ETag or date); else it starts anew. The hashes are of the whole file. Five attempts, 30 s without a byte end one. Raises
+    `WeightsError`: offline, unreachable, refused, or another file than expected.
+    """
+    if path.is_file():
+        _check(path, sha256, md5)
+        return path
+    part, by_hand = path.with_name(f"{path.name}.part"), f"Or put the file there by hand: {path}"
+    if offline():
+        raise WeightsError(f"{path} does not exist, and {' or '.join(OFFLINE)} forbids fetching {url}. {by_hand}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            with reported(f"fetching {path.name}") as report:
+                _receive(url, part, report)
+            break
+        except HTTPError as error:
+            if error.code < 500 or attempt == ATTEMPTS:
+                raise WeightsError(f"{url} answers {error.code} {error.reason}. {by_hand}") from error
+        except (URLError, HTTPException, OSError, _Interrupted) as error:
+            if attempt == ATTEMPTS:
+                raise WeightsError(
+                    f"{url} could not be fetched ({error}). What arrived is kept; the same command goes on. {by_hand}"
+                ) from error
+            log.info("%s: %s; trying again", url, error)
+        time.sleep(PAUSE * attempt)
+    try:
+        _check(part, sha256, md5)
+    except WeightsError:
+        part.unlink()
+        raise
+    part.replace(path)
+    _marker(part).unlink(missing_ok=True)
+    return path
+
+
+def hub_folder(repository: str, revision: str | None, patterns: Sequence[str]) -> Path:
+    """The files of a hub repository that match ``patterns``, from the local hub cache or fetched there.
+
+    Only those: never a pickle. Raises `WeightsError`, at once where offline is asked for and the cache has none.
+    """
+    from huggingface_hub import snapshot_download  # reads its environment when it is imported
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        found = snapshot_download(repository, revision=revision, allow_patterns=list(patterns), local_files_only=offline())
+    except (HfHubHTTPError, RepositoryNotFoundError, LocalEntryNotFoundError, OSError) as error:
+        at = f" --revision {revision}" if revision else ""
+        files = " ".join(f"--include '{pattern}'" for pattern in patterns)
+        raise WeightsError(
+            f"{repository} is not in the hub's cache and could not be fetched ({type(error).__name__}). On a machine with access:\n"
+            f"    hf download {repository}{at} {files}\n"
+            "and copy the folder that it names: model.weights=DIR"
+        ) from error
+    return Path(found)
+
+
+def _receive(url: str, part: Path, report: Report) -> None:
+    """Complete ``part``. Raises `_Interrupted` if the file is not whole afterwards."""
+    headers, marker = {}, _marker(part)
+    if part.is_file() and marker.is_file():
+        headers = {"Range": f"bytes={part.stat().st_size}-", "If-Range": marker.read_text(encoding="utf-8")}
+    with urlopen(Request(url, headers=headers), timeout=TIMEOUT) as answer:
+        resumed = answer.status == 206
+        done = part.stat().st_size if resumed else 0
+        length = answer.headers.get("Content-Length")
+        total = None if length is None else done + int(length)
+        tag = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
+        if not resumed:
+            marker.unlink(missing_ok=True)
+        with part.open("ab" if resumed else "wb") as file:
+            if tag and not tag.startswith("W/"):  # a weak tag cannot vouch for equal bytes
+                marker.write_text(tag, encoding="utf-8")
+            done = _copy(answer, file, done, total, report)
+            file.flush()
+            os.fsync(file.fileno())
+    if total is not None and done != total:
+        raise _Interrupted(f"{done} of {total} bytes arrived")
+
+
+def _copy(answer: BinaryIO, file: BinaryIO, done: int, total: int | None, report: Report) -> int:
+    while block := answer.read(BLOCK):
+        file.write(block)
+        done += len(block)
+        if total is not None:
+            report(done, total)
+    return done
+
+
+def _marker(part: Path) -> Path:
+    """Holds what identifies the server's file that ``part`` is the beginning of."""
+    return part.with_name(f"{part.name}.tag")
+
+
+def _check(path: Path, sha256: str | None, md5: str | None) -> None:
+    for name, wanted in (("sha256", sha256), ("md5", md5)):
+        if wanted is None:
+            continue
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, name).hexdigest()
+        if found != wanted:
+            raise WeightsError(
+                f"{path.name} ({path.stat().st_size} bytes) has {name} {found}, expected {wanted}: it is damaged or another file. "
+                f"Delete {path} if it is there, and fetch it again."
+            )

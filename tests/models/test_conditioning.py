@@ -1,0 +1,134 @@
+import json
+from collections import Counter
+from itertools import pairwise
+
+import pytest
+import torch
+from open_clip.tokenizer import SimpleTokenizer
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from iec.errors import ConfigError, DatasetError, WeightsError
+from iec.models.conditioning import ClassLabels, Prompts, label
+from iec.models.prompts import OWN, PromptList, coco_captions, prompts_of
+from iec.models.text import TextEncoder, load_tokenizer, save_tokenizer
+
+CPU = torch.device("cpu")
+TEXTS = [
+    "a photo of a cat", "Hello,   World!  It's we're I'll don't", "naïve café Ünïcödé 東京 🎉🎉", "1234567 3.14 $5 50%", "",
+    "  leading and trailing ", "a" * 300, "under_score-hyphen (paren) [x]", "new\nline\ttab", "ALL CAPS and MiXeD",
+    *prompts_of().texts,
+]  # fmt: skip
+
+
+def test_labels_are_balanced_in_every_block_and_spread_in_every_few():
+    labels = [label(n) for n in range(50_000)]
+    assert set(Counter(labels).values()) == {50} and set(labels) == set(range(1000))
+    for start in range(0, 50_000, 5000):
+        assert set(Counter(labels[start : start + 5000]).values()) == {5}
+    few = sorted(labels[:32])
+    assert max(b - a for a, b in pairwise(few)) < 60
+
+
+def test_rows_of_labels_are_the_table_with_the_unconditional_class_first():
+    table = nn.Embedding(1001, 6)
+    rows = ClassLabels(table).rows((3, 0), CPU, torch.float32)
+    assert rows.shape == (2, 2, 1, 6)
+    assert torch.equal(rows[:, 0, 0], table.weight[1000].expand(2, 6))
+    assert torch.equal(rows[:, 1, 0], table.weight[[label(3), 0]])
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    torch.manual_seed(0)
+    config = CLIPTextConfig(hidden_size=32, intermediate_size=64, num_attention_heads=2, num_hidden_layers=2)
+    return TextEncoder(CLIPTextModel(config).eval(), load_tokenizer())
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_tokens_are_those_of_the_original_tokenizer(encoder, text):
+    original = [49406, *SimpleTokenizer().encode(text), 49407]
+    expected = [*original[:76], 49407] if len(original) > 77 else original + [49407] * (77 - len(original))
+    assert encoder.tokens([text])[0].tolist() == expected
+
+
+def test_a_written_tokenizer_is_read_by_us_and_by_transformers(tmp_path):
+    save_tokenizer(tmp_path)
+    own = load_tokenizer()
+    for again in (load_tokenizer(tmp_path), CLIPTokenizer.from_pretrained(tmp_path)):
+        assert all(again(text)["input_ids"] == own(text)["input_ids"] for text in TEXTS)
+        assert again.model_max_length == 77 and again.pad_token_id == 49407
+    (tmp_path / "merges.txt").unlink()
+    with pytest.raises(WeightsError, match=r"no merges\.txt"):
+        load_tokenizer(tmp_path)
+
+
+def test_embeddings_do_not_depend_on_the_batch_and_cutting_is_logged(encoder, caplog):
+    one, many = encoder(TEXTS, batch_size=1), encoder(TEXTS, batch_size=7)
+    assert one.shape == (len(TEXTS), 77, 32)
+    torch.testing.assert_close(one, many, atol=1e-5, rtol=1e-5)
+    caplog.clear()
+    encoder(["word " * 100])
+    assert "102 tokens is cut to 77" in caplog.text
+
+
+def test_the_prompt_of_an_image_is_a_function_of_its_number(encoder):
+    prompts = PromptList(("a cat", "a dog", "a house"), "test")
+    conditioner = Prompts(encoder, prompts)
+    rows = conditioner.rows((1, 3, 4), CPU, torch.float32)
+    torch.testing.assert_close(rows[:, 1], encoder(["a dog", "a cat", "a dog"]))
+    torch.testing.assert_close(rows[:, 0], encoder([""]).expand(3, -1, -1))
+
+
+def coco(tmp_path, images=40):
+    entries = [{"id": 1000 - k, "file_name": f"COCO_val2014_{1000 - k:012d}.jpg"} for k in range(images)]
+    captions = [
+        {"id": 10 * image["id"] + j, "image_id": image["id"], "caption": f" caption {j}\nof {image['id']} "}
+        for j in (2, 0, 1)
+        for image in entries
+    ]
+    path = tmp_path / "captions_val2014.json"
+    path.write_text(json.dumps({"images": entries, "annotations": captions}))
+    return path
+
+
+def test_captions_follow_the_rule_whatever_the_order_of_the_file(tmp_path):
+    path = coco(tmp_path)
+    prompts = coco_captions(path, count=10)
+    assert len(set(prompts.texts)) == 10 and all(text.startswith("caption 0 of ") for text in prompts.texts)
+    for text, file in zip(prompts.texts, prompts.images, strict=True):
+        assert file == f"COCO_val2014_{int(text.split()[-1]):012d}.jpg"
+    entry = json.loads(path.read_text())
+    path.write_text(json.dumps({"images": entry["images"][::-1], "annotations": entry["annotations"][::-1]}))
+    assert coco_captions(path, count=10) == prompts
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "does not exist.*annotations_trainval2014"), ("{", "is not COCO's"), ('{"images": []}', "is not COCO's")],
+)
+def test_annotations_that_are_none_are_refused(tmp_path, content, message):
+    path = tmp_path / "captions.json"
+    if content:
+        path.write_text(content)
+    with pytest.raises(DatasetError, match=f"(?s){message}"):
+        prompts_of(path)
+    with pytest.raises(DatasetError, match="captions of 40 images; 5000 are needed"):
+        prompts_of(coco(tmp_path))
+
+
+def test_prompt_n_of_a_text_file_is_line_n(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text("a cat\n a dog \n\n\n")
+    assert prompts_of(path).texts == ("a cat", "a dog") and prompts_of(path).of(3) == "a dog"
+    for content, message in [("a cat\n\na dog\n", "line 2 is blank"), ("\n", "it is empty")]:
+        path.write_text(content)
+        with pytest.raises(ConfigError, match=message):
+            prompts_of(path)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        prompts_of(tmp_path / "nowhere.txt")
+
+
+def test_our_own_prompts_fit_a_screen():
+    own = prompts_of()
+    assert own.texts == tuple(OWN.read_text().splitlines()) and 20 <= len(set(own.texts)) <= 30

@@ -1,0 +1,129 @@
+import hashlib
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from iec.errors import WeightsError
+from iec.models import download as module
+from iec.models.cards import Original
+from iec.models.download import download, fetch, hub_folder
+
+DATA = bytes(range(256)) * 5000
+SHA, MD5 = hashlib.sha256(DATA).hexdigest(), hashlib.md5(DATA).hexdigest()
+
+
+@pytest.fixture(autouse=True)
+def online(monkeypatch):
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr(module, "PAUSE", 0.0)
+
+
+@pytest.fixture
+def server():
+    """Serves ``data`` under ``tag``; ``cut``: bytes after which the next answers break off; ``ranges``: whether it knows Range."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            state = self.server
+            wanted = self.headers.get("Range")
+            state.requests.append((wanted, self.headers.get("If-Range")))
+            if state.status:
+                self.send_error(state.status)
+                return
+            start = 0
+            if wanted and state.ranges and self.headers.get("If-Range") == state.tag:
+                start = int(wanted.removeprefix("bytes=").removesuffix("-"))
+            body = state.data[start:]
+            self.send_response(206 if start else 200)
+            self.send_header("Content-Length", str(len(body)))
+            self.send_header("ETag", state.tag)
+            self.end_headers()
+            self.wfile.write(body[: state.cuts.pop(0)] if state.cuts else body)
+
+        def log_message(self, *args):
+            pass
+
+    made = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    made.data, made.tag, made.cuts, made.ranges, made.status, made.requests = DATA, '"one"', [], True, None, []
+    made.url = f"http://127.0.0.1:{made.server_port}/file.ckpt"
+    threading.Thread(target=made.serve_forever, daemon=True).start()
+    yield made
+    made.shutdown()
+    made.server_close()
+
+
+def test_a_file_arrives_once_and_is_checked(server, tmp_path):
+    path = fetch(server.url, tmp_path / "a" / "file.ckpt", sha256=SHA, md5=MD5)
+    assert path.read_bytes() == DATA and [p.name for p in path.parent.iterdir()] == ["file.ckpt"]
+    fetch(server.url, path, sha256=SHA)
+    assert len(server.requests) == 1
+    path.write_bytes(b"damaged")
+    with pytest.raises(WeightsError, match=f"7 bytes.*expected {SHA}"):
+        fetch(server.url, path, sha256=SHA)
+
+
+def test_a_broken_connection_is_resumed_where_it_broke(server, tmp_path):
+    server.cuts = [300_000, 400_000]
+    path = fetch(server.url, tmp_path / "file.ckpt", sha256=SHA)
+    assert path.read_bytes() == DATA
+    assert [wanted for wanted, _ in server.requests] == [None, "bytes=300000-", "bytes=700000-"]
+    assert server.requests[1][1] == '"one"'
+
+
+def test_a_later_call_goes_on_with_what_an_earlier_one_left(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "ATTEMPTS", 1)
+    server.cuts = [500_000]
+    with pytest.raises(WeightsError, match="500000 of 1280000.*same command goes on"):
+        fetch(server.url, tmp_path / "file.ckpt", sha256=SHA)
+    assert not (tmp_path / "file.ckpt").exists()
+    assert fetch(server.url, tmp_path / "file.ckpt", sha256=SHA).read_bytes() == DATA
+    assert server.requests[-1][0] == "bytes=500000-"
+
+
+def test_a_file_that_changed_meanwhile_is_not_glued_together(server, tmp_path):
+    server.cuts = [300_000]
+    (tmp_path / "file.ckpt.part").write_bytes(b"x" * 1000)
+    (tmp_path / "file.ckpt.part.tag").write_text('"an older one"')
+    server.cuts = []
+    assert fetch(server.url, tmp_path / "file.ckpt", sha256=SHA).read_bytes() == DATA
+    assert server.requests[0][1] == '"an older one"'
+
+
+def test_a_server_without_ranges_starts_anew(server, tmp_path):
+    server.ranges, server.cuts = False, [300_000]
+    assert fetch(server.url, tmp_path / "file.ckpt", sha256=SHA).read_bytes() == DATA
+
+
+def test_another_file_than_expected_leaves_nothing_behind(server, tmp_path):
+    server.data = DATA[:-1] + b"!"
+    with pytest.raises(WeightsError, match=rf"1280000 bytes.*expected {MD5}"):
+        fetch(server.url, tmp_path / "file.ckpt", md5=MD5)
+    assert not list(tmp_path.glob("*.ckpt")) and not list(tmp_path.glob("*.part"))
+
+
+@pytest.mark.parametrize(("status", "requests"), [(404, 1), (403, 1), (503, 5)])
+def test_a_refusal_says_what_to_do(server, tmp_path, status, requests):
+    server.status = status
+    with pytest.raises(WeightsError, match=f"answers {status}.*by hand: .*file.ckpt"):
+        fetch(server.url, tmp_path / "file.ckpt")
+    assert len(server.requests) == requests
+
+
+@pytest.mark.parametrize("variable", ["HF_HUB_OFFLINE", "IEC_OFFLINE"])
+def test_offline_opens_no_connection(server, tmp_path, monkeypatch, variable):
+    monkeypatch.setenv(variable, "1")
+    with pytest.raises(WeightsError, match=rf"{variable}.*forbids fetching.*by hand"):
+        fetch(server.url, tmp_path / "file.ckpt")
+    with pytest.raises(WeightsError, match=r"hf download CompVis/stable-diffusion-v1-4 --include 'unet/config.json'"):
+        hub_folder("CompVis/stable-diffusion-v1-4", None, ["unet/config.json"])
+    assert not server.requests
+
+
+def test_an_archive_keeps_its_own_name_and_is_not_held_to_the_checkpoints_hash(server, tmp_path):
+    inside = Original(
+        "ldm", "models/x/model.ckpt", server.url.replace("file.ckpt", "x.zip?dl=1"), True, "model.ckpt", sha256="0" * 64
+    )
+    assert download(inside, tmp_path).name == "x.zip"
+    plain = Original("ddpm", "models/x/model-1.ckpt", server.url, False, md5=MD5)
+    assert download(plain, tmp_path).name == "model-1.ckpt"
