@@ -6,11 +6,14 @@ samples = iec.sample(model, 64, correction=iec.Correction())
 """
 
 from iec.correction import Correction
+from iec.diffusers_scheduler import IECScheduler
+from iec.efficiency.caching.config import CachingConfig
 from iec.efficiency.prepare import quantize
 from iec.efficiency.quantization import PTQConfig
 from iec.efficiency.technique import Prepared, Technique
 from iec.models import Model, load_model
 from iec.network import FeatureCache, Network, Prediction, Step, UNetNetwork
+from iec.pipelines import apply, remove
 from iec.placement import Placement
 from iec.sampler import Sampler
 from iec.sampling import Samples, sample
@@ -19,8 +22,10 @@ from iec.timetable import NoiseSchedule, Timetable
 __version__ = "0.1.0"
 
 __all__ = [
+    "CachingConfig",
     "Correction",
     "FeatureCache",
+    "IECScheduler",
     "Model",
     "Network",
     "NoiseSchedule",
@@ -34,7 +39,9 @@ __all__ = [
     "Technique",
     "Timetable",
     "UNetNetwork",
+    "apply",
     "load_model",
     "quantize",
+    "remove",
     "sample",
 ]

@@ -13,6 +13,7 @@ from iec.efficiency.technique import Prepared, Technique, identity_of, technique
 from iec.errors import ConfigError
 from iec.files import canonical_hash
 from iec.images import ROUNDINGS
+from iec.metrics.protocol import PROTOCOLS, protocol
 from iec.models import Card
 from iec.models.model import Source
 from iec.placement import Placement
@@ -22,7 +23,7 @@ from iec.sampling import micro_batches, require_count
 from iec.timetable import Timetable
 
 SOLVER_DTYPES = {"float64": torch.float64, "float32": torch.float32}
-METRICS = ("auto", "none", "efficientnet_lite0")
+METRICS = ("auto", "none", *PROTOCOLS)
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,10 @@ class Cell:
         require_count(cell.num_images, cell.batch_size)
         if config.metrics.name not in METRICS:
             raise ConfigError(f"Unknown metrics {config.metrics.name!r}; choose one of {', '.join(METRICS)}.")
+        if cell.metrics != "none" and config.metrics.scores is not None:
+            protocol(cell.metrics).check(config.metrics.scores)
+        if config.metrics.clip is not None and "text_encoder" not in facts.components:
+            raise ConfigError(f"metrics.clip: {facts.name} has no prompts to compare its images with. Leave metrics.clip unset.")
         if config.metrics.bootstrap < 0 or (config.trace_images or 0) < 0:
             raise ConfigError("metrics.bootstrap and trace_images must not be negative.")
         if not 0 <= config.seed < 2**64:

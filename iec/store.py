@@ -15,6 +15,7 @@ import json
 import time
 import zipfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -54,8 +55,9 @@ class Store:
         """Raises `StoreError` if the folder holds another cell or cannot be written."""
         record = folder / "cell.json"
         try:
+            # in this order, and without temporaries: another process may be making the folder at this moment
+            occupied = folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())
             held = read_json(record)
-            occupied = folder.is_dir() and any(folder.iterdir())
         except OSError as error:
             raise StoreError(f"{folder} cannot be used: {error.strerror}. Choose another folder (paths.output=DIR).") from error
         if held is None and occupied:
@@ -69,8 +71,9 @@ class Store:
         if held is None:
             write_json(record, identity)
         for stale in folder.rglob(".*.tmp"):  # left by a kill; a younger one may belong to a process that is writing it
-            if time.time() - stale.stat().st_mtime > STALE_SECONDS:
-                stale.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):
+                if time.time() - stale.stat().st_mtime > STALE_SECONDS:
+                    stale.unlink()
         return cls(folder)
 
     def shard(self, indices: tuple[int, ...]) -> Path:

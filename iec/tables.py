@@ -3,14 +3,17 @@
     python -m iec.tables experiments/bundled.yaml                   # assemble what exists, list what is missing
     python -m iec.tables experiments/bundled.yaml --run             # compute what is missing first
     python -m iec.tables experiments/bundled.yaml --run num_images=64 sampler.steps=10
+    python -m iec.tables experiments/table1.yaml --scale paper      # the paper's models; small: the bundled one
+    python -m iec.tables experiments/*.yaml --status                # how far every row is
 
-Written to OUTPUT/tables/NAME-HASH: table.md, table.csv, table.json, grid.png, error.png, scores.png.
+Written to OUTPUT/tables/NAME-HASH: table.md, table.csv, table.tex, table.json, grid.png, error.png, scores.png.
 """
 
 import argparse
 import csv
 import io
 import logging
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,13 +22,16 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from iec.experiments import Experiment
+from iec.cell import Cell
+from iec.errors import IECError
+from iec.experiments import EVIDENCE, Experiment
 from iec.figures import write_pictures
 from iec.files import canonical_hash, write_atomic
 from iec.loggers import log_table
 from iec.rows import Row, build_rows
 from iec.runner import Result, finished_result, run_cell
 from iec.runtime import entry_point, keep_freed_memory
+from iec.status import progress_of
 from iec.store import write_json
 
 log = logging.getLogger(__name__)
@@ -33,19 +39,50 @@ WIDTH_OF_A_FILE = 200
 
 
 def write_table(rows: list[Row], experiment: Experiment, folder: Path) -> tuple[list[str], list[list[str]]]:
-    """table.md, table.csv and table.json; returns the header and the body."""
-    header = list(dict.fromkeys(column for row in rows for column in row.cells()))
-    body = [[row.cells().get(column, "") for column in header] for row in rows]
-    caption = _caption(rows, experiment)
-    lines = [f"**{experiment.title}**", "", "| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    lines += ["| " + " | ".join(line) + " |" for line in body]
-    markdown = "\n".join([*lines, "", caption, ""])
-    write_atomic(folder / "table.md", lambda file: file.write(markdown.encode()))
+    """table.md, table.csv, table.tex and table.json; returns the header and the body.
+
+    Rows that are not computed are listed if a value is published for them.
+    """
+    made = {row.label: row.cells() for row in rows}
+    lines = [{"": label, **made.get(label, {}), **_published(experiment, label)} for label in experiment.labels]
+    lines = [line for line in lines if len(line) > 1]
+    header = list(dict.fromkeys(column for line in lines for column in line))
+    body = [[line.get(column, "") for column in header] for line in lines]
     text = io.StringIO(newline="")
     csv.writer(text).writerows([["label", *header[1:]], *body])
-    write_atomic(folder / "table.csv", lambda file: file.write(text.getvalue().encode()))
+    contents = {
+        "table.md": markdown(header, body, experiment.title, _caption(rows, experiment)),
+        "table.tex": latex(header, body, experiment.title),
+        "table.csv": text.getvalue(),
+    }
+    for name, content in contents.items():
+        write_atomic(folder / name, lambda file, content=content: file.write(content.encode()))  # type: ignore[misc]
     write_json(folder / "table.json", [_json(row) for row in rows])
     return header, body
+
+
+def markdown(header: list[str], body: list[list[str]], title: str, caption: str) -> str:
+    lines = [f"**{title}**", "", "| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    lines += ["| " + " | ".join(line) + " |" for line in body]
+    return "\n".join([*lines, "", caption, ""])
+
+
+def latex(header: list[str], body: list[list[str]], title: str) -> str:
+    """A table for the booktabs package."""
+
+    def line(cells: list[str]) -> str:
+        return " & ".join(re.sub(r"([&%$#_{}])", r"\\\1", cell) for cell in cells) + r" \\"
+
+    rows = [r"\toprule", line(header), r"\midrule", *map(line, body), r"\bottomrule"]
+    ends = r"\begin{tabular}{l" + "r" * (len(header) - 1) + "}", r"\end{tabular}"
+    return "\n".join([f"% {title}", ends[0], *rows, ends[1], ""])
+
+
+def _published(experiment: Experiment, label: str) -> dict[str, str]:
+    """Columns of what a paper gives, for all rows of an experiment that has any."""
+    columns = dict.fromkeys(column for values in experiment.published.values() for column in values)
+    given = experiment.published.get(label, {})
+    return {f"{column}, published": str(given[column]) if column in given else "" for column in columns if given}
 
 
 def _json(row: Row) -> dict[str, Any]:
@@ -63,11 +100,15 @@ def _json(row: Row) -> dict[str, Any]:
 def _caption(rows: list[Row], experiment: Experiment) -> str:
     cell = rows[0].result.cell
     machines = sorted({m for row in rows for m in row.result.manifest["machines"]})
-    return (
+    references = "' or '".join(experiment.references)
+    text = (
         f"Seed {cell.seed}, batch {cell.batch_size}; brackets are 95 % intervals; calls are network calls per image; ref. is "
-        f"'{experiment.reference}' from the same noise; sim. = simulated quantization, whose time says nothing about real integer "
+        f"'{references}' from the same noise; sim. = simulated quantization, whose time says nothing about real integer "
         f"kernels. {'; '.join(machines)}."
     )
+    kinds = {value.evidence for values in experiment.published.values() for value in values.values()}
+    legend = "; ".join(f"{'?' if kind == 'unknown' else kind[0]}: {EVIDENCE[kind]}" for kind in EVIDENCE if kind in kinds)
+    return f"{text} Published: {experiment.source} ({legend})." if kinds else text
 
 
 def show(header: list[str], body: list[list[str]], title: str) -> None:
@@ -84,28 +125,61 @@ def show(header: list[str], body: list[list[str]], title: str) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """See the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("experiment", type=Path)
+    parser.add_argument("given", nargs="+", metavar="FILE|OVERRIDE", help="experiment files, and Hydra overrides for every row")
     parser.add_argument("--run", action="store_true", help="compute the rows that are missing")
-    parser.add_argument("overrides", nargs="*", help="Hydra overrides for every row")
+    parser.add_argument("--scale", help="of a file that has scales; by default paper where there is a GPU, else small")
+    parser.add_argument("--status", action="store_true", help="only say how far each row is")
     options = parser.parse_intermixed_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    experiment = Experiment.read(options.experiment, options.overrides)
-    cells = experiment.cells()  # every row is checked before any is computed
+    files = [Path(text) for text in options.given if "=" not in text]
+    overrides = [text for text in options.given if "=" in text]
+    experiments = [Experiment.read(path, overrides, options.scale) for path in files]
+    checked = [(experiment, experiment.cells()) for experiment in experiments]  # every row, before any is computed
+    for experiment, cells in checked:
+        if options.status:
+            print(status(experiment, cells))
+        else:
+            assemble(experiment, cells, options.run)
+
+
+def status(experiment: Experiment, cells: dict[str, Cell]) -> str:
+    """A line for each row: done, how many images are there, or failed and why."""
+    return "\n".join([experiment.title, *(f"  {label}: {progress_of(cell)}" for label, cell in cells.items())])
+
+
+def assemble(experiment: Experiment, cells: dict[str, Cell], compute: bool) -> None:
+    """The table of what is finished, after computing what is missing if asked to.
+
+    A row that fails does not stop the others; if one did, the last error is raised at the end.
+    """
     results: dict[str, Result] = {}
-    for label, cell in cells.items():
-        log.info("[%d/%d] %s", len(results) + 1, len(cells), label) if options.run else None
-        result = run_cell(cell) if options.run else finished_result(cell)
+    failure: IECError | None = None
+    for k, (label, cell) in enumerate(cells.items(), 1):
+        log.info("[%d/%d] %s", k, len(cells), label) if compute else None
+        try:
+            result = run_cell(cell) if compute else finished_result(cell)
+        except IECError as error:
+            log.error("failed: %s: %s\n    %s", label, error, experiment.command(label))
+            failure = error
+            continue
         if result is None:
             log.info("missing: %s\n    %s", label, experiment.command(label))
         else:
             results[label] = result
-    if not results:
+    if results:
+        _show(experiment, cells, results)
+    elif failure is None:
         log.info("Nothing to show yet; add --run to compute it.")
-        return
+    if failure is not None:
+        raise failure
+
+
+def _show(experiment: Experiment, cells: dict[str, Cell], results: dict[str, Result]) -> None:
+    """Write the table and its pictures, and print it."""
     config = next(iter(cells.values())).config
     key = canonical_hash([cells[label].slug for label in results])[:10]
     folder = Path(config.paths.output) / "tables" / f"{experiment.name}-{key}"
-    rows = build_rows(results, experiment.reference)
+    rows = build_rows(results, experiment.references)
     header, body = write_table(rows, experiment, folder)
     pictures = write_pictures(rows, experiment, folder)
     show(header, body, experiment.title)

@@ -61,7 +61,7 @@ def measure(name: str, efficiency: str, images: int, steps: int, device: str) ->
     """One run in a process of its own."""
     with tempfile.TemporaryDirectory(prefix="iec-") as folder:
         overrides = [f"model={name}", "model.random_weights=true", f"efficiency={efficiency}", *OVERRIDES[efficiency]]
-        overrides += [f"num_images={images}", f"batch_size={images}", f"sampler.steps={steps}", "iec=all_steps", "metrics=none"]
+        overrides += [f"num_images={images}", f"batch_size={images}", f"sampler.steps={steps}", "metrics=none"]
         command = [sys.executable, str(RUN), *overrides, f"device={device}", f"paths.output={folder}", "trace_images=0"]
         began = time.perf_counter()
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
@@ -104,7 +104,7 @@ def line(row: dict[str, Any]) -> str:
 def save(folder: Path, rows: list[dict[str, Any]], device: str) -> None:
     """models.json and models.md, which says when and on what it was measured."""
     machine, date = describe_device(resolve_device(device)), datetime.now(UTC).date().isoformat()
-    note = f"Random weights, {machine}, {date}. Calls: IEC on all steps that run the full network."
+    note = f"Random weights, {machine}, {date}."
     text = "\n".join([HEADER, *map(line, rows), "", note, ""])
     value = json.dumps({"machine": machine, "date": date, "rows": rows}, indent=1) + "\n"
     write_atomic(folder / "models.md", lambda file: file.write(text.encode()))

@@ -1,70 +1,150 @@
-"""Reference statistics of all CIFAR-10 training images, for the scores of generated ones.
+"""Reference statistics of real images, which the scores of generated ones compare with.
 
-    python scripts/prepare_reference.py --data data
+    python scripts/prepare_reference.py --data data                                            # CIFAR-10, EfficientNet-Lite0
+    python scripts/prepare_reference.py --dataset lsun_church_256 --data LSUN --protocol inception --workers 8
+    python scripts/prepare_reference.py --dataset imagenet_256 --npz VIRTUAL_imagenet256_labeled.npz --protocol inception
+    python scripts/prepare_reference.py --folder PHOTOS --resolution 256 --filter bicubic --output photos.safetensors
+    python scripts/prepare_reference.py --npz stats.npz --origin pytorch_fid --resolution 32 --protocol pytorch_fid \\
+        --output stats.safetensors
 
-Writes iec/metrics/references/cifar10_train.efflite0.safetensors, whole or not at all; takes some minutes on a CPU.
+An npz with mu and sigma is imported, one with images (arr_0) alone is computed from. The file of a data set goes to
+~/.cache/iec/references or the folder of the environment variable IEC_REFERENCES. Killed at any moment, the same command goes on
+where it was, and ends with the same bytes; so it does with any number of workers.
 """
 
 import argparse
-import hashlib
 import logging
 import shlex
-import sys
-from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-import numpy as np
+from iec.errors import ArtifactError, ConfigError
+from iec.metrics.catalog import ORIGINS, PACKAGED, dataset, dataset_names, file_name, user_folder
+from iec.metrics.encoded import open_folder
+from iec.metrics.features import Extractor
+from iec.metrics.imported import import_statistics, npz_keys
+from iec.metrics.npz import ImageArray
+from iec.metrics.pictures import FILTERS, Preprocess
+from iec.metrics.prepare import make_reference, open_dataset, opener
+from iec.metrics.protocol import PROTOCOLS, protocol
+from iec.metrics.reference import Reference
+from iec.metrics.sources import NpzSource, Source
+from iec.progress import reported
+from iec.runtime import entry_point, keep_freed_memory, resolve_device
 
-from iec.datasets import load_cifar10
-from iec.errors import IECError
-from iec.metrics.extractor import EffNetLite0
-from iec.metrics.features import extract
-from iec.metrics.frechet import GaussianStatistics
-from iec.metrics.record import installed_versions
-from iec.metrics.reference import Reference, reference_path
-from iec.progress import stage
-from iec.runtime import keep_freed_memory, resolve_device
+UNRECORDED = ("workers", "output", "device")
+"""Arguments that do not change the result."""
 
-KID_IMAGES, KID_SEED = 5000, 0
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--protocol", default="efficientnet_lite0", choices=PROTOCOLS, help="whose extractor (default: %(default)s)"
+    )
+    parser.add_argument("--dataset", choices=dataset_names(), help="a known set, below --data (default: cifar10_train) or as --npz")
+    parser.add_argument("--data", type=Path, help="folder of the data set")
+    parser.add_argument("--folder", type=Path, help="folder of PNG, JPEG or WebP files")
+    parser.add_argument("--npz", type=Path, help="images (arr_0) or statistics (mu, sigma, mu_s, sigma_s)")
+    parser.add_argument("--origin", choices=ORIGINS, help="tool that wrote the statistics")
+    parser.add_argument("--resolution", type=int, help="make images R x R: shorter side to R, centre crop (a data set: its own)")
+    parser.add_argument("--filter", choices=FILTERS, help="of the resizing (Pillow; antialiased, but for nearest)")
+    parser.add_argument("--crop-first", action="store_true", help="crop to a square, then resize")
+    parser.add_argument("--to-rgb", action="store_true", help="convert grey, palette and CMYK images")
+    parser.add_argument("--recursive", action="store_true", help="sub-folders of --folder too")
+    parser.add_argument(
+        "--skip-damaged", action="store_true", help="leave out files that cannot be decoded, and record their names"
+    )
+    parser.add_argument("--limit", type=int, help="the first N images only")
+    parser.add_argument("--workers", type=int, default=1, help="processes, of one thread each (default: %(default)s)")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--output", type=Path)
+    return parser.parse_args()
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raises `ConfigError` for arguments that contradict each other."""
+    given = [name for name in ("data", "folder", "npz") if getattr(args, name) is not None]
+    if len(given) != 1:
+        raise ConfigError(f"Give one of --data, --folder and --npz, got {', '.join(f'--{name}' for name in given) or 'none'}.")
+    if args.folder and args.dataset:
+        raise ConfigError("--folder is a set of your own; a known --dataset takes its images from --data.")
+    if args.output is None and not (args.data or args.dataset):
+        raise ConfigError("Give --output FILE.safetensors.")
+    shaping = args.filter or args.crop_first or args.to_rgb
+    if shaping and (not args.folder or (args.resolution is None and (args.filter or args.crop_first))):
+        raise ConfigError(
+            "--filter, --crop-first and --to-rgb say how --folder becomes --resolution R; data sets have their own way."
+        )
+    if args.folder and args.resolution and not args.filter:
+        raise ConfigError(f"--resolution needs --filter, one of {', '.join(FILTERS)}: scores depend on it.")
+    if args.data and args.resolution:
+        raise ConfigError("A data set has its own resolution; use --folder for another.")
+    if args.workers < 1:
+        raise ConfigError(f"--workers {args.workers}: at least 1.")
+
+
+def command_of(args: argparse.Namespace) -> str:
+    """The arguments that the result depends on, in one order."""
+    words = ["python", "scripts/prepare_reference.py"]
+    for name, value in vars(args).items():
+        if name not in UNRECORDED and value not in (None, False):
+            words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+    return shlex.join(words)
+
+
+def open_source(args: argparse.Namespace) -> Source:
+    if args.folder:
+        preprocess = Preprocess(args.resolution, args.filter or "bicubic", args.crop_first, args.to_rgb)
+        return open_folder(args.folder, args.recursive, preprocess, args.skip_damaged)
+    if args.npz:
+        return NpzSource(ImageArray.open(args.npz))
+    return open_dataset(args.dataset, args.data, skip_damaged=args.skip_damaged)
+
+
+def import_npz(args: argparse.Namespace, extractor: Extractor, output: Path) -> Reference:
+    if output.exists():
+        raise ArtifactError(f"{output} exists. Delete it, or choose another --output.")
+    facts: dict[str, Any] = {"resolution": args.resolution}
+    if args.dataset:
+        entry = dataset(args.dataset)
+        facts = {"resolution": entry.resolution, "dataset": entry.title, "n": entry.images}
+    total = len(NpzSource(ImageArray.open(args.npz))) if "arr_0" in npz_keys(args.npz) else 0
+    with reported("features of arr_0") as report:
+        done = 0
+
+        def progress(images: int) -> None:
+            nonlocal done
+            done += images
+            report(done, total)
+
+        reference = import_statistics(args.npz, extractor, args.origin, **facts, progress=progress)
+    reference.save(output)
+    return reference
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("data"), help="folder with CIFAR-10 (see iec/datasets.py)")
-    parser.add_argument("--output", type=Path, help="default: where the package looks for it")
-    parser.add_argument("--device", default="auto")
-    args = parser.parse_args()
+    args = arguments()
+    if args.data and not args.dataset:
+        args.dataset = "cifar10_train"
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     keep_freed_memory()
-    extractor = EffNetLite0(resolve_device(args.device))
-    images = load_cifar10(args.data)
-    with stage("features", -(-len(images) // extractor.batch)) as advance:
-        features = extract(images, extractor, lambda _: advance())
-    chosen = np.sort(np.random.default_rng(KID_SEED).permutation(len(images))[:KID_IMAGES])
-    provenance = {
-        "dataset": "CIFAR-10 train",
-        "n": len(features),
-        "resolution": features.resolution,
-        "resize": extractor.identity["resize"],
-        "extractor": extractor.identity,
-        "extractor_hash": extractor.hash,
-        "images_sha256": hashlib.sha256(images.tobytes()).hexdigest(),
-        "kid_images": f"{KID_IMAGES} of default_rng({KID_SEED}).permutation(n), in file order",
-        "date": datetime.now(UTC).date().isoformat(),
-        "versions": installed_versions(),
-        "command": shlex.join(["python", "scripts/prepare_reference.py", *sys.argv[1:]]),
-    }
-    pooled, spatial = GaussianStatistics.of(features.pooled), GaussianStatistics.of(features.spatial)
-    reference = Reference(pooled, spatial, features.pooled[chosen], provenance)
-    path = args.output or reference_path("cifar10_train", extractor)
-    reference.save(path)
-    print(f"{path}: {path.stat().st_size / 1e6:.2f} MB, hash {reference.hash[:12]}")
+    check(args)
+    device, rules = resolve_device(args.device), protocol(args.protocol)
+    statistics = args.npz is not None and "mu" in npz_keys(args.npz)
+    extractor = rules.extractor(device if statistics else "cpu")
+    output = args.output or user_folder() / file_name(args.dataset, extractor.name)
+    if statistics:
+        reference = import_npz(args, extractor, output)
+    else:
+        source = open_source(args)
+        with reported("features") as report:
+            settings = (command_of(args), device, args.workers, args.limit, args.skip_damaged, report)
+            reference = make_reference(source, opener(args.protocol), output, *settings)
+    print(f"{output}: {output.stat().st_size / 1e6:.2f} MB, n = {reference.provenance['n']}, hash {reference.hash[:12]}")
+    if not args.output and (PACKAGED / output.name).is_file():
+        print(f"The package carries {output.name} itself, and that is used; pass this one's path as --reference to use it instead.")
 
 
 if __name__ == "__main__":
-    try:
+    with entry_point():
         main()
-    except IECError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("\nStopped; nothing was written. Run the same command again.")

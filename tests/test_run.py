@@ -87,8 +87,9 @@ def test_killed_at_any_moment_it_resumes_to_the_same_bytes(uninterrupted, tmp_pa
             time.sleep(0.005)
         process.send_signal(kill)
         err = process.communicate(timeout=60)[1]
-        assert process.returncode == -signal.SIGKILL or "goes on from there" in err
-    assert 3 <= len(shard_hashes(tmp_path)) < 5
+        finished = process.returncode == 0  # on a busy machine it may be done before the signal arrives
+        assert finished or process.returncode == -signal.SIGKILL or "goes on from there" in err
+    assert len(shard_hashes(tmp_path)) >= 3
     code, text = run(tmp_path)
     assert code == 0, text
     assert shard_hashes(tmp_path) == uninterrupted[1]
@@ -101,7 +102,7 @@ def test_two_processes_on_one_folder_and_a_damaged_shard(uninterrupted, tmp_path
     victim = sorted(tmp_path.glob("*/shards/*.npz"))[2]
     victim.write_bytes(victim.read_bytes()[:50])
     code, text = run(tmp_path)
-    assert code == 0 and "1 of 5 shards to sample" in text
+    assert code == 0 and "1 of 5 micro-batches to sample" in text
     assert shard_hashes(tmp_path) == uninterrupted[1]
 
 

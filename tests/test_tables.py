@@ -141,8 +141,90 @@ def test_wandb_offline_logs_without_an_account(make_cell, tmp_path, monkeypatch)
     assert list((tmp_path / "wandb").rglob("*.wandb"))
 
 
-def test_every_shipped_experiment_composes():
+PUBLISHED = """
+title: what a paper says, beside what is measured
+source: a paper
+reference: [small, large]
+scales:
+  small:
+    overrides: [num_images=2, metrics=none, device=cpu]
+    replace: {model=ddim_cifar: [model=ddim_cifar_small], model=ldm_imagenet: null}
+  paper: {overrides: [num_images=7]}
+common: [sampler.steps=2]
+rows:
+  small: [model=ddim_cifar]
+  small & corrected: [model=ddim_cifar, iec=all_steps]
+  large: [model=ldm_imagenet]
+  larger: [model=ldm_imagenet, iec=all_steps]
+published:
+  small: {FID: [4.19, known]}
+  small & corrected: {FID: [null, unknown]}
+  large: {FID: [3.5, review], IS: [200, secondary]}
+"""
+
+
+def test_published_values_stand_beside_measured_ones_and_scales_choose_the_model(tmp_path, capsys):
+    path = tmp_path / "published.yaml"
+    path.write_text(PUBLISHED)
+    experiment = Experiment.read(path, scale="paper")
+    assert experiment.rows["large"] == ["sampler.steps=2", "model=ldm_imagenet", "num_images=7"] and not experiment.elsewhere
+    run(path, "--run", "--scale", "small")
+    (folder,) = (tmp_path / "out" / "tables").iterdir()
+    body = {row["label"]: row for row in csv.DictReader((folder / "table.csv").open())}
+    assert list(body) == ["small", "small & corrected", "large"]  # nothing is known of the last one
+    assert [row["FID, published"] for row in body.values()] == ["4.19 (k)", "?", "3.5 (r)"]
+    assert body["large"]["N"] == "" and body["small"]["N"] == "2" and body["large"]["IS, published"] == "200 (s)"
+    text = (folder / "table.md").read_text()
+    assert "Published: a paper (k: read in the primary source; s:" in text
+    tex = (folder / "table.tex").read_text()
+    assert r"small \& corrected &" in tex and tex.count(r" \\") == 4 and tex.startswith("% what a paper says")
+    for change in [("[4.19, known]", "[4.19, rumour]"), ("[null, unknown]", "[null, known]")]:
+        path.write_text(PUBLISHED.replace(*change))
+        with pytest.raises(ConfigError, match="needs one of known"):
+            Experiment.read(path, scale="small")
+    path.write_text(PUBLISHED)
+    with pytest.raises(ConfigError, match="no scale 'huge'; choose one of small, paper"):
+        Experiment.read(path, scale="huge")
+
+
+def test_a_row_that_fails_does_not_stop_the_others(spec, monkeypatch, caplog):
+    from iec import tables
+    from iec.errors import NonFiniteError
+
+    compute = tables.run_cell
+
+    def failing(cell):
+        if cell.config.iec.placement != "none":
+            raise NonFiniteError("the network returned NaN")
+        return compute(cell)
+
+    monkeypatch.setattr(tables, "run_cell", failing)
+    caplog.set_level("INFO")
+    with pytest.raises(NonFiniteError):
+        run(spec, "--run", "metrics=none")
+    assert "failed: corrected: the network returned NaN" in caplog.text
+    (folder,) = (spec.parent / "out" / "tables").iterdir()
+    assert [row["label"] for row in json.loads((folder / "table.json").read_text())] == ["base", "four steps"]
+
+
+def test_the_status_says_how_far_every_row_is(spec, capsys):
+    run(spec, "--run", "metrics=none", "num_images=4")
+    capsys.readouterr()
+    run(spec, "--status", "metrics=none", "num_images=4")
+    assert capsys.readouterr().out.count(": done in ") == 3
+    run(spec, "--status", "metrics=none", "num_images=9")
+    assert capsys.readouterr().out.count(": 1 of 3 shards in ") == 3
+    run(spec, "--status", "metrics=none", "seed=5")
+    assert capsys.readouterr().out.count(": nothing yet") == 3
+
+
+@pytest.mark.parametrize("scale", ["small", "paper"])
+def test_every_shipped_experiment_composes(scale, monkeypatch):
+    from iec.models.model import Source
     from tests.conftest import CONFIGS
 
+    made = Source.of
+    monkeypatch.setattr(Source, "of", lambda name, *_, **__: made(name, random_weights=True))  # the paper's weights are not here
     for path in (CONFIGS.parent / "experiments").glob("*.yaml"):
-        assert Experiment.read(path, ["device=cpu"]).cells()
+        has_scales = "\nscales:" in path.read_text()
+        assert Experiment.read(path, ["device=cpu"], scale if has_scales else None).cells()

@@ -61,29 +61,37 @@ def extract(
     Raises `MetricError` for another dtype or shape, fewer than 2 images, all images equal, every image one flat colour, or
     NaN features.
     """
-    parts: list[tuple[np.ndarray, ...]] = []
+    columns: tuple[list[np.ndarray], ...] = ([], [], [])
     first: np.ndarray | None = None
     varied = structured = False
-    for batch in _regroup(images, extractor.batch):
+    for batch in regroup(images, extractor.batch):
         first = batch[0] if first is None else first
         varied = varied or bool((batch != first).any())
         structured = structured or bool((batch != batch[:, :1, :1]).any())
-        parts.append(extractor(batch))
+        for column, value in zip(columns, extractor(batch), strict=True):
+            column.append(value)
         if progress is not None:
             progress(len(batch))
-    count = sum(len(part[0]) for part in parts)
+    count = sum(len(part) for part in columns[0])
     if first is None or count < 2:
         raise MetricError(f"{count} image(s) cannot be scored; generate at least 2 (num_images=N).")
     if not varied or not structured:
         what = "one flat colour" if varied else "the same"
         raise MetricError(f"All {count} images are {what}; look at them (grid.png), the sampler or its weights are broken.")
-    pooled, spatial, logits = (np.concatenate(column) for column in zip(*parts, strict=True))
+    pooled, spatial, logits = (_joined(column) for column in columns)
     if not all(np.isfinite(value).all() for value in (pooled, spatial, logits)):
         raise MetricError("The extractor returned NaN or infinity; check its weights and device.")
     return Features(pooled, spatial, logits, len(first), extractor.hash)
 
 
-def _regroup(images: np.ndarray | Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    """All parts in one array; they are let go, so that never more than one column is held twice."""
+    whole = np.concatenate(parts)
+    parts.clear()
+    return whole
+
+
+def regroup(images: np.ndarray | Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
     """Batches of exactly ``size`` images, the last one shorter, in order."""
     waiting: list[np.ndarray] = []
     held, shape = 0, None

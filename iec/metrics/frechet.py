@@ -16,6 +16,11 @@ import scipy.linalg
 
 from iec.errors import MetricError
 
+ASYMMETRY = 1e-6
+"""Of a covariance, relative to its largest entry."""
+BLOCK = 8192
+"""Rows that are held in float64 at a time."""
+
 
 class FewSamplesWarning(UserWarning):
     """A Frechet distance from no more images than features: mostly bias, and a singular covariance."""
@@ -23,7 +28,11 @@ class FewSamplesWarning(UserWarning):
 
 @dataclass(frozen=True)
 class GaussianStatistics:
-    """n samples, their mean [d] and covariance [d, d] with divisor n - 1; float64."""
+    """n samples, their mean [d] and covariance [d, d] with divisor n - 1; float64.
+
+    Raises `MetricError` for shapes that do not fit, n < 2, NaN or infinity, and a covariance that cannot be one: not symmetric, or
+    a negative variance (beyond `ASYMMETRY` of its largest entry, which float32 statistics keep).
+    """
 
     n: int
     mean: np.ndarray
@@ -36,14 +45,20 @@ class GaussianStatistics:
             raise MetricError(f"A covariance needs at least 2 images, got {self.n}; generate more (num_images=N).")
         if not (np.isfinite(self.mean).all() and np.isfinite(self.cov).all()):
             raise MetricError("The statistics hold NaN or infinity; check the images and the extractor's weights.")
+        allowed = ASYMMETRY * float(np.abs(self.cov).max(initial=0.0))
+        if (
+            float(np.abs(self.cov - self.cov.T).max(initial=0.0)) > allowed
+            or float(self.cov.diagonal().min(initial=0.0)) < -allowed
+        ):
+            raise MetricError("The covariance is not symmetric or has a negative variance: the file is damaged; make it again.")
 
     @staticmethod
     def of(features: np.ndarray, counts: np.ndarray | None = None) -> "GaussianStatistics":
         """Of features [N, d]; ``counts`` [N] says how often each row is taken (a resample), once each by default."""
         if counts is None:
-            gathered = Accumulator()
+            gathered = Moments()
             gathered.add(features)
-            return gathered.finish()
+            return gathered.statistics()
         x, w = np.asarray(features, np.float64), np.asarray(counts, np.float64)
         n = w.sum()
         mean = w @ x / n
@@ -51,49 +66,51 @@ class GaussianStatistics:
         return GaussianStatistics(round(n), mean, centred.T @ centred / (n - 1))
 
 
-class Accumulator:
+class Moments:
     """Mean and covariance of a stream in float64 and O(d^2) memory.
 
     Each block is centred before its products are taken, and blocks are joined by Chan's update, so that a large mean costs no
-    digits. The result depends on the order and size of the blocks only in the last bits.
+    digits: equal to two passes over all rows to about 1e-12. The result depends on the order and size of the blocks only in the
+    last bits. Moments of parts, from several processes say, are joined by `merge`.
     """
 
     def __init__(self) -> None:
         self.n = 0
         self.mean: np.ndarray | None = None
-        self._scatter: np.ndarray | None = None  # sum of (x - mean)(x - mean)^T
+        self.scatter: np.ndarray | None = None  # sum of (x - mean)(x - mean)^T
 
     def add(self, features: np.ndarray) -> None:
         """Take in features [B, d]. Raises `MetricError` on NaN, infinity, or another d than before."""
-        x = np.asarray(features, np.float64)
-        if x.ndim != 2:
-            raise MetricError(f"Features must be [N, d], got shape {x.shape}; flatten them first.")
-        if len(x) == 0:
-            return
+        if np.ndim(features) != 2:
+            raise MetricError(f"Features must be [N, d], got shape {np.shape(features)}; flatten them first.")
+        for start in range(0, len(features), BLOCK):
+            self._add(np.asarray(features[start : start + BLOCK], np.float64))
+
+    def _add(self, x: np.ndarray) -> None:
         if not np.isfinite(x).all():
             raise MetricError("Features hold NaN or infinity; check the images and the extractor's weights.")
         mean = x.mean(axis=0)
         self._join(len(x), mean, (x - mean).T @ (x - mean))
 
-    def merge(self, other: "Accumulator") -> None:
+    def merge(self, other: "Moments") -> None:
         """Take in all that another accumulator has seen."""
-        if other.mean is not None and other._scatter is not None:
-            self._join(other.n, other.mean, other._scatter)
+        if other.mean is not None and other.scatter is not None:
+            self._join(other.n, other.mean, other.scatter)
 
-    def finish(self) -> GaussianStatistics:
+    def statistics(self) -> GaussianStatistics:
         """Raises `MetricError` when fewer than 2 samples were seen."""
-        if self.mean is None or self._scatter is None or self.n < 2:
+        if self.mean is None or self.scatter is None or self.n < 2:
             raise MetricError(f"A covariance needs at least 2 images, got {self.n}; generate more (num_images=N).")
-        return GaussianStatistics(self.n, self.mean, self._scatter / (self.n - 1))
+        return GaussianStatistics(self.n, self.mean, self.scatter / (self.n - 1))
 
     def _join(self, n: int, mean: np.ndarray, scatter: np.ndarray) -> None:
-        if self.mean is None or self._scatter is None:
-            self.n, self.mean, self._scatter = n, mean.copy(), scatter.copy()
+        if self.mean is None or self.scatter is None:
+            self.n, self.mean, self.scatter = n, mean.copy(), scatter.copy()
             return
         if mean.shape != self.mean.shape:
             raise MetricError(f"Features of width {len(mean)} cannot join features of width {len(self.mean)}.")
         total, delta = self.n + n, mean - self.mean
-        self._scatter += scatter + np.outer(delta, delta) * (self.n * n / total)
+        self.scatter += scatter + np.outer(delta, delta) * (self.n * n / total)
         self.mean = self.mean + delta * (n / total)
         self.n = total
 
@@ -123,13 +140,18 @@ def _overlap(s1: np.ndarray, s2: np.ndarray) -> float:
     try:
         values = scipy.linalg.eigvalsh(s1, s2, type=3, driver="gv")
     except np.linalg.LinAlgError:  # S2 is not positive definite
-        values, vectors = np.linalg.eigh(s2)
-        half = vectors * np.sqrt(_clean(values))
+        half = factor(s2)
         values = np.linalg.eigvalsh(half.T @ s1 @ half)
-    return float(np.sqrt(_clean(values)).sum())
+    return float(np.sqrt(clean(values)).sum())
 
 
-def _clean(values: np.ndarray) -> np.ndarray:
-    """Eigenvalues below rounding (d eps times the largest) count as 0."""
+def factor(cov: np.ndarray) -> np.ndarray:
+    """L with L L^T = cov, from the eigenvectors: [d, d], also where cov is singular."""
+    values, vectors = np.linalg.eigh(cov)
+    return vectors * np.sqrt(clean(values))
+
+
+def clean(values: np.ndarray) -> np.ndarray:
+    """Eigenvalues of a covariance with those below rounding (d eps times the largest) set to 0."""
     floor = len(values) * np.finfo(np.float64).eps * max(float(values.max()), 0.0)
     return np.where(values > floor, values, 0.0)

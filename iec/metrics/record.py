@@ -2,24 +2,29 @@
 
 import json
 import platform
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from iec.errors import ArtifactError
 from iec.files import write_atomic
 from iec.metrics.features import Extractor
-from iec.metrics.inception_score import SHUFFLE_SEED, splits_for
+from iec.metrics.inception_score import CHUNKS, SHUFFLE_SEED
 from iec.metrics.reference import Reference
-from iec.metrics.scores import Score
+from iec.metrics.scores import OWN_RULES, Rules, Score
 
-PACKAGES = ("iec", "torch", "timm", "numpy", "scipy")
+PACKAGES = ("iec", "torch", "timm", "torch-fidelity", "numpy", "scipy")
 
 
 def installed_versions() -> dict[str, str]:
-    """Of Python and of the packages that a score depends on."""
-    return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
+    """Of Python and of the packages that a score depends on; those that are not installed are left out."""
+    versions = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    return versions
 
 
 @dataclass(frozen=True)
@@ -27,34 +32,64 @@ class Record:
     """Scores of the images of one manifest.
 
     protocol: name of the set of rules (extractor, reference, scores). seed: the run's; image n comes from (seed, n), n = 0 .. N-1.
-    manifest_hash: of the list of images that were scored. resize, dtype: what the extractor does to an image, and computes in.
+    manifest_hash: of the images that were scored. resize, dtype: what the extractor does to an image, and computes in.
+    inception_shuffle_seed: None in file order. rules: the protocol's `iec.metrics.scores.Rules`. requested: the scores that were
+    asked for; None: the protocol's default ones. clip: the identity of the CLIP model of a CLIP score.
     """
 
     protocol: str
     scores: dict[str, Score]
     n: int
-    seed: int
+    seed: int | None
     manifest_hash: str
     reference_hash: str
     extractor_hash: str
     resize: str
     dtype: str = "float32"
-    inception_shuffle_seed: int = SHUFFLE_SEED
-    inception_splits: int = 1
+    inception_shuffle_seed: int | None = SHUFFLE_SEED
+    inception_splits: int | None = 1
+    rules: dict[str, Any] = field(default_factory=lambda: asdict(OWN_RULES))
+    requested: list[str] | None = None
+    clip: dict[str, Any] | None = None
     versions: dict[str, str] = field(default_factory=installed_versions)
 
     @staticmethod
     def of(
-        protocol: str, scores: dict[str, Score], seed: int, manifest_hash: str, reference: Reference, extractor: Extractor
+        protocol: str,
+        scores: dict[str, Score],
+        seed: int | None,
+        manifest_hash: str,
+        reference: Reference,
+        extractor: Extractor,
+        rules: Rules = OWN_RULES,
+        requested: list[str] | None = None,
+        clip: dict[str, Any] | None = None,
     ) -> "Record":
-        """The record of `iec.metrics.scores.score`'s result. Raises `ArtifactError` if the scores have different N."""
+        """The record of `iec.metrics.scores.score`'s result.
+
+        Raises `ArtifactError` if the scores have different N, or the extractor is not the reference's.
+        """
         counts = {value.n for value in scores.values()}
         if len(counts) != 1:
             raise ArtifactError(f"Scores of different sets of images cannot share a record: N = {sorted(counts)}. Score again.")
+        if extractor.hash != reference.extractor_hash:
+            raise ArtifactError("These scores' extractor is not the reference's. Score again with the reference made with it.")
         n = counts.pop()
-        resize = f"{reference.resolution} -> {extractor.identity['input_size']}: {extractor.identity['resize']}"
-        hashes = manifest_hash, reference.hash, extractor.hash
-        return Record(protocol, scores, n, seed, *hashes, resize, inception_splits=splits_for(n))
+        return Record(
+            protocol=protocol,
+            scores=scores,
+            n=n,
+            seed=seed,
+            manifest_hash=manifest_hash,
+            reference_hash=reference.hash,
+            extractor_hash=extractor.hash,
+            resize=f"{reference.resolution} -> {extractor.identity['input_size']}: {extractor.identity['resize']}",
+            inception_shuffle_seed=None if rules.chunks == "adm" else SHUFFLE_SEED,
+            inception_splits=len(CHUNKS[rules.chunks](n)) if "is" in scores else None,
+            rules=asdict(rules),
+            requested=requested,
+            clip=clip,
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values; ``scores`` is name -> {label, value, low, high, ...}."""

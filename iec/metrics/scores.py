@@ -10,19 +10,51 @@ from iec.errors import MetricError
 from iec.metrics.bootstrap import LEVEL, centred_interval, resample_counts
 from iec.metrics.features import Extractor, Features, extract
 from iec.metrics.frechet import FewSamplesWarning, GaussianStatistics, frechet_distance
-from iec.metrics.inception_score import inception_score_of_resamples
-from iec.metrics.kid import kid_of_resamples
+from iec.metrics.inception_score import CHUNKS, TORCH_FIDELITY_SPLITS, inception_score_of_chunks
+from iec.metrics.infinity import SHARE, frechet_infinity
+from iec.metrics.influence import linear_interval
+from iec.metrics.kid import SUBSET, kid_of_resamples, kid_of_subsets
+from iec.metrics.precision_recall import NEIGHBOURS, precise, recalled
 from iec.metrics.reference import Reference
 
 NAMES = ("fid", "kid", "is", "sfid")
-LABELS = {"fid": "FID ({})", "kid": "KID ({})", "is": "IS ({})", "sfid": "sFID ({})"}
+"""The scores that are given unless others are asked for."""
+LABELS = {
+    "fid": "FID ({})",
+    "kid": "KID ({})",
+    "is": "IS ({})",
+    "sfid": "sFID ({})",
+    "precision": "precision ({})",
+    "recall": "recall ({})",
+    "fid_inf": "FID at infinity ({})",
+}
+NEEDS = {"fid": "pooled", "fid_inf": "pooled", "sfid": "spatial", "kid": "kid", "precision": "kid", "recall": "kid"}
+"""The part of the reference that a score compares with; the inception score needs none."""
+PARTS = {"pooled": "statistics of pooled features", "spatial": "statistics of spatial features", "kid": "features of real images"}
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Where conventions differ in how features become scores.
+
+    chunks: of the inception score, a name of `iec.metrics.inception_score.CHUNKS`. kid_subsets: random subsets of 1000 to average
+    over; 0: all pairs. linear: intervals of Frechet distances by `iec.metrics.influence` instead of resampling.
+    """
+
+    chunks: str = "shuffled"
+    kid_subsets: int = 0
+    linear: bool = False
+
+
+OWN_RULES = Rules()
 
 
 @dataclass(frozen=True)
 class Score:
     """One score of n images, as it is printed.
 
-    low, high: 95 % interval for another draw of n images (see `iec.metrics.bootstrap`); nan without resamples.
+    low, high: 95 % interval for another draw of n images; nan without resamples, and for scores that have none. resamples: as asked
+    for. interval: how it was found, ``bootstrap`` (`iec.metrics.bootstrap`), ``linear`` (`iec.metrics.influence`) or ``none``.
     """
 
     name: str
@@ -35,6 +67,7 @@ class Score:
     resamples: int
     seed: int
     level: float = LEVEL
+    interval: str = "bootstrap"
 
 
 def score(
@@ -45,10 +78,11 @@ def score(
     bootstrap: int = 200,
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
+    rules: Rules = OWN_RULES,
 ) -> dict[str, Score]:
     """Scores of uint8 images, [N, H, W, 3] or an iterable of such blocks: `extract`, then `score_features`."""
-    _check_names(names)
-    return score_features(extract(images, extractor, progress), reference, extractor.label, names, bootstrap, seed)
+    require_parts(names, reference)
+    return score_features(extract(images, extractor, progress), reference, extractor.label, names, bootstrap, seed, rules)
 
 
 def score_features(
@@ -58,48 +92,105 @@ def score_features(
     names: Sequence[str] = NAMES,
     bootstrap: int = 200,
     seed: int = 0,
+    rules: Rules = OWN_RULES,
 ) -> dict[str, Score]:
     """Scores by name, in the order of ``names``; the same digits for the same input.
 
-    label: the extractor's, printed in each score's label. bootstrap: resamples for the intervals, 0 for none. seed: theirs.
-    Raises `MetricError` for unknown names, NaN or constant features, fewer than 2 images, or features of another extractor or
-    resolution than the reference's.
+    label: printed in each score's label. bootstrap: resamples for the intervals, 0 for no intervals of any kind. seed: theirs, and
+    of the subsets of fid_inf. Raises `MetricError` for unknown names, scores that the reference has no part for, NaN or constant
+    features, features of another extractor or resolution than the reference's, and fewer images than `require_images` says.
     """
-    _check_names(names)
+    require_parts(names, reference)
     _check(features, reference)
     n = len(features)
+    require_images(names, n, reference, rules)
     counts = np.concatenate([np.ones((1, n)), resample_counts(n, bootstrap, seed)]) if bootstrap else np.ones((1, n))
     scores = {}
     for name in names:
-        value, *resampled = _values(name, features, reference, counts)
-        low, high = centred_interval(float(value), np.array(resampled))
-        text = LABELS[name].format(label)
-        scores[name] = Score(name, text, float(value), low, high, n, name == "is", bootstrap, seed)
+        value, low, high = _measure(name, features, reference, counts, seed, rules)
+        how = "none" if np.isnan(low) else "linear" if rules.linear and name in ("fid", "sfid") else "bootstrap"
+        text, higher = LABELS[name].format(label), name in ("is", "precision", "recall")
+        scores[name] = Score(name, text, value, low, high, n, higher, bootstrap, seed, interval=how)
     return scores
 
 
-def _values(name: str, features: Features, reference: Reference, counts: np.ndarray) -> np.ndarray:
-    """The score of every row of counts [B, N], the first being all ones; [B]."""
-    if name == "kid":
-        return kid_of_resamples(features.pooled, reference.kid, counts)
+def available(names: Sequence[str], reference: Reference) -> tuple[str, ...]:
+    """Those of ``names`` that the reference has the part for."""
+    return tuple(name for name in names if name not in NEEDS or getattr(reference, NEEDS[name]) is not None)
+
+
+def require_parts(names: Sequence[str], reference: Reference) -> None:
+    """Raises `MetricError` for an unknown score, or one that the reference has no part for, naming the part and what gives it."""
+    unknown = [name for name in names if name not in LABELS]
+    if unknown:
+        raise MetricError(f"Unknown score {unknown[0]!r}; choose from {', '.join(LABELS)}.")
+    for name in names:
+        if name not in available([name], reference):
+            raise MetricError(
+                f"The reference has no {PARTS[NEEDS[name]]} (its part '{NEEDS[name]}'), which {name} compares with. A reference "
+                "made from the real images has all parts (scripts/prepare_reference.py); or leave this score out."
+            )
+
+
+def require_images(names: Sequence[str], n: int, reference: Reference, rules: Rules) -> None:
+    """Raises `MetricError` for a score that n images are too few for. Meant to be called before they are made."""
+    width = 0 if reference.pooled is None else len(reference.pooled.mean)
+    least = {
+        "is": TORCH_FIDELITY_SPLITS if rules.chunks == "torch_fidelity" else 2,
+        "kid": SUBSET if rules.kid_subsets else 2,
+        "recall": NEIGHBOURS + 1,
+        "fid_inf": SHARE * (width + 1),
+    }
+    for name in names:
+        if n < least.get(name, 2):
+            raise MetricError(
+                f"{n} images are too few for {name}, which needs {least.get(name, 2)} by these rules. Generate more "
+                "(num_images=N), ask for other scores, or use metrics=inception."
+            )
+
+
+def _measure(
+    name: str, features: Features, reference: Reference, counts: np.ndarray, seed: int, rules: Rules
+) -> tuple[float, float, float]:
+    """(value, low, high); counts [B, N] are the resamples, the first of them all ones: the images themselves."""
+    x, nan = features.pooled, float("nan")
+    if name in ("fid", "sfid"):
+        x, real = (x, reference.pooled) if name == "fid" else (features.spatial, reference.spatial)
+        assert real is not None  # require_parts
+        return _frechet(x, real, counts, rules.linear)
     if name == "is":
-        return inception_score_of_resamples(features.logits, counts)
-    pooled = name == "fid"
-    x = (features.pooled if pooled else features.spatial).astype(np.float64)
-    real = reference.pooled if pooled else reference.spatial
-    values = []
+        return _centred(inception_score_of_chunks(features.logits, counts, CHUNKS[rules.chunks](len(features))))
+    if name == "fid_inf":
+        assert reference.pooled is not None
+        return frechet_infinity(x, reference.pooled, seed), nan, nan
+    assert reference.kid is not None
+    if name == "kid":
+        if rules.kid_subsets:
+            return float(kid_of_subsets(x, reference.kid, rules.kid_subsets).mean()), nan, nan
+        return _centred(kid_of_resamples(x, reference.kid, counts))
+    if name == "precision":  # the real images' balls are the same in every resample
+        return _centred(counts @ precise(x, reference.kid).astype(np.float64) / len(x))
+    return float(recalled(x, reference.kid).mean()), nan, nan  # a copy would be its image's nearest neighbour
+
+
+def _frechet(x: np.ndarray, real: GaussianStatistics, counts: np.ndarray, linear: bool) -> tuple[float, float, float]:
+    if linear:
+        own = GaussianStatistics.of(x)
+        value = frechet_distance(own, real)
+        return value, *(linear_interval(value, x, own, real) if len(counts) > 1 else (float("nan"),) * 2)
+    values, x = [], x.astype(np.float64)
     for k, c in enumerate(counts):
         with warnings.catch_warnings():
             if k:  # the warning about few images is for the score, not for each of its resamples
                 warnings.simplefilter("ignore", FewSamplesWarning)
             values.append(frechet_distance(GaussianStatistics.of(x, c), real))
-    return np.array(values)
+    return _centred(np.array(values))
 
 
-def _check_names(names: Sequence[str]) -> None:
-    unknown = [name for name in names if name not in NAMES]
-    if unknown:
-        raise MetricError(f"Unknown score {unknown[0]!r}; choose from {', '.join(NAMES)}.")
+def _centred(values: np.ndarray) -> tuple[float, float, float]:
+    """The first value, and its interval from the others."""
+    value = float(values[0])
+    return value, *centred_interval(value, values[1:])
 
 
 def _check(features: Features, reference: Reference) -> None:

@@ -119,7 +119,7 @@ class Source:
         if component is None:
             return None
         config = component.config if self.folder is None else config_of(self.card, self.folder, component)
-        factor = config.get("scaling_factor")
+        factor = config.get("scaling_factor") or component.config.get("scaling_factor")
         if factor is None and not self.random_weights:
             raise ConfigError(
                 f"{self.card.name}: config.json of {component.name} has no scaling_factor, which comes with the weights. Convert "
@@ -142,12 +142,12 @@ class Source:
         component = self.card.components[name]
         config = None if self.folder is None else config_of(self.card, self.folder, component)
         if self.random_weights:
-            return build(component, config).to(device, dtype)
+            return nn.Module.to(build(component, config), device, dtype)  # diffusers' own warns of a dtype
         assert self.folder is not None  # found by `of`
         bare = component.kind in DIFFUSERS or component.kind == "Embedding"
         module = build(component, config, device="meta" if bare else "cpu")
         fill(module, component_folder(self.card, self.folder, component) / weights_name(component), dtype, device)
-        return module.to(device).eval().requires_grad_(False)
+        return nn.Module.to(module, device).eval().requires_grad_(False)
 
 
 @dataclass(frozen=True)

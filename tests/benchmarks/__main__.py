@@ -27,6 +27,7 @@ from iec.efficiency.prepare import quantize
 from iec.efficiency.quantization import PTQConfig
 from iec.environment import describe_device
 from iec.metrics.frechet import GaussianStatistics, frechet_distance
+from iec.metrics.inception import Inception
 from iec.models import load_model
 from iec.network import Step, UNetNetwork
 from iec.noise import Noise
@@ -34,6 +35,7 @@ from iec.placement import Placement
 from iec.runtime import keep_freed_memory
 from iec.sampler import Sampler
 from iec.timetable import NoiseSchedule, Timetable
+from tests.metrics.inception_networks import pytorch_fid_network, random_weights, torch_fidelity_network
 
 BATCH, STEPS = 32, 10
 ROOT = Path(__file__).parents[2]
@@ -101,6 +103,24 @@ def sqrtm_over_eigh() -> float:
             scipy.linalg.sqrtm(ours_a.cov @ ours_b.cov)
 
     return interleaved(reference, lambda: frechet_distance(ours_a, ours_b), repeats=1)
+
+
+def inception_over_packages(images: int = 50) -> float:
+    """Our one pass of Inception for all scores over the faster of torch-fidelity's and pytorch-fid's own pass for FID alone.
+
+    Same random weights, images, batch and threads; each with its own resize.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path, digest, tensors = random_weights(Path(folder))
+        ours = Inception(weights=path, digest=digest)
+    theirs, other = torch_fidelity_network(tensors, ("2048",)), pytorch_fid_network(tensors)
+    pixels = np.random.default_rng(0).integers(0, 256, (images, 32, 32, 3), dtype=np.uint8)
+    x = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+    with torch.inference_mode():
+        return max(
+            interleaved(lambda: ours(pixels), reference, repeats=2)
+            for reference in (lambda: theirs(x), lambda: other(x.float() / 255))
+        )
 
 
 def peak_gigabytes(num_images: int) -> float:
@@ -201,6 +221,7 @@ def main() -> None:
             0.0,
             1.0,
         ),
+        ("Inception, one pass for all scores / the faster package's pass for FID alone", inception_over_packages, 0.0, 1.0),
         ("scipy.linalg.sqrtm / our Frechet distance, 2048-d", sqrtm_over_eigh, 10.0, np.inf),
         ("peak memory of one cell, N = 128 (GB)", lambda: peak(128), 0.0, 3.0),
         ("peak memory N = 512 / N = 128", lambda: peak(512) / peak(128), 0.0, 1.1),

@@ -5,7 +5,7 @@ import pytest
 import scipy.linalg
 
 from iec.errors import MetricError
-from iec.metrics.frechet import Accumulator, FewSamplesWarning, GaussianStatistics, frechet_distance
+from iec.metrics.frechet import FewSamplesWarning, GaussianStatistics, Moments, frechet_distance
 
 draw = np.random.default_rng(0)
 
@@ -66,6 +66,16 @@ def test_fewer_images_than_features_warns_and_stays_exact():
         frechet_distance(*(GaussianStatistics.of(draw.standard_normal((20, 20))) for _ in range(2)))
 
 
+def test_far_fewer_images_than_features_is_exact_where_sqrtm_is_not():
+    """With n - 1 = 19 directions a side the trace is the sum of singular values of a 20 x 25 matrix, exactly."""
+    x, y = (np.maximum(draw.standard_normal((n, 300)) + 0.3, 0) for n in (20, 25))
+    a, b = (v - v.mean(axis=0) for v in (x, y))
+    trace = np.linalg.svd(a @ b.T / np.sqrt(19 * 24), compute_uv=False).sum()
+    expected = np.square(x.mean(axis=0) - y.mean(axis=0)).sum() + np.square(a).sum() / 19 + np.square(b).sum() / 24 - 2 * trace
+    with pytest.warns(FewSamplesWarning):
+        assert frechet_distance(GaussianStatistics.of(x), GaussianStatistics.of(y)) == pytest.approx(expected, rel=1e-9)
+
+
 def test_a_singular_side_gives_the_same_on_either_side():
     """The definite side is factored by Cholesky, the singular one by its eigenvectors."""
     flat = random_covariance(8)
@@ -86,17 +96,27 @@ def test_enough_images_do_not_warn():
 
 def test_streaming_equals_two_passes_far_from_the_origin():
     x = (1e6 + draw.standard_normal((1000, 5))).astype(np.float64)
-    one, two = Accumulator(), Accumulator()
+    one, two = Moments(), Moments()
     for block in np.split(x[:600], 6):
         one.add(block)
     two.add(x[600:999])
     two.add(x[999:])
     one.merge(two)
-    one.merge(Accumulator())
-    got = one.finish()
+    one.merge(Moments())
+    got = one.statistics()
     assert got.n == 1000
     np.testing.assert_allclose(got.mean, x.mean(axis=0), rtol=1e-14)
     np.testing.assert_allclose(got.cov, np.cov(x.T), rtol=1e-9, atol=1e-10)
+
+
+def test_blocks_of_any_size_equal_two_passes(monkeypatch):
+    x = np.maximum(draw.standard_normal((500, 7)) + 3, 0).astype(np.float32)
+    mean, cov = x.astype(np.float64).mean(axis=0), np.cov(x.astype(np.float64).T)
+    for block in (1, 64, 8192):
+        monkeypatch.setattr("iec.metrics.frechet.BLOCK", block)
+        got = GaussianStatistics.of(x)
+        np.testing.assert_allclose(got.mean, mean, rtol=1e-13)
+        np.testing.assert_allclose(got.cov, cov, rtol=1e-12, atol=1e-13)
 
 
 def test_counts_are_repeated_rows():
@@ -117,8 +137,10 @@ def test_counts_are_repeated_rows():
         lambda: GaussianStatistics.of(np.zeros((4, 2, 2))),
         lambda: gaussian([0.0, np.nan], np.eye(2)),
         lambda: gaussian([0.0, 0.0], np.eye(3)),
+        lambda: gaussian([0.0, 0.0], [[1.0, 0.5], [0.4, 1.0]]),
+        lambda: gaussian([0.0, 0.0], [[1.0, 0.0], [0.0, -1.0]]),
         lambda: frechet_distance(gaussian(0.0, 1.0), gaussian([0.0, 0.0], np.eye(2))),
-        lambda: Accumulator().finish(),
+        lambda: Moments().statistics(),
     ],
 )
 def test_refusals(make):
@@ -127,7 +149,7 @@ def test_refusals(make):
 
 
 def test_blocks_of_another_width_are_refused():
-    gathered = Accumulator()
+    gathered = Moments()
     gathered.add(np.zeros((2, 3)))
     with pytest.raises(MetricError, match="width 4"):
         gathered.add(np.zeros((2, 4)))

@@ -2,29 +2,15 @@
 
 import pytest
 import torch
-from diffusers import DDIMPipeline, DDIMScheduler, LDMPipeline, StableDiffusionPipeline
+from diffusers import DDIMPipeline, LDMPipeline
 
 from iec.models.model import Source
 from iec.noise import Noise
 from iec.sampler import Sampler
 from iec.timetable import Timetable
-from tests.models.tiny import tiny
+from tests.models.tiny import scheduler, stable_diffusion, tiny
 
 STEPS, INDICES, SEED = 10, (0, 1), 3
-
-
-def scheduler(facts):
-    s = facts.schedule
-    return DDIMScheduler(
-        num_train_timesteps=s.num_timesteps,
-        beta_start=s.beta_start,
-        beta_end=s.beta_end,
-        beta_schedule=s.kind,
-        clip_sample=False,
-        set_alpha_to_one=facts.final == -1,
-        steps_offset=0 if facts.final == -1 else 1,
-        timestep_spacing="leading",
-    )
 
 
 def ours(model):
@@ -72,18 +58,7 @@ def test_unconditional_latent_model_equals_ldm_pipeline(monkeypatch):
 def test_text_to_image_equals_stable_diffusion_pipeline(guidance):
     model = Source.of(tiny("sd_coco"), random_weights=True, guidance=guidance).load("cpu")
     images, noise = ours(model)
-    encoder = model.conditioner.encoder
-    pipe = StableDiffusionPipeline(
-        vae=model.decoder.module,
-        text_encoder=encoder.model,
-        tokenizer=encoder.tokenizer,
-        unet=model.unet,
-        scheduler=scheduler(model.card),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipe.set_progress_bar_config(disable=True)
+    pipe = stable_diffusion(model)
     prompts = [model.conditioner.prompts.texts[n] for n in INDICES]
     size = model.card.resolution
     made = pipe(

@@ -4,7 +4,9 @@ GroupNorm(32) holds more than one.
 
 from dataclasses import replace
 
-from iec.models import Card, card
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+from iec.models import Card, Model, card
 from iec.models.architecture import build
 
 SMALL = {
@@ -50,3 +52,35 @@ def write(facts: Card, folder, scaling_factor: float = 0.5) -> None:
             save_file(module.state_dict(), folder / key / "diffusion_pytorch_model.safetensors")
         else:
             module.save_pretrained(folder / key)
+
+
+def scheduler(facts: Card) -> DDIMScheduler:
+    """diffusers' DDIM for the model's noise schedule."""
+    s = facts.schedule
+    return DDIMScheduler(
+        num_train_timesteps=s.num_timesteps,
+        beta_start=s.beta_start,
+        beta_end=s.beta_end,
+        beta_schedule=s.kind,
+        clip_sample=False,
+        set_alpha_to_one=facts.final == -1,
+        steps_offset=0 if facts.final == -1 else 1,
+        timestep_spacing="leading",
+    )
+
+
+def stable_diffusion(model: Model) -> StableDiffusionPipeline:
+    """The pipeline around the parts of a (tiny) ``sd_coco``."""
+    encoder = model.conditioner.encoder
+    pipe = StableDiffusionPipeline(
+        vae=model.decoder.module,
+        text_encoder=encoder.model,
+        tokenizer=encoder.tokenizer,
+        unet=model.unet,
+        scheduler=scheduler(model.card),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe

@@ -65,8 +65,9 @@ def convert(card: Card, checkpoint: Path, output: Path) -> None:
 
 
 def _convert(card: Card, original: Original, path: Path, folder: Path) -> None:
+    path = take_member(original, path, folder.parent)
     fingerprint = check(original, path)
-    source = open_checkpoint(take_member(original, path, folder.parent))
+    source = open_checkpoint(path)
     if source.stubs:
         log.info("left out, not imported: %s", ", ".join(sorted(source.stubs)))
     parts = plan(card, original, source)

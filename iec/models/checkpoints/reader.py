@@ -20,6 +20,8 @@ from iec.models.checkpoints.unpickle import Storage, StoredTensor, TensorUnpickl
 
 ZIP = b"PK\x03\x04"
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
+DAMAGE = (WeightsError, zipfile.BadZipFile, struct.error, ValueError, RuntimeError, EOFError)
+"""What reading a wrong file raises; zipfile's RuntimeError: encrypted, or of a version or method that it does not know."""
 LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, length of the name, length of the extra field
 
 
@@ -59,7 +61,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
             is_zip = file.read(len(ZIP)) == ZIP
             file.seek(0)
             unpickler, value, positions = _read_zip(file) if is_zip else _read_legacy(file)
-    except (WeightsError, zipfile.BadZipFile, struct.error) as error:
+    except DAMAGE as error:
         raise damaged(path, str(error)) from error
     except OSError as error:
         raise WeightsError(f"{path} cannot be opened: {error.strerror or error}. Give an existing file.") from error

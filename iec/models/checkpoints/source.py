@@ -43,48 +43,49 @@ def holds_member(original: Original, path: Path) -> bool:
     """Whether ``path`` is the archive around the checkpoint, and not the checkpoint itself."""
     if original.member is None or not zipfile.is_zipfile(path):
         return False
-    with zipfile.ZipFile(path) as archive:
-        return original.member in archive.namelist()
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return original.member in archive.namelist()
+    except (zipfile.BadZipFile, ValueError, RuntimeError):  # whoever opens it as a checkpoint says so
+        return False
 
 
-def check(original: Original, path: Path) -> Fingerprint:
-    """The file's fingerprint, compared with the card's. The hashes of a card are those of the file at its URL: a checkpoint taken
-    out of its archive cannot be compared. Raises `WeightsError`.
+def take_member(original: Original, path: Path, folder: Path) -> Path:
+    """The checkpoint itself: ``path``, or what the archive holds, unpacked below ``folder``. Raises `WeightsError` for a path
+    that is no file and for a damaged archive.
     """
     if not path.is_file():
         raise WeightsError(f"{path} is no file. Give the checkpoint, or leave --checkpoint out to download it.")
+    if not holds_member(original, path):
+        return path
+    assert original.member is not None  # holds_member
+    target = folder / path.name / Path(original.member).name
+    target.parent.mkdir()
+    log.info("unpacking %s", original.member)
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(original.member) as packed, target.open("wb") as file:
+            shutil.copyfileobj(packed, file, BLOCK)
+    except (zipfile.BadZipFile, zlib.error, ValueError, RuntimeError, EOFError) as error:
+        raise WeightsError(
+            f"{path} ({path.stat().st_size} bytes): {original.member} inside is damaged ({error}). Fetch it again."
+        ) from error
+    return target
+
+
+def check(original: Original, path: Path) -> Fingerprint:
+    """The checkpoint's fingerprint, compared with the card's. Raises `WeightsError`."""
     size = path.stat().st_size
-    comparable = original.member is None or holds_member(original, path)
-    if comparable and original.size not in (None, size):
+    if original.size not in (None, size):
         raise WeightsError(f"{path} has {size} bytes, not {original.size}: it is truncated or another file. Fetch it again.")
     log.info("hashing %s (%.2f GB)", path, size / 1e9)
     found = fingerprint(path)
     for kind in ("sha256", "md5"):
         wanted, value = getattr(original, kind), getattr(found, kind)
-        if comparable and wanted not in (None, value):
+        if wanted not in (None, value):
             raise WeightsError(
                 f"{path} ({size} bytes) has {kind} {value}, not {wanted}: it is truncated or another file. Fetch it again."
             )
     return found
-
-
-def take_member(original: Original, path: Path, folder: Path) -> Path:
-    """The checkpoint itself: ``path``, or what the archive holds, unpacked into ``folder``. Raises `WeightsError` for a damaged
-    archive.
-    """
-    if not holds_member(original, path):
-        return path
-    assert original.member is not None  # holds_member
-    target = folder / Path(original.member).name
-    log.info("unpacking %s", original.member)
-    try:
-        with zipfile.ZipFile(path) as archive, archive.open(original.member) as packed, target.open("wb") as file:
-            shutil.copyfileobj(packed, file, BLOCK)
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise WeightsError(
-            f"{path} ({path.stat().st_size} bytes): {original.member} inside is damaged ({error}). Fetch it again."
-        ) from error
-    return target
 
 
 def expected(original: Original) -> str:

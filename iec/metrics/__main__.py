@@ -1,0 +1,178 @@
+"""Scores of anyone's images.
+
+    python -m iec.metrics score FOLDER_OR_NPZ_OR_CELL --reference REF --metrics fid,is,sfid
+    python -m iec.metrics protocols
+
+REF: a data set's name (cifar10_train, ...), a file of scripts/prepare_reference.py, or an npz with mu and sigma.
+"""
+
+import argparse
+import json
+import logging
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+from iec.errors import ConfigError, MetricError
+from iec.files import write_atomic
+from iec.metrics.catalog import ORIGINS, dataset_names
+from iec.metrics.cells import CellSource
+from iec.metrics.encoded import open_folder
+from iec.metrics.features import Extractor, Features, extract
+from iec.metrics.frechet import FewSamplesWarning
+from iec.metrics.imported import import_statistics
+from iec.metrics.npz import ImageArray
+from iec.metrics.protocol import PROTOCOLS, Protocol, protocol
+from iec.metrics.record import Record
+from iec.metrics.reference import Reference, load_reference, reference_path
+from iec.metrics.scores import available
+from iec.metrics.sources import NpzSource, Source, Tally, first
+from iec.progress import reported
+from iec.runtime import entry_point, keep_freed_memory, resolve_device
+from iec.store import read_json
+
+
+def arguments(words: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        "python -m iec.metrics", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("protocols", help="list the protocols")
+    score = commands.add_parser("score", help="score a set of images")
+    score.add_argument("images", type=Path, help="folder of PNG, JPEG or WebP files, npz with arr_0, or a cell's folder")
+    score.add_argument(
+        "--reference", required=True, metavar="REF", help=f"{', '.join(dataset_names())}, a reference file, or an npz"
+    )
+    score.add_argument("--protocol", default="inception", choices=PROTOCOLS, help="default: %(default)s")
+    score.add_argument("--metrics", help="fid,is,... (default: the protocol's, as far as the reference has what they need)")
+    score.add_argument("--num", type=int, help="the first N images only")
+    score.add_argument("--origin", choices=ORIGINS, help="tool that wrote REF, where an npz does not show it")
+    score.add_argument("--recursive", action="store_true", help="sub-folders too")
+    score.add_argument("--skip-damaged", action="store_true", help="leave out files that cannot be decoded, and record their names")
+    score.add_argument("--bootstrap", type=int, default=0, help="resamples for 95 %% intervals (default: none)")
+    score.add_argument("--json", type=Path, metavar="OUT", help="write the record there")
+    score.add_argument("--device", default="auto")
+    return parser.parse_args(words)
+
+
+def open_images(path: Path, recursive: bool = False, skip_damaged: bool = False) -> Source:
+    """A cell's folder, an npz with images, or a folder of image files. Raises `MetricError` or `StoreError`."""
+    if path.suffix == ".npz":
+        return NpzSource(ImageArray.open(path))
+    if (path / "cell.json").is_file():
+        return CellSource.open(path)
+    return open_folder(path, recursive, skip_damaged=skip_damaged)
+
+
+def open_reference(name: str, extractor: Extractor, resolution: int, origin: str | None) -> Reference:
+    """A data set's, a reference file's, or that of an npz of statistics (without KID, precision and recall, for which its images
+    would have to go through the extractor each time). Raises `ArtifactError`, or `ConfigError` for no such thing."""
+    if name in dataset_names():
+        return load_reference(reference_path(name, extractor), extractor, resolution)
+    path = Path(name)
+    if not path.is_file():
+        raise ConfigError(f"--reference {name} is neither a file nor one of {', '.join(dataset_names())}.")
+    if path.suffix == ".npz":
+        return import_statistics(path, extractor, origin, resolution, images=False)
+    return load_reference(path, extractor, resolution)
+
+
+def choose(wanted: str | None, rules: Protocol, reference: Reference) -> tuple[str, ...]:
+    """Names of the scores. Raises `ConfigError` for what the protocol, or the reference, cannot give."""
+    if wanted is None:
+        return available(rules.default, reference)
+    names = tuple(wanted.split(","))
+    rules.check(names)
+    lacking = [name for name in names if name not in available(names, reference)]
+    if lacking:
+        raise ConfigError(
+            f"The reference does not hold what {', '.join(lacking)} compares with. Leave it out of --metrics, or make a reference "
+            "of the real images or of the npz first:  python scripts/prepare_reference.py"
+        )
+    return names
+
+
+def features_of(source: Source, extractor: Extractor, num: int | None, skipped: list[str] | None) -> tuple[Features, Tally]:
+    """Features of the first ``num`` images, or of all. Raises `MetricError` when there are fewer."""
+    count = len(source) if num is None else num
+    if not 2 <= count <= len(source):
+        raise MetricError(f"{count} of {len(source)} images cannot be scored; choose 2 .. {len(source)} (--num N).")
+    tally = Tally()
+    with reported("features") as report:
+        report(0, count)
+        done = 0
+
+        def progress(images: int) -> None:
+            nonlocal done
+            done += images
+            report(done, count)
+
+        features = extract(tally.of(first(source.blocks(skipped=skipped), count)), extractor, progress)
+    if num is not None and tally.count != num:
+        raise MetricError(f"Only {tally.count} of {num} images could be read; choose a smaller --num.")
+    return features, tally
+
+
+def score(args: argparse.Namespace) -> dict[str, Any]:
+    """The record of the scores as JSON values, with the source added. Everything that can be refused is, before the extractor
+    runs."""
+    rules, device = protocol(args.protocol), resolve_device(args.device)
+    if args.bootstrap < 0:
+        raise ConfigError(f"--bootstrap {args.bootstrap} must not be negative.")
+    source = open_images(args.images, args.recursive, args.skip_damaged)
+    extractor = rules.extractor(device)
+    reference = open_reference(args.reference, extractor, source.resolution, args.origin)
+    names = choose(args.metrics, rules, reference)
+    skipped: list[str] = []
+    features, tally = features_of(source, extractor, args.num, skipped if args.skip_damaged else None)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", FewSamplesWarning)
+        scores = rules.score(features, reference, names, bootstrap=args.bootstrap)
+    record = Record.of(rules.name, scores, 0, tally.sha256, reference, extractor, rules.rules, list(names)).as_dict()
+    cell = read_json(args.images / "cell.json") if isinstance(source, CellSource) else {}
+    facts = {"label": source.label, "files": len(source), "skipped": skipped, "reference": reference.provenance["dataset"]}
+    notes = list(dict.fromkeys(str(warning.message) for warning in caught))
+    return without_nan(record | {"seed": cell.get("seed"), "source": facts, "notes": notes})
+
+
+def without_nan(value: Any) -> Any:
+    """None for NaN, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def table(record: dict[str, Any]) -> str:
+    """Markdown: a line a score."""
+    lines = [f"| {record['source']['label']} | value | 95 % interval | N |", "|---|---|---|---|"]
+    for entry in record["scores"].values():
+        interval = "" if entry["low"] is None else f"{entry['low']:.4g} .. {entry['high']:.4g}"
+        lines.append(f"| {entry['label']} | {entry['value']:.6g} | {interval} | {entry['n']} |")
+    return "\n".join(lines)
+
+
+def describe(rules: Protocol) -> str:
+    """One line: name, what it prints, the scores it gives and can give."""
+    more = f"; on request: {', '.join(rules.on_request)}" if rules.on_request else ""
+    return f"{rules.name:20} labelled ({rules.label}): {', '.join(rules.default)}{more}"
+
+
+def main(words: list[str] | None = None) -> None:
+    args = arguments(words)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if args.command == "protocols":
+        print("\n".join(describe(protocol(name)) for name in PROTOCOLS))
+        return
+    keep_freed_memory()
+    record = score(args)
+    text = json.dumps(record, indent=1, allow_nan=False) + "\n"
+    if args.json is not None:
+        write_atomic(args.json, lambda file: file.write(text.encode()))
+    print(table(record))
+    print("".join(f"note: {note}\n" for note in record["notes"]) + "\n" + text, end="")
+
+
+if __name__ == "__main__":
+    with entry_point():
+        main()

@@ -1,0 +1,99 @@
+"""Named sets of rules, from images to scores, so that a number can be put beside one of another evaluator.
+
+| protocol              | network, resize                     | inception score                        | KID                 |
+|-----------------------|-------------------------------------|----------------------------------------|---------------------|
+| `inception`           | Inception, TensorFlow 1's bilinear  | shuffled, a chunk for each 5000        | all pairs           |
+| `inception_adm_exact` | the same                            | file order, chunks of 5000, last short | none                |
+| `torch_fidelity`      | the same                            | shuffled with seed 2020, 10 chunks     | 100 subsets of 1000 |
+| `pytorch_fid`         | Inception, torch's bilinear         | none                                   | none                |
+| `efficientnet_lite0`  | EfficientNet-Lite0, torch's bicubic | as `inception`                         | all pairs           |
+
+FID, sFID, precision and recall have one definition; `Protocol.scores` says which a protocol gives. `inception` has the conventions
+of the evaluator that the paper's code ships (arXiv 2105.05233, guided-diffusion's evaluations/evaluator.py), but for the order of
+images: class-ordered files make its inception score meaningless (`iec.metrics.inception_score`), and a short last chunk does not
+weigh as much as a full one. FID, sFID, precision and recall do not depend on order. Every label carries the protocol, so no two of
+them share a column of a table.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from iec.errors import ConfigError
+from iec.metrics.extractor import EffNetLite0
+from iec.metrics.features import Extractor, Features
+from iec.metrics.inception import PYTORCH_FID, Inception
+from iec.metrics.reference import Reference
+from iec.metrics.scores import NAMES, OWN_RULES, Rules, Score, score_features
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What is done to images to get scores.
+
+    label: as printed in ``FID (label)``. make: device -> extractor. default: the scores that are given unless others are asked for.
+    on_request: the others that it can give.
+    """
+
+    name: str
+    label: str
+    make: Callable[[torch.device | str], Extractor]
+    default: tuple[str, ...]
+    on_request: tuple[str, ...] = ()
+    rules: Rules = OWN_RULES
+
+    @property
+    def scores(self) -> tuple[str, ...]:
+        """Names of all scores that it can give."""
+        return self.default + self.on_request
+
+    def extractor(self, device: torch.device | str = "cpu") -> Extractor:
+        """Raises `WeightsError` if the network's weights are missing or do not fit."""
+        return self.make(device)
+
+    def check(self, names: Sequence[str]) -> None:
+        """Raises `ConfigError` for a score that it cannot give."""
+        for name in names:
+            if name not in self.scores:
+                raise ConfigError(f"metrics={self.name} has no score {name!r}; choose from {', '.join(self.scores)}.")
+
+    def score(
+        self, features: Features, reference: Reference, names: Sequence[str] | None = None, bootstrap: int = 200, seed: int = 0
+    ) -> dict[str, Score]:
+        """`score_features` by these rules; the default scores if ``names`` is None."""
+        names = self.default if names is None else names
+        self.check(names)
+        return score_features(features, reference, self.label, names, bootstrap, seed, self.rules)
+
+
+def _pytorch_fid(device: torch.device | str) -> Inception:
+    return Inception(device, PYTORCH_FID)
+
+
+_ADM = ("fid", "sfid", "is", "precision", "recall")
+_ALL = {
+    p.name: p
+    for p in (
+        Protocol("efficientnet_lite0", EffNetLite0.label, EffNetLite0, NAMES, ("precision", "recall", "fid_inf")),
+        Protocol("inception", "Inception", Inception, (*_ADM, "kid"), ("fid_inf",), Rules(linear=True)),
+        Protocol("inception_adm_exact", "Inception, ADM", Inception, _ADM, (), Rules("adm", linear=True)),
+        Protocol("pytorch_fid", "pytorch-fid", _pytorch_fid, ("fid",), ("fid_inf",), Rules(linear=True)),
+        Protocol(
+            "torch_fidelity",
+            "torch-fidelity",
+            Inception,
+            ("fid", "is", "kid", "precision", "recall"),
+            (),
+            Rules("torch_fidelity", kid_subsets=100, linear=True),
+        ),
+    )
+}
+PROTOCOLS = tuple(_ALL)
+
+
+def protocol(name: str) -> Protocol:
+    """The protocol of that name. Raises `ConfigError` naming the known ones."""
+    if name not in _ALL:
+        raise ConfigError(f"Unknown metrics {name!r}; choose one of {', '.join(PROTOCOLS)}.")
+    return _ALL[name]

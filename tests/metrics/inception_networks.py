@@ -1,0 +1,44 @@
+"""Random weights in the layout of FID's Inception file, and the two packages' own networks filled with them."""
+
+import hashlib
+import io
+from unittest import mock
+
+import torch
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+
+def random_weights(folder):
+    """(path, sha256, tensors): a seeded network whose features differ from image to image at every depth."""
+    with mock.patch.object(FeatureExtractorInceptionV3, "load_state_dict"), mock.patch.object(torch, "load"):
+        network = FeatureExtractorInceptionV3("random", ["2048"], feature_extractor_weights_path="none")
+    draw = torch.Generator().manual_seed(0)
+    tensors = network.state_dict()
+    for name, value in tensors.items():
+        if name.endswith("conv.weight"):
+            value.normal_(0, (2 / value[0].numel()) ** 0.5, generator=draw)
+        elif name.endswith("bn.weight") or name.endswith("running_var"):
+            value.uniform_(0.7, 1.4, generator=draw)
+        elif name.endswith("bn.bias") or name.endswith("running_mean"):
+            value.normal_(0, 0.1, generator=draw)
+        elif name == "fc.weight":
+            value.normal_(0, 0.05, generator=draw)
+        elif name == "fc.bias":
+            value.normal_(0, 3.0, generator=draw)
+    path = folder / "weights-inception-2015-12-05-6726825d.pth"
+    torch.save(tensors, path)
+    return path, hashlib.sha256(path.read_bytes()).hexdigest(), tensors
+
+
+def torch_fidelity_network(tensors, features=("2048", "logits_unbiased")):
+    buffer = io.BytesIO()
+    torch.save(tensors, buffer)
+    buffer.seek(0)
+    return FeatureExtractorInceptionV3("own", list(features), feature_extractor_weights_path=buffer)
+
+
+def pytorch_fid_network(tensors):
+    from pytorch_fid import inception
+
+    with mock.patch.object(inception, "load_state_dict_from_url", lambda *_, **__: tensors):
+        return inception.InceptionV3([3]).eval()

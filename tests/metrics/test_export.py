@@ -1,0 +1,82 @@
+import runpy
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from iec.errors import MetricError
+from iec.metrics.encoded import open_folder
+from iec.metrics.export import export_npz, export_pngs
+from iec.metrics.npz import ImageArray
+from iec.metrics.sources import ArraySource, NpzSource
+from tests.metrics.test_sources import write_cell
+
+SCRIPT = Path(__file__).parents[2] / "scripts/export_images.py"
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.random.default_rng(2).integers(0, 256, (70, 8, 8, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def source(images):
+    return ArraySource(images, "array")
+
+
+def quiet(done, total):
+    pass
+
+
+def test_npz_is_what_numpy_writes(tmp_path, images, source):
+    labels, seen = np.arange(70) // 7, []
+    export_npz(source, tmp_path / "x.npz", lambda done, total: seen.append((done, total)), labels)
+    with np.load(tmp_path / "x.npz") as file:
+        assert file.files == ["arr_0", "arr_1"]
+        assert file["arr_0"].dtype == np.uint8 and np.array_equal(file["arr_0"], images)
+        assert file["arr_1"].dtype == np.int64 and np.array_equal(file["arr_1"], labels)
+    assert seen == [(50, 70), (70, 70)]
+    assert np.array_equal(np.concatenate(list(NpzSource(ImageArray.open(tmp_path / "x.npz")).blocks())), images)
+
+
+def test_npz_without_labels_and_the_same_bytes_again(tmp_path, source):
+    for name in ("a.npz", "b.npz"):
+        export_npz(source, tmp_path / name, quiet)
+    with np.load(tmp_path / "a.npz") as file:
+        assert file.files == ["arr_0"]
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+    with zipfile.ZipFile(tmp_path / "a.npz") as archive:
+        assert archive.infolist()[0].date_time == (1980, 1, 1, 0, 0, 0)  # not of today
+
+
+def test_a_failed_export_leaves_nothing(tmp_path, images):
+    class Short(ArraySource):
+        def __len__(self):
+            return 71
+
+    with pytest.raises(MetricError, match="the source changed"):
+        export_npz(Short(images, "short"), tmp_path / "x.npz", quiet)
+    with pytest.raises(MetricError, match="3 labels for 70 images"):
+        export_npz(ArraySource(images, "array"), tmp_path / "x.npz", quiet, np.arange(3))
+    assert not list(tmp_path.iterdir())
+
+
+def test_pngs_come_back_the_same(tmp_path, images, source):
+    export_pngs(source, tmp_path / "pngs", quiet)
+    folder = open_folder(tmp_path / "pngs")
+    assert folder.names[0] == "000000.png" and folder.names[-1] == "000069.png"
+    assert np.array_equal(np.concatenate(list(folder.blocks())), images)
+
+
+def test_the_script(tmp_path, images, monkeypatch):
+    cell = write_cell(tmp_path / "cell", images[:40])
+    for output in ("pngs", "x.npz"):
+        monkeypatch.setattr(sys, "argv", ["export_images.py", str(cell), str(tmp_path / output)])
+        runpy.run_path(str(SCRIPT))["main"]()
+    with np.load(tmp_path / "x.npz") as file:
+        assert np.array_equal(file["arr_0"], images[:40])
+    with Image.open(tmp_path / "pngs/000039.png") as image:
+        assert np.array_equal(np.asarray(image), images[39])

@@ -1,0 +1,199 @@
+"""From a cell's images to its record, with a toy protocol."""
+
+import dataclasses
+import json
+import logging
+from types import SimpleNamespace
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from iec import scoring as module
+from iec.errors import ArtifactError, ConfigError, MetricError
+from iec.metrics.features import extract
+from iec.metrics.frechet import GaussianStatistics
+from iec.metrics.protocol import Protocol
+from iec.metrics.record import Record
+from iec.metrics.reference import Reference
+from iec.metrics.scores import Rules
+from iec.models.prompts import prompts_of
+from iec.scoring import Scorer, stored_record
+
+pytestmark = pytest.mark.filterwarnings("ignore::iec.metrics.frechet.FewSamplesWarning")
+
+
+class Folder:
+    """A store of 40 images that hands them out in shards."""
+
+    def __init__(self, folder, images, shard):
+        self.folder, self.images, self.shard, self.reads = folder, images, shard, 0
+
+    def read_images(self, batches, num_images):
+        self.reads += 1
+        for start in range(0, num_images, self.shard):
+            yield self.images[start : min(start + self.shard, num_images)]
+
+
+@pytest.fixture
+def setting(tiny, random_images, tmp_path, monkeypatch):
+    """(make a cell, reference, images); the toy protocol is 'toy'."""
+    extractor = tiny()
+    real = extract(random_images, extractor)
+    statistics = GaussianStatistics.of(real.pooled), GaussianStatistics.of(real.spatial)
+    facts = {"n": 40, "resolution": 8, "extractor": extractor.identity, "extractor_hash": extractor.hash}
+    reference = Reference(*statistics, real.pooled, facts)
+    toy = Protocol(
+        "toy", "Toy", lambda device: tiny(), ("fid", "is", "precision"), ("kid", "sfid", "fid_inf"), Rules("adm", linear=True)
+    )
+    monkeypatch.setattr(module, "protocol", lambda name: toy)
+    monkeypatch.setattr(module, "reference_path", lambda dataset, extractor: tmp_path / "toy.safetensors")
+    reference.save(tmp_path / "toy.safetensors")
+
+    def cell(bootstrap=10, scores=None, name="cell", clip=None):
+        return SimpleNamespace(
+            metrics="toy",
+            device=torch.device("cpu"),
+            card=SimpleNamespace(reference="toy", resolution=8),
+            num_images=40,
+            seed=3,
+            batches=[],
+            folder=tmp_path / name,
+            config=OmegaConf.create(
+                {
+                    "metrics": {"name": "toy", "bootstrap": bootstrap, "scores": scores, "clip": clip},
+                    "model": {"prompts": None},
+                }
+            ),
+        )
+
+    return cell, reference, (random_images * 0.8).astype(np.uint8)
+
+
+MANIFEST = {"hash": "abc", "num_images": 40}
+
+
+def test_the_clip_score_pairs_image_n_with_prompt_n(setting, monkeypatch):
+    make, _, images = setting
+    asked = []
+
+    class Counting:
+        identity: ClassVar = {"network": "toy", "weights_sha256": "1"}
+        label = "CLIP score (toy)"
+
+        def per_image(self, images, captions):
+            images = np.concatenate(list(images))
+            asked.append((images, captions))
+            return np.arange(len(images), dtype=np.float64)
+
+    monkeypatch.setattr(module, "CLIPScorer", lambda backbone, device: Counting())
+    cell = make(clip="toy")
+    cell.folder.mkdir()
+    store = Folder(cell.folder, images, 7)
+    record = Scorer.open(cell).score(cell, store, MANIFEST)
+    ((scored, captions),) = asked
+    assert np.array_equal(scored, images) and captions == [prompts_of().of(n) for n in range(40)]
+    assert record["scores"]["clip"]["value"] == 19.5 and record["clip"] == Counting.identity
+    assert Scorer.open(cell).score(cell, store, MANIFEST) == record and len(asked) == 1  # from disk
+    Counting.identity = {"network": "toy", "weights_sha256": "2"}
+    assert Scorer.open(cell).score(cell, store, MANIFEST)["clip"] == Counting.identity and len(asked) == 2
+    assert stored_record(make(), MANIFEST) is None
+
+
+def test_a_record_holds_all_that_the_scores_depend_on(setting, tmp_path):
+    make, reference, images = setting
+    cell = make()
+    cell.folder.mkdir()
+    record = Scorer.open(cell).score(cell, Folder(cell.folder, images, 7), MANIFEST)
+    assert list(record["scores"]) == ["fid", "is", "precision"] and record["scores"]["fid"]["interval"] == "linear"
+    assert [s["label"] for s in record["scores"].values()] == ["FID (Toy)", "IS (Toy)", "precision (Toy)"]
+    assert (record["protocol"], record["n"], record["seed"], record["manifest_hash"]) == ("toy", 40, 3, "abc")
+    assert record["reference_hash"] == reference.hash and record["extractor_hash"] == reference.extractor_hash
+    assert record["rules"] == {"chunks": "adm", "kid_subsets": 0, "linear": True}
+    assert (record["inception_splits"], record["inception_shuffle_seed"], record["dtype"]) == (1, None, "float32")
+    assert record["resize"] == "8 -> 8: none" and {"torch", "numpy", "torch-fidelity"} <= set(record["versions"])
+    assert json.loads((cell.folder / "scores.json").read_text())["n"] == 40
+
+
+def test_the_same_digits_whatever_the_shards(setting):
+    make, _, images = setting
+    records = []
+    for shard in (1, 7, 16, 40):
+        cell = make(name=f"cell{shard}")
+        cell.folder.mkdir()
+        records.append(Scorer.open(cell).score(cell, Folder(cell.folder, images, shard), MANIFEST))
+    assert all(record["scores"] == records[0]["scores"] for record in records)
+
+
+def test_features_are_kept_and_the_record_is_about_what_is_asked(setting):
+    make, _, images = setting
+    cell = make()
+    cell.folder.mkdir()
+    store = Folder(cell.folder, images, 7)
+    first = Scorer.open(cell).score(cell, store, MANIFEST)
+    assert stored_record(cell, MANIFEST) == first == Scorer.open(cell).score(cell, store, MANIFEST)
+    for other in (make(bootstrap=11), make(scores=["fid"]), make(scores=["fid", "is", "precision"])):
+        assert stored_record(other, MANIFEST) is None
+    assert stored_record(cell, {**MANIFEST, "hash": "other"}) is None
+    asked = make(scores=["kid", "sfid"])
+    record = Scorer.open(asked).score(asked, store, MANIFEST)
+    assert list(record["scores"]) == ["kid", "sfid"] and stored_record(asked, MANIFEST) == record
+    assert store.reads == 1
+    Scorer.open(cell).score(cell, store, {**MANIFEST, "hash": "other"})
+    assert store.reads == 2
+
+
+def test_refusals_come_before_any_image(setting, tmp_path, caplog):
+    make, reference, _images = setting
+    with pytest.raises(ConfigError, match="metrics=toy has no score 'recall'"):
+        Scorer.open(make(scores=["fid", "recall"]))
+    dataclasses.replace(reference, kid=None).save(tmp_path / "toy.safetensors")
+    with pytest.raises(MetricError, match="its part 'kid'"):
+        Scorer.open(make(scores=["precision"]))
+    reference.save(tmp_path / "toy.safetensors")
+    few = make(scores=["fid_inf"])
+    few.num_images = 39
+    with pytest.raises(MetricError, match="39 images are too few for fid_inf, which needs 40"):
+        Scorer.open(few)
+    dataclasses.replace(reference, kid=None).save(tmp_path / "toy.safetensors")
+    caplog.set_level(logging.WARNING)
+    assert Scorer.open(make()).names == ("fid", "is") and "no parts for precision" in caplog.text
+    cell = make()
+    cell.card.resolution = 16
+    with pytest.raises(ArtifactError, match="8 x 8 images, not 16 x 16"):
+        Scorer.open(cell)
+
+
+@pytest.mark.parametrize(("held", "listed"), [(39, 40), (40, 39)])
+def test_another_number_of_images_than_asked_for(setting, held, listed):
+    make, _, images = setting
+    cell = make()
+    cell.folder.mkdir()
+    store = Folder(cell.folder, images[:held], 7)
+    with pytest.raises(MetricError, match=f"{held} images were scored, 40 were asked for and {listed} are listed"):
+        Scorer.open(cell).score(cell, store, {**MANIFEST, "num_images": listed})
+    assert not (cell.folder / "scores.json").exists()
+
+
+def test_a_record_needs_the_references_extractor(setting, tiny):
+    _, reference, images = setting
+    scores = Protocol("toy", "Toy", lambda device: tiny(), ("fid",)).score(extract(images, tiny()), reference, bootstrap=0)
+    with pytest.raises(ArtifactError, match="extractor is not the reference's"):
+        Record.of("toy", scores, 0, "abc", reference, tiny(version=2))
+
+
+def test_records_from_before_the_protocols_are_read(setting, tmp_path):
+    make, _, images = setting
+    cell = make()
+    cell.folder.mkdir()
+    Scorer.open(cell).score(cell, Folder(cell.folder, images, 7), MANIFEST)
+    values = json.loads((cell.folder / "scores.json").read_text())
+    for name in ("rules", "requested"):
+        del values[name]
+    for score in values["scores"].values():
+        del score["interval"]
+    (cell.folder / "scores.json").write_text(json.dumps(values))
+    record = stored_record(cell, MANIFEST)
+    assert record["requested"] is None and record["rules"]["chunks"] == "shuffled"
