@@ -19,6 +19,13 @@ $(VENV)/.installed: requirements.txt pyproject.toml
 run: install
 	$(BIN)/python -m iec.tables experiments/bundled.yaml --run $(ARGS)
 
+# make table-1 .. table-5, figure-3 .. figure-5: SCALE=small (default without a GPU) or paper
+table-%: install
+	$(BIN)/python -m iec.tables experiments/table$*.yaml --run $(if $(SCALE),--scale $(SCALE)) $(ARGS)
+
+figure-%: install
+	$(BIN)/python -m iec.tables experiments/figure$*.yaml --run $(if $(SCALE),--scale $(SCALE)) $(ARGS)
+
 test: install
 	$(BIN)/python -m pytest $(ARGS)
 

@@ -1,12 +1,15 @@
 """How far a cell is, from what lies on disk; nothing is computed."""
 
 from iec.cell import Cell
+from iec.failures import read_failure
 from iec.runner import finished_result, missing_batches
 from iec.store import Store
 
 
 def progress_of(cell: Cell) -> str:
-    """``done``, ``3 of 8 shards``, ``to be scored`` or ``nothing yet``, with the folder."""
+    """``done``, ``3 of 8 shards``, ``to be scored`` or ``nothing yet``, with the folder; ``failed`` and why."""
+    if (failure := read_failure(cell.folder)) is not None:
+        return f"failed on {failure.when}: {failure.reason}; try again: {failure.command}"
     if not (cell.folder / "cell.json").is_file():
         return "nothing yet"
     missing = len(missing_batches(cell, Store.open(cell.folder, cell.identity)))

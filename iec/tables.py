@@ -15,6 +15,7 @@ import io
 import logging
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,12 @@ log = logging.getLogger(__name__)
 WIDTH_OF_A_FILE = 200
 
 
-def write_table(rows: list[Row], experiment: Experiment, folder: Path) -> tuple[list[str], list[list[str]]]:
+def write_table(
+    rows: list[Row], experiment: Experiment, folder: Path, absent: Mapping[str, str] | None = None
+) -> tuple[list[str], list[list[str]]]:
     """table.md, table.csv, table.tex and table.json; returns the header and the body.
 
-    Rows that are not computed are listed if a value is published for them.
+    Rows that are not computed are listed if a value is published for them. absent: label -> why it is not there, for the caption.
     """
     made = {row.label: row.cells() for row in rows}
     lines = [{"": label, **made.get(label, {}), **_published(experiment, label)} for label in experiment.labels]
@@ -51,7 +54,7 @@ def write_table(rows: list[Row], experiment: Experiment, folder: Path) -> tuple[
     text = io.StringIO(newline="")
     csv.writer(text).writerows([["label", *header[1:]], *body])
     contents = {
-        "table.md": markdown(header, body, experiment.title, _caption(rows, experiment)),
+        "table.md": markdown(header, body, experiment.title, _caption(rows, experiment) + _absent(experiment, absent or {})),
         "table.tex": latex(header, body, experiment.title),
         "table.csv": text.getvalue(),
     }
@@ -95,6 +98,11 @@ def _json(row: Row) -> dict[str, Any]:
         "relative_distance_mean": None if row.errors is None else row.errors.mean(axis=0).tolist(),
         "record": row.result.record,
     }
+
+
+def _absent(experiment: Experiment, absent: Mapping[str, str]) -> str:
+    """What is missing or failed, with the command that computes it."""
+    return "".join(f"\n\nNot there: {label} ({why}): `{experiment.command(label)}`" for label, why in absent.items())
 
 
 def _caption(rows: list[Row], experiment: Experiment) -> str:
@@ -180,7 +188,8 @@ def _show(experiment: Experiment, cells: dict[str, Cell], results: dict[str, Res
     key = canonical_hash([cells[label].slug for label in results])[:10]
     folder = Path(config.paths.output) / "tables" / f"{experiment.name}-{key}"
     rows = build_rows(results, experiment.references)
-    header, body = write_table(rows, experiment, folder)
+    absent = {label: progress_of(cell) for label, cell in cells.items() if label not in results}
+    header, body = write_table(rows, experiment, folder, absent)
     pictures = write_pictures(rows, experiment, folder)
     show(header, body, experiment.title)
     print(_caption(rows, experiment))

@@ -205,6 +205,7 @@ def test_a_row_that_fails_does_not_stop_the_others(spec, monkeypatch, caplog):
     assert "failed: corrected: the network returned NaN" in caplog.text
     (folder,) = (spec.parent / "out" / "tables").iterdir()
     assert [row["label"] for row in json.loads((folder / "table.json").read_text())] == ["base", "four steps"]
+    assert "Not there: corrected (nothing yet): `python run.py" in (folder / "table.md").read_text()
 
 
 def test_the_status_says_how_far_every_row_is(spec, capsys):
