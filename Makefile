@@ -6,7 +6,7 @@ ARGS   ?=
 # Idle OpenMP threads spin only briefly: with shared cores endless spinning costs a factor of 10.
 export GOMP_SPINCOUNT ?= 10000
 
-.PHONY: install run test lint bench
+.PHONY: install run slurm test lint bench
 
 install: $(VENV)/.installed
 
@@ -25,6 +25,9 @@ table-%: install
 
 figure-%: install
 	$(BIN)/python -m iec.tables experiments/figure$*.yaml --run $(if $(SCALE),--scale $(SCALE)) $(ARGS)
+
+slurm:
+	scripts/local_slurm.sh up
 
 test: install
 	$(BIN)/python -m pytest $(ARGS)

@@ -33,8 +33,8 @@ OVERRIDES = {
     "w8a8": PTQ,
     "w4a8": PTQ,
     "deepcache": CACHE,
-    "cachequant_w8a8": [*PTQ, *CACHE, "efficiency.dec_images=1"],
-    "cachequant_w4a8": [*PTQ, *CACHE, "efficiency.dec_images=1"],
+    "cachequant_w8a8": [*PTQ, *CACHE, "efficiency.dec_images=2"],
+    "cachequant_w4a8": [*PTQ, *CACHE, "efficiency.dec_images=2"],
 }
 
 

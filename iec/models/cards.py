@@ -91,7 +91,7 @@ class Card:
     hub: Hub | None = None
     wrong: Mapping[str, str] = field(default_factory=dict)
     expected: Mapping[str, Any] | None = None
-    memory: Mapping[str, float] | None = None
+    memory: Mapping[int, float] | None = None
 
     @property
     def decoder(self) -> Component | None:

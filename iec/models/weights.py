@@ -209,17 +209,17 @@ def get(card: Card) -> str:
         known = ", ".join(f"{kind} {value}" for kind in ("sha256", "md5") if (value := getattr(original, kind)))
         inside = f", {original.member} inside" if original.member else ""
         lines += [
-            f"  file     {original.file}{inside}",
-            f"  from     {original.url}",
-            f"  hash     {known or 'not known to us; the converter prints and records it'}",
-            f"  fetch and convert       python scripts/convert_checkpoint.py {card.name}",
-            f"  convert a file you have python scripts/convert_checkpoint.py {card.name} --checkpoint FILE",
-            f"  which makes             {models_folder() / card.name}",
+            f"  file                     {original.file}{inside}",
+            f"  from                     {original.url}",
+            f"  hash                     {known or 'not known to us; the converter prints and records it'}",
+            f"  fetch and convert        python scripts/convert_checkpoint.py {card.name}",
+            f"  convert a file you have  python scripts/convert_checkpoint.py {card.name} --checkpoint FILE",
+            f"  which makes              {models_folder() / card.name}",
         ]
     if card.hub is not None:
-        lines.append(f"  or from the hub         model.weights=hub ({card.hub.repository})")
+        lines.append(f"  or from the hub          model.weights=hub ({card.hub.repository})")
     lines += [
-        f"  a folder elsewhere      model.weights=DIR with {', '.join(f'{name}/' for name in card.components)}",
+        f"  a folder elsewhere       model.weights=DIR with {', '.join(f'{name}/' for name in card.components)}",
         "Without weights: model.random_weights=true runs the architecture, and model=ddim_cifar_small runs now.",
     ]
     return "\n".join(lines)

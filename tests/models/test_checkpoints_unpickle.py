@@ -63,11 +63,11 @@ def test_calls_do_not_happen(name, legacy, marker, tmp_path, monkeypatch):
     attack = attacks(marker)[name]
     torch.save({"state_dict": {"a": torch.ones(2)}, "callbacks": attack}, tmp_path / "x", _use_new_zipfile_serialization=not legacy)
     torch.save({"a": attack}, tmp_path / "y", _use_new_zipfile_serialization=not legacy)
-    monkeypatch.setattr(builtins, "__import__", None)  # nothing may be imported either
-    checkpoint = open_checkpoint(tmp_path / "x")
-    with pytest.raises(WeightsError, match="no tensor"):
-        open_checkpoint(tmp_path / "y")
-    monkeypatch.undo()
+    with monkeypatch.context() as context:
+        context.setattr(builtins, "__import__", None)  # nothing may be imported either
+        checkpoint = open_checkpoint(tmp_path / "x")
+        with pytest.raises(WeightsError, match="no tensor"):
+            open_checkpoint(tmp_path / "y")
     assert checkpoint.stubs
     assert torch.equal(checkpoint.read("a"), torch.ones(2))
 
@@ -128,7 +128,6 @@ RAW = {
     "persistent name": b"Pos.system\n.",
     "buffer": b"\x80\x05\x97.",
     "huge string": b"\x80\x04\x8e" + struct.pack("<Q", 2**62) + b"x.",
-    "huge memo": b"Nr\xff\xff\xff\x7f.",
     "deep": b"(" * 100_000 + b"t" * 100_000 + b".",
 }
 

@@ -7,7 +7,7 @@ file: a storage's dtype, a recipe that notes where a tensor lies, a dictionary, 
 runs; what it says about sizes is checked before a byte is read.
 
 The one instruction left that changes objects, BUILD (attributes from a state), calls ``__setstate__`` where there is one: every
-object that can be reached has one that does nothing (`Sealed`).
+object that can be reached has one that does nothing (`Sealed`). What a hostile file can still do is to exhaust the memory.
 """
 
 import pickle
