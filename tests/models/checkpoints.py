@@ -1,6 +1,7 @@
 """Cards of small models and checkpoints of them as the original training code leaves them."""
 
 from dataclasses import replace
+from functools import cache
 
 import torch
 
@@ -67,7 +68,12 @@ def first_stage(name):
 
 
 def state(name):
-    """All tensors of the file. With EMA: ``model.*`` has other values than ``model_ema.*``."""
+    """All tensors of the file, to be replaced, not changed. With EMA: ``model.*`` has other values than ``model_ema.*``."""
+    return dict(_state(name))
+
+
+@cache
+def _state(name):
     if name not in LATENT:
         return originals.fill(unet(name))
     facts = card(name)

@@ -157,7 +157,7 @@ BROKEN = {
     "integers": (lambda v: v.update({"model_ema.diffusion_modelout2bias": torch.zeros(4, dtype=torch.int64)}), "torch.int64"),
     "no scale": (lambda v: v.pop("scale_factor"), "no scale_factor"),
     "zero scale": (lambda v: v.update({"scale_factor": torch.tensor(0.0)}), "scale_factor is 0.0"),
-    "schedule": (lambda v: v["alphas_cumprod"].mul_(0.999), "another noise schedule"),
+    "schedule": (lambda v: v.update(alphas_cumprod=v["alphas_cumprod"] * 0.999), "another noise schedule"),
 }
 
 
