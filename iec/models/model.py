@@ -1,7 +1,9 @@
 """A model: its UNet, decoder and conditioning on a device, loaded strictly or with random weights."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 from iec.errors import ConfigError
 from iec.guidance import guided, rows_per_image
 from iec.models.architecture import DIFFUSERS, build
-from iec.models.cards import Card, card
+from iec.models.cards import Card, Component, card
 from iec.models.conditioning import ClassLabels, Conditioner, Prompts
 from iec.models.decoder import Decoder
 from iec.models.prompts import prompts_of
@@ -98,7 +100,8 @@ class Source:
         """The UNet on torch's meta device: its structure without data, to check things against."""
         component = self.card.components["unet"]
         config = None if self.folder is None else config_of(self.card, self.folder, component)
-        return build(component, config, device="meta")
+        values = component.config if config is None else config
+        return _skeleton(component.kind, component.heads, json.dumps(values, sort_keys=True, default=list))
 
     def load(self, device: str = "auto") -> "Model":
         """Raises `DeviceError` and `WeightsError`."""
@@ -148,6 +151,12 @@ class Source:
         module = build(component, config, device="meta" if bare else "cpu")
         fill(module, component_folder(self.card, self.folder, component) / weights_name(component), dtype, device)
         return nn.Module.to(module, device).eval().requires_grad_(False)
+
+
+@cache
+def _skeleton(kind: Any, heads: int | None, config: str) -> nn.Module:
+    """Once for the many cells of a table."""
+    return build(Component("unet", kind, 0, json.loads(config), heads), device="meta")
 
 
 @dataclass(frozen=True)
