@@ -44,7 +44,7 @@ def quantize(
     if held is not None:
         load_calibration(Path(held), network, facts)
         return QuantizedNetwork(network)
-    inputs, cond = calibration_inputs(model, table, config.calibration_images)
+    inputs, cond = calibration_inputs(model, table, config.calibration_images, float_batch(model, config))
     calls = [CalibrationCall(x, Step(i, t), cond) for i, (x, (t, _)) in enumerate(zip(inputs, table.pairs, strict=True))]
     evaluate = UNetNetwork(network.unet)
     with reported("calibrating") as report:
@@ -74,22 +74,27 @@ def model_facts(model: Model) -> dict[str, Any]:
     return {("model" if key == "name" else key): value for key, value in model.identity.items()}
 
 
-def calibration_inputs(model: Model, table: Timetable, count: int) -> tuple[Tensor, Tensor | None]:
+def float_batch(model: Model, config: PTQConfig) -> int:
+    """Images that a float run of the calibration computes at once: ``efficiency.calibration_batch`` bounds its memory too."""
+    return min(model.card.batch_size, config.calibration_batch)
+
+
+def calibration_inputs(model: Model, table: Timetable, count: int, size: int) -> tuple[Tensor, Tensor | None]:
     """The UNet's inputs on full-precision trajectories from fresh noise, float32 [T, rows, C, H, W], and its cond [rows, ...].
 
-    rows: ``count``, or twice as many under guidance (`unet_rows`).
+    rows: ``count``, or twice as many under guidance (`unet_rows`). size: images of a batch. Nothing of the result's size is held
+    beside it.
     """
-    everything = model.cond(range(count))
-    size, parts = model.card.batch_size, []
+    everything, rows = model.cond(range(count)), model.rows
+    inputs = torch.empty(len(table), count * rows, *model.card.shape, dtype=torch.float32, device=model.device)
     with stage("calibration trajectories", -(-count // size) * len(table)) as advance:
         for start in range(0, count, size):
-            noise = Noise(CALIBRATION_SEED, tuple(range(start, min(start + size, count))), model.card.shape)
-            states = []
+            indices = tuple(range(start, min(start + size, count)))
+            noise = Noise(CALIBRATION_SEED, indices, model.card.shape)
             cond = None if everything is None else everything[start : start + size]
-            for x in Sampler(table).trajectory(model.guided(model.network), noise, cond, model.device):
-                states.append(x.float())
-                if len(states) > 1:
+            for i, x in enumerate(Sampler(table).trajectory(model.guided(model.network), noise, cond, model.device)):
+                if i:
                     advance()
-            parts.append(torch.stack(states[:-1]))
-    steps = [unet_rows(model.guidance, x, everything) for x in torch.cat(parts, dim=1)]
-    return torch.stack([x for x, _ in steps]), steps[0][1]
+                if i < len(table):  # the last state is no input
+                    inputs[i, start * rows : (indices[-1] + 1) * rows] = unet_rows(model.guidance, x, cond)[0]
+    return inputs, None if everything is None else unet_rows(model.guidance, everything, everything)[1]

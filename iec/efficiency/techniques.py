@@ -11,7 +11,7 @@ from iec.efficiency.cachequant import CacheQuantConfig, prepare_cachequant
 from iec.efficiency.caching import CachedUNetNetwork, Kind, find_cut
 from iec.efficiency.caching.config import CachingConfig
 from iec.efficiency.cost import FLOAT, Cost, network_cost
-from iec.efficiency.prepare import CALIBRATION_SEED, model_facts, quantize
+from iec.efficiency.prepare import CALIBRATION_SEED, float_batch, model_facts, quantize
 from iec.efficiency.quantization import PTQConfig, weight_bytes
 from iec.efficiency.technique import Prepared, Technique
 from iec.errors import ConfigError
@@ -129,7 +129,7 @@ class CacheQuant(CachingConfig, PTQConfig, Technique):
             seed=CALIBRATION_SEED,
             artifacts=artifacts,
             artifact=None if self.artifact is None else Path(self.artifact),
-            batch_size=model.card.batch_size,
+            batch_size=float_batch(model, config.ptq),
             cond=model.cond(range(config.images)),
             guidance=model.guidance,
         )

@@ -18,6 +18,8 @@ DIFFUSERS: dict[str, Any] = {
     "VQModel": VQModel,
     "AutoencoderKL": AutoencoderKL,
 }
+INERT = ("sample_size", "dropout", "projection_dim")
+"""Settings that change nothing of what is sampled."""
 
 
 def build(component: Component, config: Mapping[str, Any] | None = None, device: torch.device | str = "cpu") -> nn.Module:
@@ -28,7 +30,7 @@ def build(component: Component, config: Mapping[str, Any] | None = None, device:
     """
     values = dict(component.config if config is None else config)
     with torch.random.fork_rng(devices=[]), torch.device(device):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)  # torch.manual_seed would reach the generators of all devices
         module = _make(component.kind, values)
     if component.heads is not None:
         set_heads(module, component.heads)
@@ -60,14 +62,17 @@ def set_heads(unet: nn.Module, heads: int) -> None:
 def differences(component: Component, config: Mapping[str, Any]) -> list[str]:
     """Where a folder's configuration contradicts the card's: ``norm_eps: 1e-06 in the folder, 1e-05 in the card``.
 
-    What a configuration leaves out has the class's default. ``sample_size`` changes nothing, and a decoder's scaling factor
-    belongs to its weights.
+    What a configuration leaves out has the class's default; of a UNet, so has what the card leaves out. A decoder's scaling factor
+    is the card's where the folder has none, and the folder's where the card knows none.
     """
-    given = _complete(component.kind, config)
+    given, card = _complete(component.kind, config), component.config
+    if component.name == "unet":
+        card = {key: value for key, value in _complete(component.kind, card).items() if not key.startswith("_")}
+    ignored = {*INERT, *(key for key in ("scaling_factor",) if config.get(key) is None or card.get(key) is None)}
     return [
         f"{key}: {given.get(key)!r} in the folder, {wanted!r} in the card"
-        for key, wanted in component.config.items()
-        if key not in ("sample_size", "scaling_factor") and _plain(given.get(key)) != _plain(wanted)
+        for key, wanted in card.items()
+        if key not in ignored and _plain(given.get(key)) != _plain(wanted)
     ]
 
 

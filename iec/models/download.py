@@ -57,7 +57,9 @@ def fetch(url: str, path: Path, *, sha256: str | None = None, md5: str | None = 
                 _receive(url, part, report)
             break
         except HTTPError as error:
-            if error.code < 500 or attempt == ATTEMPTS:
+            if error.code == 416 and _had_arrived(part, error):
+                break
+            if (error.code < 500 and error.code != 416) or attempt == ATTEMPTS:
                 raise WeightsError(f"{url} answers {error.code} {error.reason}. {by_hand}") from error
         except (URLError, HTTPException, OSError, _Interrupted) as error:
             if attempt == ATTEMPTS:
@@ -82,15 +84,16 @@ def hub_folder(repository: str, revision: str | None, patterns: Sequence[str]) -
     Only those: never a pickle. Raises `WeightsError`, at once where offline is asked for and the cache has none.
     """
     from huggingface_hub import snapshot_download  # reads its environment when it is imported
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         found = snapshot_download(repository, revision=revision, allow_patterns=list(patterns), local_files_only=offline())
-    except (HfHubHTTPError, RepositoryNotFoundError, LocalEntryNotFoundError, OSError) as error:
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         at = f" --revision {revision}" if revision else ""
         files = " ".join(f"--include '{pattern}'" for pattern in patterns)
         raise WeightsError(
-            f"{repository} is not in the hub's cache and could not be fetched ({type(error).__name__}). On a machine with access:\n"
+            f"{repository} is no folder here, is not in the hub's cache and could not be fetched ({type(error).__name__}). "
+            "On a machine with access:\n"
             f"    hf download {repository}{at} {files}\n"
             "and copy the folder that it names: model.weights=DIR"
         ) from error
@@ -118,6 +121,14 @@ def _receive(url: str, part: Path, report: Report) -> None:
             os.fsync(file.fileno())
     if total is not None and done != total:
         raise _Interrupted(f"{done} of {total} bytes arrived")
+
+
+def _had_arrived(part: Path, error: HTTPError) -> bool:
+    """Whether ``part`` is the whole file: a server says so when asked for what follows it. If not, the next attempt starts anew."""
+    if part.is_file() and error.headers.get("Content-Range") == f"bytes */{part.stat().st_size}":
+        return True
+    _marker(part).unlink(missing_ok=True)
+    return False
 
 
 def _copy(answer: BinaryIO, file: BinaryIO, done: int, total: int | None, report: Report) -> int:

@@ -55,15 +55,22 @@ class TextEncoder:
 
 
 def load_tokenizer(folder: Path | None = None) -> CLIPTokenizer:
-    """That of ``folder``, ``tokenizer`` of a diffusers pipeline, or the one of the byte-pair table. Raises `WeightsError`."""
-    if folder is None:
-        return _own_tokenizer()
+    """The one of the byte-pair table. ``folder``, ``tokenizer`` of a diffusers pipeline, has to hold the same: the identity of a
+    model does not cover it. Raises `WeightsError`.
+    """
+    if folder is not None:
+        _require_same(folder)
+    return _own_tokenizer()
+
+
+def _require_same(folder: Path) -> None:
     missing = [name for name in ("vocab.json", "merges.txt") if not (folder / name).is_file()]
     if missing:
         raise WeightsError(f"{folder} has no {' and no '.join(missing)}. Remove the folder: the tokenizer is then made anew.")
     vocab = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
     lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
-    return _tokenizer(vocab, [line for line in lines if line and not line.startswith("#version")])
+    if (vocab, [line for line in lines if line and not line.startswith("#version")]) != vocabulary():
+        raise WeightsError(f"{folder} is not CLIP's tokenizer. Remove the folder: the tokenizer is then made anew.")
 
 
 @cache

@@ -24,7 +24,7 @@ from iec.models.download import hub_folder
 
 CONFIG, WEIGHTS, TEXT_WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors", "model.safetensors"
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".zip")
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 RENAMED = (
     (r"^text_model\.", ""),
     (r"(attentions\.\d+)\.query\.", r"\1.to_q."),
@@ -67,17 +67,21 @@ def _folder(card: Card, weights: Path | str | None) -> Path:
         return FOLDER / card.packaged.folder if card.packaged else models_folder() / card.name
     given = str(weights)
     for wrong, reason in card.wrong.items():
-        if given.rstrip("/").endswith(wrong):
+        if given.rstrip("/").endswith(wrong) or wrong.replace("/", "--") in given:  # so the hub's cache calls its folders
             raise WeightsError(f"{given} is not {card.name}: it {reason}. {get(card)}")
-    if given == "hub" or (HUB_ID.fullmatch(given) and not Path(given).exists()):
+    if _is_hub_id(given):
         return _from_hub(card, given)
     path = Path(given)
-    if path.is_file() or path.suffix in PICKLES:
+    if path.is_file() or (path.suffix in PICKLES and not path.is_dir()):
         raise WeightsError(
             f"model.weights={given} is a file; a model is a folder of safetensors. Convert the checkpoint once:\n"
             f"    python scripts/convert_checkpoint.py {card.name} --checkpoint {given}"
         )
     return path
+
+
+def _is_hub_id(given: str) -> bool:
+    return given == "hub" or (HUB_ID.fullmatch(given) is not None and not Path(given).exists())
 
 
 def _from_hub(card: Card, given: str) -> Path:
@@ -199,7 +203,11 @@ def missing(card: Card, file: Path, weights: Path | str | None) -> str:
     if card.packaged:
         way_out = "Give model.weights a diffusers UNet folder." if weights else "The package is incomplete: install it again."
         return f"{card.name}: {file} does not exist (expected sha256 of the weights {card.packaged.sha256}). {way_out}"
-    return f"{card.name}: {file} does not exist. {get(card)}"
+    pickled = [other.name for other in file.parent.glob("*") if other.suffix in PICKLES]
+    instead = f" There is {pickled[0]}, a pickle, which is not opened." if pickled else ""
+    if weights is not None and _is_hub_id(str(weights)):
+        instead = " The repository has none: where it has pickles alone, they are not opened."
+    return f"{card.name}: {file} does not exist.{instead} {get(card)}"
 
 
 def get(card: Card) -> str:

@@ -58,6 +58,10 @@ def test_a_written_tokenizer_is_read_by_us_and_by_transformers(tmp_path):
     for again in (load_tokenizer(tmp_path), CLIPTokenizer.from_pretrained(tmp_path)):
         assert all(again(text)["input_ids"] == own(text)["input_ids"] for text in TEXTS)
         assert again.model_max_length == 77 and again.pad_token_id == 49407
+    lines = (tmp_path / "merges.txt").read_text().splitlines()
+    (tmp_path / "merges.txt").write_text("\n".join(lines[:-1]))
+    with pytest.raises(WeightsError, match="not CLIP's tokenizer"):
+        load_tokenizer(tmp_path)
     (tmp_path / "merges.txt").unlink()
     with pytest.raises(WeightsError, match=r"no merges\.txt"):
         load_tokenizer(tmp_path)

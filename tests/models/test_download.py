@@ -34,6 +34,11 @@ def server():
             start = 0
             if wanted and state.ranges and self.headers.get("If-Range") == state.tag:
                 start = int(wanted.removeprefix("bytes=").removesuffix("-"))
+                if start >= len(state.data):
+                    self.send_response(416)
+                    self.send_header("Content-Range", f"bytes */{len(state.data)}")
+                    self.end_headers()
+                    return
             body = state.data[start:]
             self.send_response(206 if start else 200)
             self.send_header("Content-Length", str(len(body)))
@@ -69,6 +74,16 @@ def test_a_broken_connection_is_resumed_where_it_broke(server, tmp_path):
     assert path.read_bytes() == DATA
     assert [wanted for wanted, _ in server.requests] == [None, "bytes=300000-", "bytes=700000-"]
     assert server.requests[1][1] == '"one"'
+
+
+@pytest.mark.parametrize("extra", [b"", b"more"])
+def test_what_had_arrived_whole_is_kept_and_what_is_too_long_is_not(server, tmp_path, extra):
+    """After the last byte and before the file is in place, a process may end; hashing gigabytes takes a while."""
+    (tmp_path / "file.ckpt.part").write_bytes(DATA + extra)
+    (tmp_path / "file.ckpt.part.tag").write_text(server.tag)
+    assert fetch(server.url, tmp_path / "file.ckpt", sha256=SHA).read_bytes() == DATA
+    assert len(server.requests) == (2 if extra else 1)
+    assert [p.name for p in tmp_path.iterdir()] == ["file.ckpt"]
 
 
 def test_a_later_call_goes_on_with_what_an_earlier_one_left(server, tmp_path, monkeypatch):

@@ -3,9 +3,12 @@
 import pytest
 import torch
 
+from iec.efficiency.prepare import CALIBRATION_SEED, calibration_inputs
 from iec.efficiency.quantization import QuantizedNetwork
 from iec.files import canonical_hash
+from iec.noise import Noise
 from iec.runner import run_cell
+from iec.sampler import Sampler
 from iec.timetable import Timetable
 from tests.models.tiny import PAPER
 
@@ -63,6 +66,32 @@ def test_both_rows_of_an_image_calibrate_the_scales(make_cell, tiny_cards, tmp_p
     alone = cond[:, 1].max().item() - cond[:, 1].min().item()
     assert delta == pytest.approx((cond.max() - cond.min()).item() / 255, rel=1e-5) or delta == pytest.approx(span / 255, rel=1e-5)
     assert (cond.max() - cond.min()).item() > alone
+
+
+@pytest.mark.parametrize("efficiency", ["w8a8", "cachequant_w4a8"])
+def test_the_calibration_batch_bounds_what_the_network_gets_at_once(make_cell, tiny_cards, tmp_path, efficiency):
+    """One image at a time, of two rows, whatever the card's batch size is: the way out where memory is short."""
+    more = ["efficiency.calibration_batch=1", "sampler.steps=2"]
+    cell = make_cell(*overrides("ldm_imagenet", efficiency, tmp_path, *more))
+    model, sizes = cell.model.load("cpu"), []
+    assert model.card.batch_size == 2
+    model.unet.conv_in.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    cell.technique.prepare(model, cell.sampler.timetable, tmp_path / "a")
+    assert set(sizes) == {2}
+
+
+def test_calibration_inputs_are_the_states_of_the_float_run(make_cell, tiny_cards, tmp_path):
+    """[u_0, c_0, u_1, ..]: both rows of an image start from its noise, and batches do not matter."""
+    cell = make_cell(*overrides("ldm_imagenet", "w8a8", tmp_path, "sampler.steps=4"))
+    model, table = cell.model.load("cpu"), cell.sampler.timetable
+    inputs, cond = calibration_inputs(model, table, 3, size=2)
+    assert inputs.shape == (4, 6, *model.card.shape) and inputs.dtype == torch.float32
+    assert torch.equal(inputs[:, 0::2], inputs[:, 1::2])
+    assert torch.equal(cond, model.cond(range(3)).flatten(0, 1))
+    sampler = Sampler(table)
+    noise = Noise(CALIBRATION_SEED, (0, 1, 2), model.card.shape)
+    states = torch.stack(list(sampler.trajectory(model.guided(model.network), noise, model.cond(range(3)))))
+    torch.testing.assert_close(inputs[:, 0::2], states[:-1].float(), atol=1e-5, rtol=1e-5)
 
 
 def test_embedding_tables_decoder_and_text_encoder_stay_float(make_cell, tiny_cards, tmp_path):

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from iec.errors import ConfigError, WeightsError
 from iec.models import card, card_names
-from iec.models.architecture import build
+from iec.models.architecture import build, differences
 from iec.models.model import Source
 from iec.models.weights import CONFIG, WEIGHTS, fill, find, models_folder
 from tests.models.tiny import PAPER, tiny, write
@@ -82,7 +82,13 @@ def test_missing_weights_say_which_file_from_where_and_what_to_do(name, home):
         find(card(name))
     message = str(caught.value)
     original = card(name).original
-    for part in (original.file, original.url, original.md5 or "not known", str(home / name), "model=ddim_cifar_small runs now"):
+    for part in (
+        original.file,
+        original.url,
+        original.sha256 or original.md5 or "not known",
+        str(home / name),
+        "model=ddim_cifar_small runs now",
+    ):
         assert part in message, part
     assert f"python scripts/convert_checkpoint.py {name}" in message and "model.random_weights=true" in message
     assert ("model.weights=hub" in message) == (card(name).hub is not None)
@@ -94,7 +100,9 @@ def test_a_pickled_checkpoint_is_not_opened_here(tmp_path):
         find(card("ldm_imagenet"), tmp_path / "model.ckpt")
 
 
-@pytest.mark.parametrize("given", ["google/ddpm-cifar10-32", "somewhere/google/ddpm-cifar10-32/"])
+@pytest.mark.parametrize(
+    "given", ["google/ddpm-cifar10-32", "somewhere/google/ddpm-cifar10-32/", "hub/models--google--ddpm-cifar10-32/snapshots/1"]
+)
 def test_what_is_known_to_be_the_wrong_weights_is_refused(given):
     with pytest.raises(WeightsError, match="before averaging"):
         find(card("ddim_cifar"), given)
@@ -107,6 +115,65 @@ def test_a_folder_of_another_architecture_is_refused(tmp_path):
     (tmp_path / "unet" / CONFIG).write_text(json.dumps({**config, "norm_eps": 1e-5}))
     with pytest.raises(WeightsError, match=r"norm_eps: 1e-05 in the folder, 1e-06 in the card"):
         find(facts, tmp_path)
+
+
+def real_text_encoder(**changes):
+    """The configuration of a text encoder as releases before ``projection_dim`` wrote it."""
+    config = dict(card("sd_coco").components["text_encoder"].config)
+    del config["projection_dim"]
+    return {**config, "model_type": "clip_text_model", "eos_token_id": 2, "torch_dtype": "float32", **changes}
+
+
+@pytest.mark.parametrize(
+    ("name", "component", "changes", "found"),
+    [
+        ("ldm_imagenet", "unet", {"act_fn": "gelu", "dropout": 0.1}, ["act_fn: 'gelu' in the folder, 'silu' in the card"]),
+        ("sd_coco", "unet", {"center_input_sample": True}, ["center_input_sample: True in the folder, False in the card"]),
+        ("ldm_imagenet", "vqvae", {"scaling_factor": 0.18215}, ["scaling_factor: 0.18215 in the folder, 1.0 in the card"]),
+        ("ldm_imagenet", "vqvae", {"scaling_factor": None}, []),
+        ("ldm_lsun_church", "vae", {"scaling_factor": 0.7}, []),
+        ("sd_coco", "text_encoder", {"projection_dim": 512}, []),
+    ],
+)
+def test_a_configuration_may_differ_only_where_nothing_changes(name, component, changes, found):
+    """Also where the card leaves a setting to the class: a UNet that centres its input is another one."""
+    made = card(name).components[component]
+    assert differences(made, {**made.config, **changes}) == found
+
+
+def test_configurations_of_early_releases_are_complete_enough():
+    assert differences(card("sd_coco").components["text_encoder"], real_text_encoder()) == []
+    assert differences(card("sd_coco").components["text_encoder"], real_text_encoder(hidden_act="gelu")) != []
+    vae = card("sd_coco").components["vae"]
+    assert differences(vae, {key: value for key, value in vae.config.items() if key != "scaling_factor"}) == []
+    vq = card("ldm_imagenet").components["vqvae"]  # whose class would say 0.18215
+    assert differences(vq, {key: value for key, value in vq.config.items() if key != "scaling_factor"}) == []
+
+
+@pytest.mark.parametrize("given", ["./nothing", "../nothing", "a/b/c", "a--b/c"])
+def test_a_folder_that_does_not_exist_is_a_typed_error(given, monkeypatch):
+    monkeypatch.setenv("IEC_OFFLINE", "1")
+    with pytest.raises(WeightsError, match=r"does not exist|is no folder here"):
+        find(card("ldm_imagenet"), given)
+
+
+def test_a_folder_with_pickles_alone_says_so(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "diffusion_pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(WeightsError, match=r"There is diffusion_pytorch_model\.bin, a pickle"):
+        find(card("ddim_cifar"), tmp_path)
+
+
+def test_a_repository_without_safetensors_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr("iec.models.weights.hub_folder", lambda *_: tmp_path)
+    with pytest.raises(WeightsError, match="The repository has none: where it has pickles alone, they are not opened"):
+        find(card("ddim_lsun_church"), "hub")
+
+
+def test_a_folder_may_be_called_like_a_file(tmp_path):
+    facts = tiny("ddim_cifar")
+    write(facts, tmp_path / "model.ckpt")
+    assert find(facts, tmp_path / "model.ckpt") == tmp_path / "model.ckpt"
 
 
 def test_a_model_of_one_component_may_lie_in_the_folder_itself(tmp_path):

@@ -85,7 +85,8 @@ class FloatRuns:
         calls, cache = [], None
         for i, (t, _) in enumerate(self.table.pairs):
             step = Step(i, t, "full" if i in refresh else "cached")
-            calls.append(CalibrationCall(torch.cat(inputs[i]), step, cond, None if i in refresh else cache))
+            x, inputs[i] = torch.cat(inputs[i]), []  # the parts are let go
+            calls.append(CalibrationCall(x, step, cond, None if i in refresh else cache))
             if i in refresh:
                 cache = FeatureCache(torch.cat(features.pop(i)), step)
         return calls
