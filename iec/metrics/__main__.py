@@ -26,7 +26,7 @@ from iec.metrics.npz import ImageArray
 from iec.metrics.protocol import PROTOCOLS, Protocol, protocol
 from iec.metrics.record import Record
 from iec.metrics.reference import Reference, load_reference, reference_path
-from iec.metrics.scores import available
+from iec.metrics.scores import available, require_images
 from iec.metrics.sources import NpzSource, Source, Tally, first
 from iec.progress import reported
 from iec.runtime import entry_point, keep_freed_memory, resolve_device
@@ -93,11 +93,16 @@ def choose(wanted: str | None, rules: Protocol, reference: Reference) -> tuple[s
     return names
 
 
-def features_of(source: Source, extractor: Extractor, num: int | None, skipped: list[str] | None) -> tuple[Features, Tally]:
-    """Features of the first ``num`` images, or of all. Raises `MetricError` when there are fewer."""
+def wanted(source: Source, num: int | None) -> int:
+    """The first ``num`` images, or all. Raises `MetricError` when there are fewer."""
     count = len(source) if num is None else num
     if not 2 <= count <= len(source):
         raise MetricError(f"{count} of {len(source)} images cannot be scored; choose 2 .. {len(source)} (--num N).")
+    return count
+
+
+def features_of(source: Source, extractor: Extractor, count: int, skipped: list[str] | None) -> tuple[Features, Tally]:
+    """Features of the first ``count`` images; of those that can be read if damaged ones may be ``skipped``."""
     tally = Tally()
     with reported("features") as report:
         report(0, count)
@@ -108,10 +113,7 @@ def features_of(source: Source, extractor: Extractor, num: int | None, skipped: 
             done += images
             report(done, count)
 
-        features = extract(tally.of(first(source.blocks(skipped=skipped), count)), extractor, progress)
-    if num is not None and tally.count != num:
-        raise MetricError(f"Only {tally.count} of {num} images could be read; choose a smaller --num.")
-    return features, tally
+        return extract(tally.of(first(source.blocks(skipped=skipped), count)), extractor, progress), tally
 
 
 def score(args: argparse.Namespace) -> dict[str, Any]:
@@ -124,8 +126,12 @@ def score(args: argparse.Namespace) -> dict[str, Any]:
     extractor = rules.extractor(device)
     reference = open_reference(args.reference, extractor, source.resolution, args.origin)
     names = choose(args.metrics, rules, reference)
+    count = wanted(source, args.num)
+    require_images(names, count, reference, rules.rules)
     skipped: list[str] = []
-    features, tally = features_of(source, extractor, args.num, skipped if args.skip_damaged else None)
+    features, tally = features_of(source, extractor, count, skipped if args.skip_damaged else None)
+    if args.num is not None and tally.count != args.num:
+        raise MetricError(f"Only {tally.count} of {args.num} images could be read; choose a smaller --num.")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", FewSamplesWarning)
         scores = rules.score(features, reference, names, bootstrap=args.bootstrap)
@@ -133,6 +139,11 @@ def score(args: argparse.Namespace) -> dict[str, Any]:
     cell = read_json(args.images / "cell.json") if isinstance(source, CellSource) else {}
     facts = {"label": source.label, "files": len(source), "skipped": skipped, "reference": reference.provenance["dataset"]}
     notes = list(dict.fromkeys(str(warning.message) for warning in caught))
+    if args.metrics is None and (lacking := [name for name in rules.default if name not in names]):
+        notes.append(
+            f"left out: {', '.join(lacking)}, for which {args.reference} is not enough as it is. A reference that "
+            "scripts/prepare_reference.py makes, from images or an npz that has some, gives them."
+        )
     return without_nan(record | {"seed": cell.get("seed"), "source": facts, "notes": notes})
 
 

@@ -33,7 +33,7 @@ class CellSource:
 
     @classmethod
     def open(cls, folder: Path) -> "CellSource":
-        """Raises `StoreError` when there are no finished shards, or some are missing between others."""
+        """Raises `StoreError` when the cell is not finished: no shards, some missing between others, or no manifest yet."""
         shards: list[Shard] = []
         for record in sorted((folder / "shards").glob("*.json"), key=lambda path: int(path.stem.split("-")[0])):
             commit, begins = read_json(record), sum(shard.count for shard in shards)
@@ -43,6 +43,8 @@ class CellSource:
             shards.append(Shard(record.with_suffix(".npz"), start, commit["count"], commit["sha256"]))
         if not shards:
             raise StoreError(f"{folder} holds no finished shards. Give the folder that has cell.json in it, or run the cell.")
+        if read_json(folder / "manifest.json") is None:
+            raise StoreError(f"{folder} is not finished: it has no manifest.json. Run the cell again, it goes on from there.")
         return cls(tuple(shards), f"cell {folder.resolve().name}", _read(shards[0]).shape[1])
 
     @property

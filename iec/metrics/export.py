@@ -5,9 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
+from iec.errors import MetricError
 from iec.files import write_atomic
 from iec.images import save_png
 from iec.metrics.npz import write_images
+from iec.metrics.pictures import SUFFIXES
 from iec.metrics.sources import Source
 from iec.progress import Report
 
@@ -15,7 +17,14 @@ DIGITS = 6
 
 
 def export_pngs(source: Source, folder: Path, report: Report) -> None:
-    """000000.png, 000001.png, ... in order, each written atomically: for pytorch-fid, torch-fidelity, clean-fid."""
+    """000000.png, 000001.png, ... in order, each written atomically: for pytorch-fid, torch-fidelity, clean-fid.
+
+    Raises `MetricError` for a folder with other images in it, which those tools would score together with these.
+    """
+    ours = {f"{n:0{DIGITS}d}.png" for n in range(len(source))}
+    others = [path.name for path in folder.glob("*") if path.suffix.lower() in SUFFIXES and path.name not in ours]
+    if others:
+        raise MetricError(f"{folder} holds {len(others)} other images ({min(others)}, ...). Delete them, or take another folder.")
     k = 0
     for block in source.blocks():
         for image in block:

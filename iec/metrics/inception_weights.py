@@ -2,29 +2,23 @@
 
 One file under two names: the TensorFlow network "inception-2015-12-05" converted to PyTorch, by torch-fidelity (release v0.2.0) and
 by pytorch-fid (release fid_weights); 95,628,359 bytes. Looked for, in this order: an explicit path, ``$IEC_INCEPTION_WEIGHTS`` (the
-file or its folder), torch.hub's folder of checkpoints, where both packages keep it. Else it is fetched into that folder, unless
-``HF_HUB_OFFLINE=1`` or ``IEC_OFFLINE=1``.
+file or its folder), torch.hub's folder of checkpoints, where both packages keep it. Else it is fetched into that folder
+(`iec.models.download.fetch`), unless ``HF_HUB_OFFLINE=1`` or ``IEC_OFFLINE=1``.
 """
 
-import hashlib
 import os
-import urllib.request
-from http.client import HTTPException
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 
 from iec.errors import WeightsError
-from iec.files import sha256, write_atomic
+from iec.files import sha256
+from iec.models.download import fetch
 
 SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 NAMES = ("weights-inception-2015-12-05-6726825d.pth", "pt_inception-2015-12-05-6726825d.pth")
 URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{NAMES[0]}"
 VARIABLE = "IEC_INCEPTION_WEIGHTS"
-OFFLINE = ("HF_HUB_OFFLINE", "IEC_OFFLINE")
-TIMEOUT = 30.0
-"""Seconds without an answer before a download is given up."""
 
 
 def find_weights(given: Path | str | None = None, digest: str = SHA256) -> Path:
@@ -43,7 +37,10 @@ def find_weights(given: Path | str | None = None, digest: str = SHA256) -> Path:
         home = checkpoints()
         path = next((p for name in NAMES if (p := home / name).is_file()), home / NAMES[0])
         if not path.is_file():
-            _fetch(path, digest)
+            try:
+                fetch(URL, path, sha256=digest)
+            except WeightsError as error:
+                raise WeightsError(f"{error} {_way_out()}") from error
     if (found := sha256(path)) != digest:
         raise WeightsError(f"{path} is damaged or another network: its SHA-256 is {found[:12]}... . Delete it. {_way_out()}")
     return path
@@ -52,26 +49,6 @@ def find_weights(given: Path | str | None = None, digest: str = SHA256) -> Path:
 def checkpoints() -> Path:
     """torch.hub's folder, which follows ``TORCH_HOME``."""
     return Path(torch.hub.get_dir()) / "checkpoints"
-
-
-def _fetch(path: Path, digest: str) -> None:
-    refused = next((name for name in OFFLINE if os.environ.get(name, "").upper() in ("1", "TRUE", "YES", "ON")), None)
-    if refused:
-        raise WeightsError(f"The Inception weights are not on this machine and {refused} forbids to fetch them. {_way_out()}")
-
-    def write(file: BinaryIO) -> None:
-        found = hashlib.sha256()
-        try:
-            with urllib.request.urlopen(URL, timeout=TIMEOUT) as source:
-                while block := source.read(1 << 20):
-                    found.update(block)
-                    file.write(block)
-        except (OSError, HTTPException) as error:
-            raise WeightsError(f"The Inception weights could not be fetched ({error}). {_way_out()}") from error
-        if found.hexdigest() != digest:
-            raise WeightsError(f"What {URL} sent has the SHA-256 {found.hexdigest()[:12]}... . {_way_out()}")
-
-    write_atomic(path, write)
 
 
 def _way_out() -> str:

@@ -13,6 +13,11 @@ of the evaluator that the paper's code ships (arXiv 2105.05233, guided-diffusion
 images: class-ordered files make its inception score meaningless (`iec.metrics.inception_score`), and a short last chunk does not
 weigh as much as a full one. FID, sFID, precision and recall do not depend on order. Every label carries the protocol, so no two of
 them share a column of a table.
+
+Precision, recall and KID over subsets also depend on the real images whose features are there (``real_features`` in records):
+min(n, 5000) in a reference made from images, all of arr_0 in an imported one. ADM's reference files have 10,000, and its distances
+are float16; torch-fidelity takes all real images. So put these three beside published ones only with equal numbers of real images.
+`scripts/check_metrics.py` compares the protocols with the packages at equal ones.
 """
 
 from collections.abc import Callable, Sequence

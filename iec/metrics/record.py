@@ -34,7 +34,8 @@ class Record:
     protocol: name of the set of rules (extractor, reference, scores). seed: the run's; image n comes from (seed, n), n = 0 .. N-1.
     manifest_hash: of the images that were scored. resize, dtype: what the extractor does to an image, and computes in.
     inception_shuffle_seed: None in file order. rules: the protocol's `iec.metrics.scores.Rules`. requested: the scores that were
-    asked for; None: the protocol's default ones. clip: the identity of the CLIP model of a CLIP score.
+    asked for; None: the protocol's default ones. real_features: of how many real images the reference holds single features, which
+    KID, precision and recall depend on. clip: the identity of the CLIP model of a CLIP score.
     """
 
     protocol: str
@@ -50,6 +51,7 @@ class Record:
     inception_splits: int | None = 1
     rules: dict[str, Any] = field(default_factory=lambda: asdict(OWN_RULES))
     requested: list[str] | None = None
+    real_features: int | None = None
     clip: dict[str, Any] | None = None
     versions: dict[str, str] = field(default_factory=installed_versions)
 
@@ -88,6 +90,7 @@ class Record:
             inception_splits=len(CHUNKS[rules.chunks](n)) if "is" in scores else None,
             rules=asdict(rules),
             requested=requested,
+            real_features=None if reference.kid is None else len(reference.kid),
             clip=clip,
         )
 

@@ -133,7 +133,7 @@ def require_parts(names: Sequence[str], reference: Reference) -> None:
 
 
 def require_images(names: Sequence[str], n: int, reference: Reference, rules: Rules) -> None:
-    """Raises `MetricError` for a score that n images are too few for. Meant to be called before they are made."""
+    """Raises `MetricError` for a score that n images, or the real ones, are too few for. To be called before they are made."""
     width = 0 if reference.pooled is None else len(reference.pooled.mean)
     least = {
         "is": TORCH_FIDELITY_SPLITS if rules.chunks == "torch_fidelity" else 2,
@@ -146,6 +146,13 @@ def require_images(names: Sequence[str], n: int, reference: Reference, rules: Ru
             raise MetricError(
                 f"{n} images are too few for {name}, which needs {least.get(name, 2)} by these rules. Generate more "
                 "(num_images=N), ask for other scores, or use metrics=inception."
+            )
+    real = 0 if reference.kid is None else len(reference.kid)
+    for name, wanted in (("kid", least["kid"]), ("precision", NEIGHBOURS + 1)):
+        if name in names and real < wanted:
+            raise MetricError(
+                f"The reference holds features of {real} real images, {name} needs {wanted} by these rules. Make it from more "
+                "(scripts/prepare_reference.py), ask for other scores, or use metrics=inception."
             )
 
 

@@ -2,13 +2,15 @@
 
 import hashlib
 import io
+from pathlib import Path
 from unittest import mock
 
 import torch
+from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 
-def random_weights(folder):
+def random_weights(folder: Path) -> tuple[Path, str, dict[str, Tensor]]:
     """(path, sha256, tensors): a seeded network whose features differ from image to image at every depth."""
     with mock.patch.object(FeatureExtractorInceptionV3, "load_state_dict"), mock.patch.object(torch, "load"):
         network = FeatureExtractorInceptionV3("random", ["2048"], feature_extractor_weights_path="none")
@@ -30,14 +32,14 @@ def random_weights(folder):
     return path, hashlib.sha256(path.read_bytes()).hexdigest(), tensors
 
 
-def torch_fidelity_network(tensors, features=("2048", "logits_unbiased")):
+def torch_fidelity_network(tensors: dict[str, Tensor], features: tuple[str, ...] = ("2048", "logits_unbiased")) -> nn.Module:
     buffer = io.BytesIO()
     torch.save(tensors, buffer)
     buffer.seek(0)
     return FeatureExtractorInceptionV3("own", list(features), feature_extractor_weights_path=buffer)
 
 
-def pytorch_fid_network(tensors):
+def pytorch_fid_network(tensors: dict[str, Tensor]) -> nn.Module:
     from pytorch_fid import inception
 
     with mock.patch.object(inception, "load_state_dict_from_url", lambda *_, **__: tensors):

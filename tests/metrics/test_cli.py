@@ -67,6 +67,8 @@ def test_the_first_images_and_damaged_ones(tmp_path, real_images, extractor):
         (["--metrics", "fid,vibes"], "no score 'vibes'"),
         (["--num", "1"], "choose 2 .. 4"),
         (["--num", "5"], "choose 2 .. 4"),
+        (["--metrics", "fid_inf"], "4 images are too few for fid_inf"),
+        (["--metrics", "recall", "--num", "3"], "3 images are too few for recall"),
         (["--bootstrap", "-1"], "must not be negative"),
         (["--reference", "nothing"], "neither a file nor one of cifar10_train"),
         (["--reference", "imagenet_256"], "prepare_reference.py --dataset imagenet_256"),
@@ -132,7 +134,9 @@ def test_prepare_imports_statistics_for_a_data_set(tmp_path, real_images, extrac
     assert made.pooled.n == 50_000 and made.spatial is None
     words = ("--reference", tmp_path / "x.npz", "--origin", "pytorch_fid", "--protocol", "efficientnet_lite0")
     folder = write_folder(tmp_path / "pngs", real_images[:10])
-    assert list(score(folder, *words)["scores"]) == ["fid", "is"]  # what the reference has the parts for
+    record = score(folder, *words)
+    assert list(record["scores"]) == ["fid", "is"]  # what the reference has the parts for
+    assert record["notes"][-1].startswith("left out: kid, sfid, for which") and "prepare_reference" in record["notes"][-1]
     with pytest.raises(ConfigError, match="does not hold what sfid"):
         score(folder, *words, "--metrics", "fid,sfid")
 

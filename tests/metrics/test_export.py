@@ -71,6 +71,15 @@ def test_pngs_come_back_the_same(tmp_path, images, source):
     assert np.array_equal(np.concatenate(list(folder.blocks())), images)
 
 
+def test_pngs_do_not_join_other_images(tmp_path, images, source):
+    """50 images exported over 70 would leave a folder of 70, which other tools score whole."""
+    export_pngs(source, tmp_path, quiet)
+    (tmp_path / "notes.txt").write_text("not an image")
+    export_pngs(source, tmp_path, quiet)  # again, after an interruption say
+    with pytest.raises(MetricError, match=r"20 other images \(000050.png, ...\). Delete them"):
+        export_pngs(ArraySource(images[:50], "fewer"), tmp_path, quiet)
+
+
 def test_the_script(tmp_path, images, monkeypatch):
     cell = write_cell(tmp_path / "cell", images[:40])
     for output in ("pngs", "x.npz"):

@@ -13,6 +13,7 @@ from iec.metrics import scores as scores_module
 from iec.metrics.features import Features
 from iec.metrics.frechet import GaussianStatistics
 from iec.metrics.inception import Inception
+from iec.metrics.kid import kid_of_subsets
 from iec.metrics.protocol import PROTOCOLS, Protocol, protocol
 from iec.metrics.reference import Reference
 from iec.metrics.scores import LABELS, NAMES, available, require_images, score_features
@@ -144,9 +145,16 @@ def test_fid_at_infinity_on_request_alone(made):
 
 
 def test_kid_over_subsets_needs_enough_images(made):
-    few = dataclasses.replace(made[1], kid=made[1].kid[:999])
     with pytest.raises(MetricError, match="subsets of 1000.*1203 and 999 real ones"):
-        values("torch_fidelity", (made[0], few))
+        kid_of_subsets(made[0].pooled, made[1].kid[:999])
+
+
+@pytest.mark.parametrize(("name", "score", "least"), [("torch_fidelity", "kid", 1000), ("inception", "precision", 4)])
+def test_too_few_real_images_are_known_beforehand(made, name, score, least):
+    rules = protocol(name).rules
+    require_images([score], N, dataclasses.replace(made[1], kid=made[1].kid[:least]), rules)
+    with pytest.raises(MetricError, match=f"of {least - 1} real images, {score} needs {least}"):
+        require_images([score], N, dataclasses.replace(made[1], kid=made[1].kid[: least - 1]), rules)
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,7 @@ def test_a_record_holds_all_that_the_scores_depend_on(setting, tmp_path):
     assert [s["label"] for s in record["scores"].values()] == ["FID (Toy)", "IS (Toy)", "precision (Toy)"]
     assert (record["protocol"], record["n"], record["seed"], record["manifest_hash"]) == ("toy", 40, 3, "abc")
     assert record["reference_hash"] == reference.hash and record["extractor_hash"] == reference.extractor_hash
+    assert record["real_features"] == 40
     assert record["rules"] == {"chunks": "adm", "kid_subsets": 0, "linear": True}
     assert (record["inception_splits"], record["inception_shuffle_seed"], record["dtype"]) == (1, None, "float32")
     assert record["resize"] == "8 -> 8: none" and {"torch", "numpy", "torch-fidelity"} <= set(record["versions"])
@@ -143,6 +144,20 @@ def test_features_are_kept_and_the_record_is_about_what_is_asked(setting):
     assert store.reads == 1
     Scorer.open(cell).score(cell, store, {**MANIFEST, "hash": "other"})
     assert store.reads == 2
+
+
+def test_damaged_features_are_computed_again(setting):
+    make, _, images = setting
+    cell = make()
+    cell.folder.mkdir()
+    store, kept = Folder(cell.folder, images, 7), cell.folder / "features.npz"
+    first = Scorer.open(cell).score(cell, store, MANIFEST)
+    whole = kept.read_bytes()
+    for damaged in (whole[:-100], whole[:200], b"", b"x" * 300):
+        kept.write_bytes(damaged)
+        (cell.folder / "scores.json").unlink()
+        assert Scorer.open(cell).score(cell, store, MANIFEST)["scores"] == first["scores"]
+    assert store.reads == 5 and kept.read_bytes() == whole
 
 
 def test_refusals_come_before_any_image(setting, tmp_path, caplog):

@@ -42,6 +42,7 @@ def write_cell(folder, images, size=32):
         whole = np.concatenate([part, np.zeros((size - len(part), *part.shape[1:]), np.uint8)])  # a shard is computed whole
         samples = Samples(whole, np.zeros((2, 0, 3, 8, 8), np.float32), Calls(), 1.0)
         store.write(tuple(range(k, k + size)), samples, len(part), "here")
+    store.write_manifest([tuple(range(k, k + size)) for k in range(0, len(images), size)], len(images))
     return folder
 
 
@@ -253,6 +254,10 @@ def test_unfinished_and_damaged_cells(tmp_path, images):
         list(CellSource.open(cell).blocks())
     shard.write_bytes(data)
     assert len(joined(CellSource.open(cell).blocks())) == 123
+    (cell / "manifest.json").rename(tmp_path / "held")
+    with pytest.raises(StoreError, match=r"not finished: it has no manifest.json. Run the cell again"):
+        CellSource.open(cell)
+    (tmp_path / "held").rename(cell / "manifest.json")
     shard.with_suffix(".json").unlink()
     with pytest.raises(StoreError, match="image 32 is missing"):
         CellSource.open(cell)
