@@ -1,0 +1,30 @@
+"""Why a correction helps or harms: norms of a step, growth of the error, and which corrections pay.
+
+    from iec import analysis
+    suggestion = analysis.suggest(model, prepared, sampler)
+    print(suggestion.table(), suggestion.overrides)
+
+As commands: scripts/analyse.py.
+"""
+
+from iec.analysis.errors import Errors, errors
+from iec.analysis.growth import Growth, growth
+from iec.analysis.heldout import held_out
+from iec.analysis.norms import Options, Spectrum, spectra
+from iec.analysis.setup import Setup
+from iec.analysis.suggest import Suggestion, suggest, suggest_for
+
+__all__ = [
+    "Errors",
+    "Growth",
+    "Options",
+    "Setup",
+    "Spectrum",
+    "Suggestion",
+    "errors",
+    "growth",
+    "held_out",
+    "spectra",
+    "suggest",
+    "suggest_for",
+]

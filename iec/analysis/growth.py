@@ -1,0 +1,113 @@
+"""Does an error grow like an exponential or like a power of the number of steps?
+
+With E_k the relative error after k steps, counted from the first step that leaves one (steps that change nothing left out):
+
+    exponential  log E_k = a + r k           power law  log E_k = a + p log k        (linear growth is p = 1)
+
+Both have two parameters and are fitted by least squares to the mean of log E_k over images, so AIC = K log(RSS / K) + 4 ranks them
+as their residuals do. It takes residuals for independent, which those of neighbouring steps are not: read the sign of a difference
+and how often resampling the images keeps it, not its size. R^2 says whether the better one is any good.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from iec.analysis.errors import RESOLUTION, Errors
+from iec.errors import ConfigError
+from iec.metrics.bootstrap import LEVEL, resample_counts
+
+RESAMPLES = 1000
+LEAST_STEPS = 4
+
+
+class Value(NamedTuple):
+    """With the ends of its 95 % bootstrap interval over images."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
+
+
+class Growth(NamedTuple):
+    """first, last: sampling indices of the states that the fits use. rate: r, per step. exponent: p. delta_aic: AIC of the
+    exponential less that of the power law, so positive where the power law fits better; power_share: of the resamples in which it
+    does. amplification: geometric mean over the steps of |carried over| / |error before|. above_one: share of the steps where the
+    interval of this factor lies above 1; below_one: below.
+    """
+
+    first: int
+    last: int
+    rate: Value
+    exponent: Value
+    r2_exponential: float
+    r2_power: float
+    delta_aic: Value
+    power_share: float
+    amplification: Value
+    above_one: float
+    below_one: float
+
+    def as_dict(self) -> dict[str, Any]:
+        return {key: list(v) if isinstance(v, Value) else v for key, v in self._asdict().items()}
+
+
+def growth(errors: Errors, resamples: int = RESAMPLES, seed: int = 0) -> Growth:
+    """Raises `ConfigError` if fewer than 4 states have an error to fit."""
+    states = [i + 1 for i in errors.effective]
+    has_error = np.asarray((errors.total[:, states] > RESOLUTION).all(axis=0))
+    if has_error.sum() < LEAST_STEPS or not has_error[has_error.argmax() :].all():
+        raise ConfigError(
+            f"Growth needs an error at {LEAST_STEPS} successive states or more. Use a longer timetable, or a coarser technique."
+        )
+    used = states[int(has_error.argmax()) :]
+    logs = np.log(errors.total[:, used])  # N x K
+    k = np.arange(1, len(used) + 1, dtype=np.float64)
+    weights = resample_counts(len(logs), resamples, seed) / len(logs)
+    rate, rss_exponential, spread = fit(logs, k, weights)
+    exponent, rss_power, _ = fit(logs, np.log(k), weights)
+    with np.errstate(divide="ignore"):
+        delta = len(k) * (np.log(rss_exponential) - np.log(rss_power))
+    factors = np.log(errors.growth[:, [i for i in errors.effective if not np.isnan(errors.growth[:, i]).any()]])
+    low, high = _interval(weights @ factors)
+    mean = np.exp(np.concatenate([[factors.mean()], (weights @ factors).mean(axis=1)]))
+    return Growth(
+        first=used[0],
+        last=used[-1],
+        rate=_value(rate),
+        exponent=_value(exponent),
+        r2_exponential=float(1 - rss_exponential[0] / spread[0]),
+        r2_power=float(1 - rss_power[0] / spread[0]),
+        delta_aic=_value(delta),
+        power_share=float((delta[1:] > 0).mean()),
+        amplification=_value(mean),
+        above_one=float((low > 0).mean()),
+        below_one=float((high < 0).mean()),
+    )
+
+
+def fit(logs: np.ndarray, u: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(slopes, residual sums of squares, total sums of squares) of the mean over images of ``logs`` [N, K] against u [K].
+
+    weights: [R, N], of the images in each resample. Entry 0 is all images alike, the others are the resamples: [R + 1].
+    """
+    means = np.concatenate([logs.mean(axis=0, keepdims=True), weights @ logs])
+    means = means - means.mean(axis=1, keepdims=True)
+    centred = u - u.mean()
+    slopes = means @ centred / (centred @ centred)
+    residuals = means - slopes[:, None] * centred
+    return slopes, np.square(residuals).sum(axis=1), np.square(means).sum(axis=1)
+
+
+def _value(values: np.ndarray) -> Value:
+    """Entry 0, with the interval of the others."""
+    low, high = _interval(values[1:])
+    return Value(float(values[0]), float(low), float(high))
+
+
+def _interval(resampled: np.ndarray) -> np.ndarray:
+    tail = (1 - LEVEL) / 2
+    return np.quantile(resampled, [tail, 1 - tail], axis=0)

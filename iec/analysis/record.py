@@ -1,0 +1,95 @@
+"""What an analysis is about and what it leaves behind: from overrides of ``run.py`` to a setup, and a JSON file of all numbers."""
+
+import datetime
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from iec.analysis.setup import Setup
+from iec.analysis.state import State
+from iec.cell import Cell
+from iec.environment import describe_device, git_revision
+from iec.errors import ConfigError
+from iec.experiments import Experiment
+from iec.files import canonical_hash, write_atomic
+from iec.runner import prepare
+
+DIGITS = 6
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A cell, and where its analysis goes. images: 0 .. images - 1 of the cell's seed, ``batch_size`` at a time."""
+
+    cell: Cell
+    overrides: tuple[str, ...]
+    images: int
+    out: Path
+    label: str
+
+    @classmethod
+    def of(cls, overrides: Sequence[str], images: int, out: Path, label: str | None = None) -> "Subject":
+        """Checked, nothing loaded. label: of the files and figures; the cell's slug if None. Raises `ConfigError`."""
+        if images < 1:
+            raise ConfigError(f"--images {images} must be at least 1.")
+        name = label or "analysis"
+        cell = Experiment("analysis", "", (), {name: list(overrides)}, {}).cells()[name]
+        return cls(cell, tuple(overrides), images, out, label or cell.slug)
+
+    def setup(self) -> Setup:
+        """Loads the model and prepares the technique."""
+        model = self.cell.model.load(str(self.cell.device))
+        prepared = prepare(self.cell, model)
+        return Setup.of(model, prepared.network, self.cell.sampler_of(prepared))
+
+    @property
+    def batches(self) -> list[range]:
+        size = self.cell.card.batch_size if self.cell.config.batch_size is None else self.cell.batch_size
+        return [range(k, min(k + size, self.images)) for k in range(0, self.images, size)]
+
+    def state(self, kind: str, **facts: Any) -> State:
+        """Of an analysis that also depends on ``facts``, JSON values."""
+        whole = {"identity": self.cell.identity, "images": self.images, "kind": kind, **facts}
+        return State(self.out / "state" / f"{kind}-{canonical_hash(whole)[:12]}")
+
+    def path(self, kind: str, suffix: str) -> Path:
+        return self.out / f"{kind}-{self.label.lower().replace(' ', '-').replace('=', '')}{suffix}"
+
+    def write(self, kind: str, numbers: dict[str, Any]) -> Path:
+        """KIND-LABEL.json, with what the numbers were measured on; floats are kept to 6 significant digits, nan becomes null."""
+        facts = {
+            "analysis": kind,
+            "label": self.label,
+            "overrides": [o for o in self.overrides if not o.startswith("paths.")],  # on which no number depends
+            "cell": self.cell.slug,
+            "num_images": self.images,
+            "seed": self.cell.seed,
+            "machine": describe_device(self.cell.device),
+            "torch": torch.__version__,
+            "revision": git_revision(),
+            "date": datetime.date.today().isoformat(),
+        }
+        text = json.dumps({**facts, **_plain(numbers)}, allow_nan=False) + "\n"
+        path = self.path(kind, ".json")
+        write_atomic(path, lambda file: file.write(text.encode()))
+        return path
+
+
+def _plain(value: Any) -> Any:
+    """JSON values."""
+    if isinstance(value, dict):
+        return {str(key): _plain(v) for key, v in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [_plain(v) for v in value]
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    if isinstance(value, int | np.integer):
+        return int(value)
+    if isinstance(value, float | np.floating):
+        return float(f"{value:.{DIGITS}g}") if np.isfinite(value) else None
+    return value

@@ -1,0 +1,81 @@
+"""The commands on the bundled model, as small as they can be."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from iec.analysis.commands import run_errors, run_norms, run_suggest
+from iec.analysis.norms import Options
+from iec.analysis.record import Subject
+from iec.errors import ConfigError
+from scripts import analyse
+
+SMALL = ["device=cpu", "sampler.steps=6", "sampler.spacing=quad", "efficiency=deepcache", "efficiency.interval=2"]
+
+
+def subject(tmp_path, *overrides, images=2):
+    return Subject.of([*SMALL, f"paths.artifacts={tmp_path}/artifacts", *overrides], images, tmp_path, "DeepCache N=2")
+
+
+def read(tmp_path, name):
+    assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    record = json.loads((tmp_path / f"{name}.json").read_text())
+    assert record["seed"] == 0 and record["num_images"] == 2 and record["date"] and record["machine"]
+    return record
+
+
+def test_errors_of_both_samplers_are_written_and_reused(tmp_path, monkeypatch):
+    first = run_errors(subject(tmp_path))
+    record = read(tmp_path, "errors-deepcache-n2")
+    assert len(record["without IEC"]["mean over images"]["total"]) == 7
+    assert record["with IEC"]["growth"]["exponent"][0] == pytest.approx(first["with IEC"]["growth"]["exponent"][0], rel=1e-4)
+    monkeypatch.setattr(Subject, "setup", lambda self: pytest.fail("nothing was left to compute"))
+    again = run_errors(subject(tmp_path))
+    np.testing.assert_array_equal(again["with IEC"]["final error of each image"], first["with IEC"]["final error of each image"])
+
+
+def test_norms_go_on_where_they_stopped_and_say_what_did_not_converge(tmp_path):
+    options = Options((), max_iterations=4)
+    run_norms(subject(tmp_path), options, 5)
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "state").rglob("step-*.npz")}
+    numbers = run_norms(subject(tmp_path), options, 4)
+    assert numbers["steps"] == [0, 4]
+    assert all(path.stat().st_mtime_ns == written for path, written in kept.items())
+    matrix = read(tmp_path, "norms-deepcache-n2")["matrices"]["A I + B J"]
+    converged = np.array(matrix["norm converged"])
+    assert matrix["unconverged"] == (2 - converged.sum(axis=0)).tolist()
+    assert [mean is None for mean in matrix["mean"]] == [not any(column) for column in converged.T]
+
+
+def test_a_suggestion_is_written_with_its_test(tmp_path, caplog):
+    caplog.set_level("INFO")
+    numbers = run_suggest(subject(tmp_path), 2, (0.3, 0.7), None)
+    record = read(tmp_path, "suggest-deepcache-n2")
+    assert [line["label"] for line in record["held out"]][:2] == ["suggestion", "none"]
+    assert record["steps"]["index"] == [0, 2, 4]
+    assert numbers["overrides suggested"] in caplog.text or "Nothing beats no correction" in caplog.text
+
+
+def test_the_script_takes_the_overrides_of_run(tmp_path, monkeypatch):
+    options = ["--images", "2", "--out", str(tmp_path), "--label", "DeepCache N=2"]
+    monkeypatch.setattr(sys, "argv", ["analyse.py", "errors", *SMALL[:2], *options, *SMALL[2:]])
+    analyse.main()
+    assert read(tmp_path, "errors-deepcache-n2")["overrides"] == SMALL
+
+
+def test_an_unknown_option_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["analyse.py", "errors", "sampler.steps=5", "--imges", "3"])
+    with pytest.raises(SystemExit):
+        analyse.main()
+    assert "--imges" in capsys.readouterr().err
+
+
+def test_a_bad_override_is_refused_with_its_name(tmp_path):
+    with pytest.raises(ConfigError, match="efficiency.nonsense"):
+        subject(tmp_path, "efficiency.nonsense=1")
+    with pytest.raises(ConfigError, match="at least 1"):
+        subject(tmp_path, images=0)
+    with pytest.raises(ConfigError, match="at least 1"):
+        run_norms(subject(tmp_path), Options(), 0)
