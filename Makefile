@@ -19,12 +19,18 @@ $(VENV)/.installed: requirements.txt pyproject.toml
 run: install
 	$(BIN)/python -m iec.tables experiments/bundled.yaml --run $(ARGS)
 
-# make table-1 .. table-5, figure-3 .. figure-5: SCALE=small (default without a GPU) or paper
+# make table-1 .. table-5, figure-1 .. figure-5: SCALE=small (default without a GPU) or paper
 table-%: install
 	$(BIN)/python -m iec.tables experiments/table$*.yaml --run $(if $(SCALE),--scale $(SCALE)) $(ARGS)
 
 figure-%: install
 	$(BIN)/python -m iec.tables experiments/figure$*.yaml --run $(if $(SCALE),--scale $(SCALE)) $(ARGS)
+
+figure-1: install
+	$(BIN)/python scripts/analyse.py norms experiments/figure1.yaml $(if $(SCALE),--scale $(SCALE)) $(ARGS)
+
+figure-2: install
+	$(BIN)/python scripts/analyse.py errors experiments/figure2.yaml $(if $(SCALE),--scale $(SCALE)) $(ARGS)
 
 slurm:
 	scripts/local_slurm.sh up

@@ -36,7 +36,8 @@ class Published:
 
 @dataclass(frozen=True)
 class Experiment:
-    """rows: label -> overrides of ``run.py``. references: rows that those of the same model are paired with, image by image.
+    """rows: label -> overrides of ``run.py``. references: rows that those of the same model are paired with, image by image;
+    none in a file that is only analysed.
 
     figures: name -> labels that share one plot of error against step; one plot of all rows if there are none. published: label ->
     column -> value, from ``source``. elsewhere: rows that this scale cannot compute. labels: all rows in the file's order.
@@ -71,7 +72,7 @@ class Experiment:
             labels = tuple(label for label, _ in pairs)
             done = {label: _replace(overrides, replaced) for label, overrides in pairs}
             rows = {label: [*found, *everywhere, *extra] for label, found in done.items() if found is not None}
-            given = entry["reference"]
+            given = entry.get("reference") or []
             experiment = cls(
                 name=path.stem,
                 title=entry["title"],

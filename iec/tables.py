@@ -24,11 +24,11 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from iec.cell import Cell
-from iec.errors import IECError
+from iec.errors import ConfigError, IECError
 from iec.experiments import EVIDENCE, Experiment
 from iec.figures import write_pictures
 from iec.files import canonical_hash, write_atomic
-from iec.loggers import log_table
+from iec.loggers import log_cell, log_table
 from iec.rows import Row, build_rows
 from iec.runner import Result, finished_result, run_cell
 from iec.runtime import entry_point, keep_freed_memory
@@ -142,6 +142,9 @@ def main(arguments: list[str] | None = None) -> None:
     files = [Path(text) for text in options.given if "=" not in text]
     overrides = [text for text in options.given if "=" in text]
     experiments = [Experiment.read(path, overrides, options.scale) for path in files]
+    for experiment in experiments:
+        if not experiment.references:
+            raise ConfigError(f"{experiment.name} has no reference row: it is no table. Use  python scripts/analyse.py.")
     checked = [(experiment, experiment.cells()) for experiment in experiments]  # every row, before any is computed
     for experiment, cells in checked:
         if options.status:
@@ -166,14 +169,15 @@ def assemble(experiment: Experiment, cells: dict[str, Cell], compute: bool) -> N
         log.info("[%d/%d] %s", k, len(cells), label) if compute else None
         try:
             result = run_cell(cell) if compute else finished_result(cell)
+            if result is not None:
+                results[label] = result
+                log_cell(result, experiment.name)
         except IECError as error:
             log.error("failed: %s: %s\n    %s", label, error, experiment.command(label))
             failure = error
             continue
         if result is None:
             log.info("missing: %s\n    %s", label, experiment.command(label))
-        else:
-            results[label] = result
     if results:
         _show(experiment, cells, results)
     elif failure is None:
@@ -194,7 +198,7 @@ def _show(experiment: Experiment, cells: dict[str, Cell], results: dict[str, Res
     show(header, body, experiment.title)
     print(_caption(rows, experiment))
     print("\n".join(str(path) for path in [folder / "table.md", *pictures]))
-    log_table(config, folder.name, header, body, pictures)
+    log_table(experiment, cells, header, body, pictures)
 
 
 if __name__ == "__main__":

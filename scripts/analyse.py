@@ -3,6 +3,7 @@
     python scripts/analyse.py norms model=ddim_cifar_small sampler.steps=50
     python scripts/analyse.py errors efficiency=w8a8 sampler.steps=50 --images 32
     python scripts/analyse.py suggest efficiency=deepcache efficiency.interval=10 sampler.steps=50
+    python scripts/analyse.py errors experiments/figure2.yaml --scale small      # every row of the file
 
 Overrides are those of run.py. Written to --out: a figure, a JSON file with all numbers, and state/, from which the same command
 goes on.
@@ -20,6 +21,7 @@ from iec.analysis.jacobian import DIFFERENCE
 from iec.analysis.norms import LAMBDAS, Options
 from iec.analysis.record import Subject
 from iec.analysis.suggest import GRID
+from iec.experiments import Experiment
 from iec.runtime import entry_point, keep_freed_memory
 
 
@@ -39,24 +41,34 @@ def arguments() -> argparse.Namespace:
     for command, images in ((norms, 16), (errors, 32), (suggest, 32)):
         command.add_argument("--images", type=int, default=images, help="of the cell's seed")
         command.add_argument("--out", type=Path, default=Path("outputs/analysis"))
-        command.add_argument("--label", help="of the files and figures; the cell's slug, if not given")
-    args, rest = parser.parse_known_args()  # overrides may stand anywhere among the options
+        command.add_argument("--label", help="of the files and figures, without an experiment file; the cell's slug, if not given")
+        command.add_argument("--scale", help="of experiment files; by default paper where there is a GPU, else small")
+    args, rest = parser.parse_known_args()  # files and overrides may stand anywhere among the options
     if unknown := [word for word in rest if word.startswith("-")]:
         parser.error(f"unrecognized options: {' '.join(unknown)}")
-    return argparse.Namespace(**vars(args), overrides=rest)
+    files = [Path(word) for word in rest if "=" not in word]
+    return argparse.Namespace(**vars(args), files=files, overrides=[word for word in rest if "=" in word])
+
+
+def subjects(args: argparse.Namespace) -> list[Subject]:
+    """Checked, all of them before the first is computed."""
+    if not args.files:
+        return [Subject.of(args.overrides, args.images, args.out, args.label)]
+    experiments = [Experiment.read(path, args.overrides, args.scale) for path in args.files]
+    return [subject for experiment in experiments for subject in Subject.rows(experiment, args.images, args.out)]
 
 
 def main() -> None:
     args = arguments()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     keep_freed_memory()
-    subject = Subject.of(args.overrides, args.images, args.out, args.label)
-    if args.command == "norms":
-        run_norms(subject, Options(tuple(args.lambdas), args.derivative, args.relative), args.every)
-    elif args.command == "errors":
-        run_errors(subject)
-    else:
-        run_suggest(subject, args.calibration_images, tuple(args.lambdas), args.budget)
+    for subject in subjects(args):
+        if args.command == "norms":
+            run_norms(subject, Options(tuple(args.lambdas), args.derivative, args.relative), args.every)
+        elif args.command == "errors":
+            run_errors(subject)
+        else:
+            run_suggest(subject, args.calibration_images, tuple(args.lambdas), args.budget)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,8 @@ PROGRAMS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 @pytest.mark.parametrize("program", [program for program in PROGRAMS if not program.startswith("# ")])
 @pytest.mark.filterwarnings("ignore::iec.metrics.frechet.FewSamplesWarning")
-def test_programs_run(program, capsys, monkeypatch):
+def test_programs_run(program, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # one of them draws a picture
     model = Source.of(tiny("sd_coco"), random_weights=True).load("cpu")
     monkeypatch.setattr(StableDiffusionPipeline, "from_pretrained", lambda name: stable_diffusion(model))
     exec(compile(program.replace("num_inference_steps=50", "num_inference_steps=8"), "README.md", "exec"), {})

@@ -51,6 +51,13 @@ class Growth(NamedTuple):
     above_one: float
     below_one: float
 
+    def __str__(self) -> str:
+        return (
+            f"k^p with p = {self.exponent} (R^2 {self.r2_power:.2f}) or e^(r k) with r = {self.rate} "
+            f"(R^2 {self.r2_exponential:.2f}); the power fits better in {self.power_share:.0%} of the resamples; "
+            f"growth a step {self.amplification}"
+        )
+
     def as_dict(self) -> dict[str, Any]:
         return {key: list(v) if isinstance(v, Value) else v for key, v in self._asdict().items()}
 

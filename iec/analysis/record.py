@@ -35,11 +35,16 @@ class Subject:
     @classmethod
     def of(cls, overrides: Sequence[str], images: int, out: Path, label: str | None = None) -> "Subject":
         """Checked, nothing loaded. label: of the files and figures; the cell's slug if None. Raises `ConfigError`."""
+        (subject,) = cls.rows(Experiment("analysis", "", (), {label or "": list(overrides)}, {}), images, out)
+        return subject
+
+    @classmethod
+    def rows(cls, experiment: Experiment, images: int, out: Path) -> list["Subject"]:
+        """One for each row of an experiment file, labelled as it is; all checked. Raises `ConfigError`."""
         if images < 1:
             raise ConfigError(f"--images {images} must be at least 1.")
-        name = label or "analysis"
-        cell = Experiment("analysis", "", (), {name: list(overrides)}, {}).cells()[name]
-        return cls(cell, tuple(overrides), images, out, label or cell.slug)
+        found = experiment.cells().items()
+        return [cls(cell, tuple(experiment.rows[label]), images, out, label or cell.slug) for label, cell in found]
 
     def setup(self) -> Setup:
         """Loads the model and prepares the technique."""

@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 
+from iec import tables
 from iec.analysis.commands import run_errors, run_norms, run_suggest
 from iec.analysis.norms import Options
 from iec.analysis.record import Subject
@@ -63,6 +64,19 @@ def test_the_script_takes_the_overrides_of_run(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["analyse.py", "errors", *SMALL[:2], *options, *SMALL[2:]])
     analyse.main()
     assert read(tmp_path, "errors-deepcache-n2")["overrides"] == SMALL
+
+
+def test_every_row_of_an_experiment_file_is_analysed(tmp_path, monkeypatch):
+    path = tmp_path / "figure.yaml"
+    path.write_text("title: two\nrows:\n  N=2: [efficiency.interval=2]\n  N=3: [efficiency.interval=3]\n")
+    words = ["norms", str(path), *SMALL[:-1], "--every", "4", "--lambdas", "--images", "1", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["analyse.py", *words])
+    analyse.main()
+    found = {name: json.loads((tmp_path / f"norms-{name}.json").read_text()) for name in ("n2", "n3")}
+    assert [record["cell"].split("-")[1] for record in found.values()] == ["deepcache"] * 2
+    assert found["n2"]["cell"] != found["n3"]["cell"]
+    with pytest.raises(ConfigError, match="no reference row"):
+        tables.main([str(path)])
 
 
 def test_an_unknown_option_is_refused(monkeypatch, capsys):
