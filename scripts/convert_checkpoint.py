@@ -17,7 +17,7 @@ from pathlib import Path
 from iec.errors import ConfigError
 from iec.models.cards import Card, card, card_names
 from iec.models.checkpoints.convert import convert
-from iec.models.download import download
+from iec.models.checkpoints.source import download
 from iec.models.weights import models_folder
 from iec.runtime import entry_point
 

@@ -3,7 +3,7 @@
 One file under two names: the TensorFlow network "inception-2015-12-05" converted to PyTorch, by torch-fidelity (release v0.2.0) and
 by pytorch-fid (release fid_weights); 95,628,359 bytes. Looked for, in this order: an explicit path, ``$IEC_INCEPTION_WEIGHTS`` (the
 file or its folder), torch.hub's folder of checkpoints, where both packages keep it. Else it is fetched into that folder
-(`iec.models.download.fetch`), unless ``HF_HUB_OFFLINE=1`` or ``IEC_OFFLINE=1``.
+(`iec.download.fetch`), unless ``HF_HUB_OFFLINE=1`` or ``IEC_OFFLINE=1``.
 """
 
 import os
@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 
+from iec.download import fetch
 from iec.errors import WeightsError
 from iec.files import sha256
-from iec.models.download import fetch
 
 SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 NAMES = ("weights-inception-2015-12-05-6726825d.pth", "pt_inception-2015-12-05-6726825d.pth")

@@ -1,7 +1,8 @@
 """Text to embeddings: CLIP's tokenizer and text model as Stable Diffusion v1 uses them, through transformers.
 
 The tokenizer's files are not in ``sd-v1-4.ckpt``. They follow from the byte-pair table of the original CLIP, which the package
-open-clip-torch carries; nothing is downloaded.
+open-clip-torch carries; nothing is downloaded. Unlike the original CLIP's, transformers' tokenizer (5.x) does not repair the text
+first (package ftfy, HTML entities): a curly quote, a ligature or ``&amp;`` gives other tokens, as does the name of a special token.
 """
 
 import gzip
@@ -47,7 +48,7 @@ class TextEncoder:
     def tokens(self, texts: Sequence[str]) -> Tensor:
         """int64 [n, 77]."""
         for text in texts:
-            length = len(self.tokenizer(text)["input_ids"])
+            length = len(self.tokenizer(text, verbose=False)["input_ids"])
             if length > TOKENS:
                 log.warning("note: a prompt of %d tokens is cut to %d: %.60s...", length, TOKENS, text)
         options = {"padding": "max_length", "truncation": True, "max_length": TOKENS, "return_tensors": "pt"}
@@ -67,8 +68,11 @@ def _require_same(folder: Path) -> None:
     missing = [name for name in ("vocab.json", "merges.txt") if not (folder / name).is_file()]
     if missing:
         raise WeightsError(f"{folder} has no {' and no '.join(missing)}. Remove the folder: the tokenizer is then made anew.")
-    vocab = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
-    lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
+    try:
+        vocab = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+        lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{folder} cannot be read ({error}). Remove the folder: the tokenizer is then made anew.") from error
     if (vocab, [line for line in lines if line and not line.startswith("#version")]) != vocabulary():
         raise WeightsError(f"{folder} is not CLIP's tokenizer. Remove the folder: the tokenizer is then made anew.")
 

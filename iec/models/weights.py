@@ -16,11 +16,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from iec.download import hub_folder
 from iec.errors import WeightsError
 from iec.files import canonical_hash, sha256
 from iec.models.architecture import differences
 from iec.models.cards import FOLDER, Card, Component
-from iec.models.download import hub_folder
 
 CONFIG, WEIGHTS, TEXT_WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors", "model.safetensors"
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".zip")

@@ -6,10 +6,10 @@ from urllib.error import URLError
 import pytest
 import torch
 
+from iec import download
 from iec.errors import WeightsError
 from iec.metrics import inception_weights as module
 from iec.metrics.inception_weights import NAMES, SHA256, URL, find_weights
-from iec.models import download
 
 CONTENT = b"tensors" * 1000
 DIGEST = hashlib.sha256(CONTENT).hexdigest()

@@ -7,7 +7,9 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
+from iec.download import fetch
 from iec.errors import WeightsError
 from iec.models.cards import Original
 
@@ -93,3 +95,10 @@ def expected(original: Original) -> str:
     facts = {"bytes": original.size, "sha256": original.sha256, "md5": original.md5}
     known = ", ".join(f"{kind} {value}" for kind, value in facts.items() if value is not None)
     return f"Expected: {original.file} from {original.url} ({known or 'its hash is not known to us'})."
+
+
+def download(source: Original, folder: Path) -> Path:
+    """A model's original file (or the archive around it) in ``folder``, downloaded unless it is there. Raises `WeightsError`."""
+    name = Path(urlsplit(source.url).path).name if source.member else Path(source.file).name
+    hashes = (None, None) if source.member else (source.sha256, source.md5)  # they are the checkpoint's, not the archive's
+    return fetch(source.url, folder / name, sha256=hashes[0], md5=hashes[1])

@@ -4,25 +4,25 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from http.client import HTTPException
 from pathlib import Path
-from typing import BinaryIO
-from urllib.error import HTTPError, URLError
-from urllib.parse import urlsplit
+from typing import Any, BinaryIO
+from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-from iec.errors import WeightsError
-from iec.models.cards import Original
+from iec.errors import StoreError, WeightsError
 from iec.progress import Report, reported
 
 BLOCK, TIMEOUT, ATTEMPTS, PAUSE = 2**20, 30.0, 5, 2.0
 OFFLINE = ("HF_HUB_OFFLINE", "IEC_OFFLINE")
+PASSING = (408, 416, 429)
+"""Refusals that another attempt may change: timed out, part longer than the file, too many requests."""
 log = logging.getLogger(__name__)
 
 
 class _Interrupted(Exception):
-    """The connection ended before the file did."""
+    """No answer, or the connection ended before the file did."""
 
 
 def offline() -> bool:
@@ -30,19 +30,12 @@ def offline() -> bool:
     return any(os.environ.get(name, "").lower() in ("1", "true", "yes", "on") for name in OFFLINE)
 
 
-def download(source: Original, folder: Path) -> Path:
-    """A model's original file (or the archive around it) in ``folder``, downloaded unless it is there. Raises `WeightsError`."""
-    name = Path(urlsplit(source.url).path).name if source.member else Path(source.file).name
-    hashes = (None, None) if source.member else (source.sha256, source.md5)  # they are the checkpoint's, not the archive's
-    return fetch(source.url, folder / name, sha256=hashes[0], md5=hashes[1])
-
-
 def fetch(url: str, path: Path, *, sha256: str | None = None, md5: str | None = None) -> Path:
     """``url`` at ``path``. What arrived of an interrupted download is kept as ``path.part`` and completed by the next call.
 
     A file that is there already is checked and kept. The part is continued only if the server still has the same file (by its
     ETag or date); else it starts anew. The hashes are of the whole file. Five attempts, 30 s without a byte end one. Raises
-    `WeightsError`: offline, unreachable, refused, or another file than expected.
+    `WeightsError`: offline, unreachable, refused, or another file than expected; `StoreError`: it cannot be written.
     """
     if path.is_file():
         _check(path, sha256, md5)
@@ -50,32 +43,44 @@ def fetch(url: str, path: Path, *, sha256: str | None = None, md5: str | None = 
     part, by_hand = path.with_name(f"{path.name}.part"), f"Or put the file there by hand: {path}"
     if offline():
         raise WeightsError(f"{path} does not exist, and {' or '.join(OFFLINE)} forbids fetching {url}. {by_hand}")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _complete(url, part, by_hand)
+        try:
+            _check(part, sha256, md5)
+        except WeightsError:
+            part.unlink()
+            _marker(part).unlink(missing_ok=True)
+            raise
+        part.replace(path)
+        _marker(part).unlink(missing_ok=True)
+    except OSError as error:  # of this machine: those of the connection are `_Interrupted`
+        raise StoreError(
+            f"Cannot write {path}: {error.strerror or error}. What arrived is kept; free space or make the folder writable, and "
+            "the same command goes on."
+        ) from error
+    return path
+
+
+def _complete(url: str, part: Path, by_hand: str) -> None:
+    """Receive what ``part`` lacks, in a few attempts. Raises `WeightsError`."""
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            with reported(f"fetching {path.name}") as report:
+            with reported(f"fetching {part.stem}") as report:
                 _receive(url, part, report)
-            break
+            return
         except HTTPError as error:
             if error.code == 416 and _had_arrived(part, error):
-                break
-            if (error.code < 500 and error.code != 416) or attempt == ATTEMPTS:
+                return
+            if (error.code < 500 and error.code not in PASSING) or attempt == ATTEMPTS:
                 raise WeightsError(f"{url} answers {error.code} {error.reason}. {by_hand}") from error
-        except (URLError, HTTPException, OSError, _Interrupted) as error:
+        except _Interrupted as error:
             if attempt == ATTEMPTS:
                 raise WeightsError(
                     f"{url} could not be fetched ({error}). What arrived is kept; the same command goes on. {by_hand}"
                 ) from error
             log.info("%s: %s; trying again", url, error)
         time.sleep(PAUSE * attempt)
-    try:
-        _check(part, sha256, md5)
-    except WeightsError:
-        part.unlink()
-        raise
-    part.replace(path)
-    _marker(part).unlink(missing_ok=True)
-    return path
 
 
 def hub_folder(repository: str, revision: str | None, patterns: Sequence[str]) -> Path:
@@ -84,11 +89,11 @@ def hub_folder(repository: str, revision: str | None, patterns: Sequence[str]) -
     Only those: never a pickle. Raises `WeightsError`, at once where offline is asked for and the cache has none.
     """
     from huggingface_hub import snapshot_download  # reads its environment when it is imported
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HTTPError as HubError  # its client's: refusals and broken connections alike
 
     try:
         found = snapshot_download(repository, revision=revision, allow_patterns=list(patterns), local_files_only=offline())
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+    except (HubError, OSError, ValueError) as error:  # nothing cached is an OSError, a malformed name a ValueError
         at = f" --revision {revision}" if revision else ""
         files = " ".join(f"--include '{pattern}'" for pattern in patterns)
         raise WeightsError(
@@ -102,12 +107,15 @@ def hub_folder(repository: str, revision: str | None, patterns: Sequence[str]) -
 
 def _receive(url: str, part: Path, report: Report) -> None:
     """Complete ``part``. Raises `_Interrupted` if the file is not whole afterwards."""
-    headers, marker = {}, _marker(part)
-    if part.is_file() and marker.is_file():
-        headers = {"Range": f"bytes={part.stat().st_size}-", "If-Range": marker.read_text(encoding="utf-8")}
-    with urlopen(Request(url, headers=headers), timeout=TIMEOUT) as answer:
+    headers, marker, done = {}, _marker(part), 0
+    if part.is_file() and marker.is_file() and (done := part.stat().st_size):
+        headers = {"Range": f"bytes={done}-", "If-Range": marker.read_text(encoding="utf-8")}
+    with _ask(Request(url, headers=headers)) as answer:
         resumed = answer.status == 206
-        done = part.stat().st_size if resumed else 0
+        if resumed and not answer.headers.get("Content-Range", "").startswith(f"bytes {done}-"):
+            marker.unlink()
+            raise _Interrupted("the server goes on elsewhere in the file than asked; starting anew")
+        done = done if resumed else 0
         length = answer.headers.get("Content-Length")
         total = None if length is None else done + int(length)
         tag = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
@@ -116,7 +124,11 @@ def _receive(url: str, part: Path, report: Report) -> None:
         with part.open("ab" if resumed else "wb") as file:
             if tag and not tag.startswith("W/"):  # a weak tag cannot vouch for equal bytes
                 marker.write_text(tag, encoding="utf-8")
-            done = _copy(answer, file, done, total, report)
+            for block in _blocks(answer):
+                file.write(block)
+                done += len(block)
+                if total is not None:
+                    report(done, total)
             file.flush()
             os.fsync(file.fileno())
     if total is not None and done != total:
@@ -131,13 +143,22 @@ def _had_arrived(part: Path, error: HTTPError) -> bool:
     return False
 
 
-def _copy(answer: BinaryIO, file: BinaryIO, done: int, total: int | None, report: Report) -> int:
-    while block := answer.read(BLOCK):
-        file.write(block)
-        done += len(block)
-        if total is not None:
-            report(done, total)
-    return done
+def _ask(request: Request) -> Any:
+    """The server's answer. Raises `HTTPError` for a refusal and `_Interrupted` where none comes."""
+    try:
+        return urlopen(request, timeout=TIMEOUT)
+    except HTTPError:
+        raise
+    except (OSError, HTTPException) as error:
+        raise _Interrupted(str(error) or type(error).__name__) from error
+
+
+def _blocks(answer: BinaryIO) -> Iterator[bytes]:
+    try:
+        while block := answer.read(BLOCK):
+            yield block
+    except (OSError, HTTPException) as error:
+        raise _Interrupted(str(error) or type(error).__name__) from error
 
 
 def _marker(part: Path) -> Path:

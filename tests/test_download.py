@@ -1,13 +1,18 @@
+import errno
 import hashlib
+import subprocess
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from huggingface_hub.errors import HTTPError as HubError
 
-from iec.errors import WeightsError
-from iec.models import download as module
+from iec import download as module
+from iec.download import fetch, hub_folder
+from iec.errors import StoreError, WeightsError
 from iec.models.cards import Original
-from iec.models.download import download, fetch, hub_folder
+from iec.models.checkpoints.source import download
 
 DATA = bytes(range(256)) * 5000
 SHA, MD5 = hashlib.sha256(DATA).hexdigest(), hashlib.md5(DATA).hexdigest()
@@ -21,15 +26,17 @@ def online(monkeypatch):
 
 @pytest.fixture
 def server():
-    """Serves ``data`` under ``tag``; ``cut``: bytes after which the next answers break off; ``ranges``: whether it knows Range."""
+    """Serves ``data`` under ``tag``; ``cuts``: bytes after which the next answers break off, or stall while ``stalled`` is not set;
+    ``ranges``: whether it knows Range; ``codes``: the next refusals; ``lie``: bytes that it goes on too early.
+    """
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
             state = self.server
             wanted = self.headers.get("Range")
             state.requests.append((wanted, self.headers.get("If-Range")))
-            if state.status:
-                self.send_error(state.status)
+            if state.status or state.codes:
+                self.send_error(state.status or state.codes.pop(0))
                 return
             start = 0
             if wanted and state.ranges and self.headers.get("If-Range") == state.tag:
@@ -39,20 +46,26 @@ def server():
                     self.send_header("Content-Range", f"bytes */{len(state.data)}")
                     self.end_headers()
                     return
-            body = state.data[start:]
+            first = start - state.lie if start else 0
+            body = state.data[first:]
             self.send_response(206 if start else 200)
+            if start:
+                self.send_header("Content-Range", f"bytes {first}-{len(state.data) - 1}/{len(state.data)}")
             self.send_header("Content-Length", str(len(body)))
             self.send_header("ETag", state.tag)
             self.end_headers()
             self.wfile.write(body[: state.cuts.pop(0)] if state.cuts else body)
+            state.stalled.wait()
 
         def log_message(self, *args):
             pass
 
     made = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     made.data, made.tag, made.cuts, made.ranges, made.status, made.requests = DATA, '"one"', [], True, None, []
+    made.codes, made.lie, made.stalled = [], 0, threading.Event()
+    made.stalled.set()
     made.url = f"http://127.0.0.1:{made.server_port}/file.ckpt"
-    threading.Thread(target=made.serve_forever, daemon=True).start()
+    threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
     yield made
     made.shutdown()
     made.server_close()
@@ -114,7 +127,58 @@ def test_another_file_than_expected_leaves_nothing_behind(server, tmp_path):
     server.data = DATA[:-1] + b"!"
     with pytest.raises(WeightsError, match=rf"1280000 bytes.*expected {MD5}"):
         fetch(server.url, tmp_path / "file.ckpt", md5=MD5)
-    assert not list(tmp_path.glob("*.ckpt")) and not list(tmp_path.glob("*.part"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_killed_process_leaves_a_part_that_the_next_one_completes(server, tmp_path):
+    """SIGKILL while the server has sent some and stalls."""
+    server.cuts, path = [400_000], tmp_path / "file.ckpt"
+    server.stalled.clear()
+    code = f"import pathlib, iec.download as d; d.BLOCK = 2**16; d.fetch({server.url!r}, pathlib.Path({str(path)!r}))"
+    with subprocess.Popen([sys.executable, "-c", code]) as process:
+        part = tmp_path / "file.ckpt.part"
+        while process.poll() is None and not (part.is_file() and part.stat().st_size):
+            threading.Event().wait(0.02)
+        process.kill()
+    arrived = part.stat().st_size
+    server.stalled.set()
+    assert 0 < arrived <= 400_000 and not path.exists()
+    assert fetch(server.url, path, sha256=SHA).read_bytes() == DATA
+    assert server.requests[-1] == (f"bytes={arrived}-", server.tag)
+
+
+def test_a_server_that_goes_on_elsewhere_is_not_believed(server, tmp_path):
+    (tmp_path / "file.ckpt.part").write_bytes(DATA[:1000])
+    (tmp_path / "file.ckpt.part.tag").write_text(server.tag)
+    server.lie = 10
+    assert fetch(server.url, tmp_path / "file.ckpt", sha256=SHA).read_bytes() == DATA
+    assert [wanted for wanted, _ in server.requests] == ["bytes=1000-", None]
+
+
+def test_a_full_disk_is_not_taken_for_a_broken_connection(server, tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(module.os, "fsync", full)
+    with pytest.raises(StoreError, match="Cannot write .*file.ckpt: No space left.*free space"):
+        fetch(server.url, tmp_path / "file.ckpt", sha256=SHA)
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("code", [408, 429, 500])
+def test_a_passing_refusal_is_tried_again(server, tmp_path, code):
+    server.codes = [code]
+    assert fetch(server.url, tmp_path / "file.ckpt", sha256=SHA).read_bytes() == DATA
+
+
+@pytest.mark.parametrize("error", [HubError("proxy"), ValueError("no name of a repository"), FileNotFoundError("not cached")])
+def test_whatever_the_hub_raises_ends_as_a_typed_error(monkeypatch, error):
+    def fail(*args, **options):
+        raise error
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    with pytest.raises(WeightsError, match=r"hf download a/b --revision 1 --include '\*\.json'"):
+        hub_folder("a/b", "1", ["*.json"])
 
 
 @pytest.mark.parametrize(("status", "requests"), [(404, 1), (403, 1), (503, 5)])
