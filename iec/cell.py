@@ -13,6 +13,7 @@ from iec.efficiency.technique import Prepared, Technique, identity_of, technique
 from iec.errors import ConfigError
 from iec.files import canonical_hash
 from iec.images import ROUNDINGS
+from iec.loggers import check_logger
 from iec.metrics.protocol import PROTOCOLS, protocol
 from iec.models import Card
 from iec.models.model import Source
@@ -60,6 +61,7 @@ class Cell:
             metrics=_metrics(config, facts),
         )
         require_count(cell.num_images, cell.batch_size)
+        check_logger(config.logger)
         if config.metrics.name not in METRICS:
             raise ConfigError(f"Unknown metrics {config.metrics.name!r}; choose one of {', '.join(METRICS)}.")
         if cell.metrics != "none" and config.metrics.scores is not None:

@@ -91,8 +91,12 @@ class MetricsConfig:
 
 @dataclass
 class LoggerConfig:
+    """group: of the run, null for the table's name where it is a row of one. mode: online or offline, null: see `iec.loggers`."""
+
     name: str = MISSING
     project: str = "iec"
+    group: str | None = None
+    mode: str | None = None
 
 
 @dataclass

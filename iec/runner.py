@@ -70,7 +70,7 @@ def run_from_config(config: DictConfig) -> float | None:
     if result is None:
         return None
     show(result)
-    log_cell(config, result.cell.slug, result.manifest, result.record, result.cell.folder / "grid.png")
+    log_cell(result)
     return None if result.record is None else next(iter(result.record["scores"].values()))["value"]
 
 
