@@ -1,6 +1,6 @@
 """An experiment file: the rows of a table, each a cell given by Hydra overrides, with what was published about it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,15 @@ from hydra.errors import HydraException
 
 from iec.cell import Cell
 from iec.config import register
+from iec.efficiency.cost import CallCost
 from iec.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
+COSTS: dict[str, Callable[[CallCost], float]] = {
+    "bit operations an image (T)": lambda cost: cost.bops / 1e12,
+    "multiply-adds an image (G)": lambda cost: cost.macs / 1e9,
+}
+"""What quality is plotted against, by the label of the axis."""
 EVIDENCE = {
     "known": "read in the primary source",
     "secondary": "from a secondary summary that quotes the paper",
@@ -39,8 +45,9 @@ class Experiment:
     """rows: label -> overrides of ``run.py``. references: rows that those of the same model are paired with, image by image;
     none in a file that is only analysed.
 
-    figures: name -> labels that share one plot of error against step; one plot of all rows if there are none. published: label ->
-    column -> value, from ``source``. elsewhere: rows that this scale cannot compute. labels: all rows in the file's order.
+    figures: name -> labels that share one plot of error against step; one plot of all rows if there are none. cost: a key of
+    `COSTS`, the first if not given. published: label -> column -> value, from ``source``. elsewhere: rows that this scale cannot
+    compute. replaced: models that another one stands in for. labels: all rows in the file's order.
     """
 
     name: str
@@ -52,6 +59,8 @@ class Experiment:
     source: str = ""
     elsewhere: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
+    cost: str = next(iter(COSTS))
+    replaced: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, path: Path, extra: Sequence[str] = (), scale: str | None = None) -> "Experiment":
@@ -83,6 +92,8 @@ class Experiment:
                 source=entry.get("source") or "",
                 elsewhere=tuple(label for label in labels if label not in rows),
                 labels=labels,
+                cost=entry.get("cost", cls.cost),
+                replaced=tuple(key.removeprefix("model=") for key, to in replaced.items() if key.startswith("model=") and to),
             )
         except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError(f"{path} is not an experiment file ({error!r}); see experiments/bundled.yaml.") from error
@@ -95,6 +106,8 @@ class Experiment:
         for label in self.references:
             if label not in self.labels:
                 raise ConfigError(f"{path}: reference {label!r} is not one of its rows {list(self.labels)}.")
+        if self.cost not in COSTS:
+            raise ConfigError(f"{path}: cost: {self.cost!r}; choose one of {', '.join(map(repr, COSTS))}.")
         unknown = {label for labels in self.figures.values() for label in labels} - set(self.labels)
         if unknown:
             raise ConfigError(f"{path}: its figures name {sorted(unknown)}, which are not rows. Correct the labels.")

@@ -1,9 +1,10 @@
 """The pictures that come with a table: samples, error against step, scores, and quality against cost."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 from iec import plots
-from iec.experiments import Experiment
+from iec.experiments import COSTS, Experiment
 from iec.rows import PSNR, Row
 
 GRID_COLUMNS = 12
@@ -22,35 +23,43 @@ def write_pictures(rows: list[Row], experiment: Experiment, folder: Path) -> lis
         metrics = {name: [row.scores[name] for row in rows] for name in names}
         n = rows[0].result.manifest["num_images"]
         plots.scores_with_intervals(paths[-1], [row.label for row in rows], metrics, f"{experiment.title}, N = {n}")
-    points = _points(rows, [name for name in (PSNR, *names[:1]) if any(name in row.scores for row in rows)])
-    if points:
+    panels = _panels(rows, experiment, [name for name in (PSNR, *names[:1]) if any(name in row.scores for row in rows)])
+    if panels:
         paths.append(folder / "cost.png")
-        plots.quality_against_cost(paths[-1], points, "bit operations an image (T)", experiment.title)
+        plots.quality_against_cost(paths[-1], panels, experiment.cost, experiment.title)
     return paths
 
 
 def _errors(rows: list[Row], experiment: Experiment, folder: Path) -> list[Path]:
     curves = {row.label: row.errors for row in rows if row.errors is not None}
     figures = {f"error-{name}.png": labels for name, labels in experiment.figures.items()} or {"error.png": list(curves)}
+    references = "' or '".join(label for label in experiment.references if label in {row.label for row in rows})
     paths = []
     for name, labels in figures.items():
         shown = {label: curves[label] for label in labels if label in curves}
         if shown:
             n = len(next(iter(shown.values())))
             paths.append(folder / name)
-            title = f"Distance to '{' and '.join(experiment.references)}', n = {n}"
-            plots.error_against_step(paths[-1], shown, r"$\|x_i - x_i^{ref}\| / \|x_i^{ref}\|$", title)
+            ylabel = r"$\|x_i - x_i^{ref}\| / \|x_i^{ref}\|$"
+            plots.error_against_step(paths[-1], shown, _bases(shown), ylabel, f"Distance to '{references}', n = {n}")
     return paths
 
 
-def _points(rows: list[Row], names: list[str]) -> dict[str, list[plots.Point]]:
+def _panels(rows: list[Row], experiment: Experiment, names: list[str]) -> dict[str, plots.Panel]:
     """metric -> a point for each row whose cost is known; a corrected row is linked to the row that it corrects."""
-    panels: dict[str, list[plots.Point]] = {}
+    panels = {}
     for name in names:
         known = {row.label: row for row in rows if row.image_cost is not None and name in row.scores}
+        bases, points = _bases(known), []
         for label, row in known.items():
-            base = label.removesuffix(CORRECTED)
-            linked = base if base != label and base in known else None
             assert row.image_cost is not None  # known holds no other
-            panels.setdefault(name, []).append(plots.Point(label, row.image_cost.bops / 1e12, row.scores[name], linked))
+            points.append(plots.Point(label, COSTS[experiment.cost](row.image_cost), row.scores[name], bases.get(label)))
+        if points:
+            panels[name] = plots.Panel(points, all(row.higher_is_better[name] for row in known.values()))
     return panels
+
+
+def _bases(labels: Collection[str]) -> dict[str, str]:
+    """Corrected row -> the row that it corrects, where both are there."""
+    bases = {label: label.removesuffix(CORRECTED) for label in labels if label.endswith(CORRECTED)}
+    return {label: base for label, base in bases.items() if base in labels}

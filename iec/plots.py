@@ -1,6 +1,6 @@
 """The pictures that come with a table. Every function writes one PNG."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +33,14 @@ class Point:
     base: str | None
 
 
+@dataclass(frozen=True)
+class Panel:
+    """A plot of quality against cost."""
+
+    points: Sequence[Point]
+    higher_is_better: bool
+
+
 def sample_grid(path: Path, rows: Mapping[str, np.ndarray], title: str) -> None:
     """One row of images for each label, uint8 [n, H, W, 3]; a column shows one seed."""
     count, height = next(iter(rows.values())).shape[:2]
@@ -41,18 +49,21 @@ def sample_grid(path: Path, rows: Mapping[str, np.ndarray], title: str) -> None:
         axis.imshow(grid(images, columns=count, scale=max(1, 128 // height)), interpolation="nearest")
         axis.set_axis_off()
         axis.text(-0.01, 0.5, label, transform=axis.transAxes, ha="right", va="center", fontsize=9)
-    _title(figure, title)
-    save(figure, path)
+    save(figure, path, title)
 
 
-def error_against_step(path: Path, curves: Mapping[str, np.ndarray], ylabel: str, title: str) -> None:
-    """Mean relative distance to the reference trajectory, one curve [n, T + 1] for each label; the band is its 95 % interval."""
+def error_against_step(path: Path, curves: Mapping[str, np.ndarray], bases: Mapping[str, str], ylabel: str, title: str) -> None:
+    """Mean relative distance to the reference trajectory, one curve [n, T + 1] for each label; the band is its 95 % interval.
+
+    bases: label of a corrected row -> the row that it corrects; drawn in one colour, the corrected one dashed.
+    """
     figure, axis = plt.subplots(figsize=(7.5, 4.5))
-    for k, (label, errors) in enumerate(curves.items()):
+    colours = _colours(bases.get(label, label) for label in curves)
+    for label, errors in curves.items():
         mean = errors.mean(axis=0)
         half = 1.96 * errors.std(axis=0, ddof=1) / np.sqrt(len(errors)) if len(errors) > 1 else np.zeros_like(mean)
-        steps, colour = np.arange(len(mean)), COLOURS[k % len(COLOURS)]
-        axis.plot(steps, mean, label=label, color=colour, linestyle="--" if k % 2 else "-")
+        steps, colour = np.arange(len(mean)), colours[bases.get(label, label)]
+        axis.plot(steps, mean, label=label, color=colour, linestyle="--" if label in bases else "-")
         axis.fill_between(steps, np.maximum(mean - half, 0), mean + half, alpha=0.15, color=colour, linewidth=0)
     axis.set(xlabel="sampling step (0 is pure noise)", ylabel=ylabel, title=title)
     axis.grid(alpha=0.3)
@@ -75,17 +86,19 @@ def scores_with_intervals(path: Path, labels: Sequence[str], metrics: Mapping[st
         axis.set_title(name, fontsize=9)
         axis.grid(alpha=0.3)
     axes[0, 0].set_yticks(y, labels, fontsize=8)
-    _title(figure, title)
-    save(figure, path)
+    save(figure, path, title)
 
 
-def quality_against_cost(path: Path, panels: Mapping[str, Sequence[Point]], xlabel: str, title: str) -> None:
-    """A panel for each metric. A full dot is a row, a ring the same row corrected; a line joins the two."""
-    figure, axes = plt.subplots(1, len(panels), figsize=(8.5 * len(panels), 7), squeeze=False)
-    for axis, (name, points) in zip(axes[0], panels.items(), strict=True):
-        places = {point.label: (point.cost, point.score.value) for point in points if np.isfinite(point.score.value)}
-        colours = {p.label: COLOURS[k % len(COLOURS)] for k, p in enumerate(p for p in points if p.base is None)}
-        for point in (p for p in points if p.label in places):
+def quality_against_cost(path: Path, panels: Mapping[str, Panel], xlabel: str, title: str) -> None:
+    """A panel for each metric. A full dot is a row, a ring the same row corrected, joined by a line; dotted: the Pareto front."""
+    figure, axes = plt.subplots(1, len(panels), figsize=(7 * len(panels), 5.5), squeeze=False)
+    for axis, (name, panel) in zip(axes[0], panels.items(), strict=True):
+        points = [point for point in panel.points if np.isfinite(point.score.value)]
+        places = {point.label: (point.cost, point.score.value) for point in points}
+        colours = _colours(point.base or point.label for point in points)
+        front = [places[label] for label in pareto_front(places, panel.higher_is_better)]
+        axis.step(*zip(*front, strict=True), where="post", color="black", linestyle=":", linewidth=1, alpha=0.6)
+        for point in points:
             colour = colours[point.base or point.label]
             x, y = places[point.label]
             ends = np.maximum([[y - point.score.low], [point.score.high - y]], 0)
@@ -96,16 +109,28 @@ def quality_against_cost(path: Path, panels: Mapping[str, Sequence[Point]], xlab
                 axis.plot(*zip(places[point.base], (x, y), strict=True), color=colour, linewidth=0.8, alpha=0.6)
         axis.set(xscale="log", xlabel=xlabel, ylabel=name)
         axis.grid(alpha=0.3, which="both")
-    _title(figure, f"{title}; rings: with IEC")
-    save(figure, path)
+    save(figure, path, f"{title}\nrings: with IEC; dotted: no other row is better at the same cost or less")
 
 
-def _title(figure: Figure, title: str) -> None:
-    figure.suptitle(title, fontsize=10, y=1.0, va="bottom")  # above the axes, however high the figure is
+def pareto_front(places: Mapping[str, tuple[float, float]], higher_is_better: bool) -> list[str]:
+    """Labels of the places (cost, score) that beat every one of the same or a lower cost, by rising cost."""
+    sign = -1 if higher_is_better else 1
+    front: list[str] = []
+    for label in sorted(places, key=lambda label: (places[label][0], sign * places[label][1])):
+        if not front or sign * places[label][1] < sign * places[front[-1]][1]:
+            front.append(label)
+    return front
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Tight, at 130 dpi, and closed."""
+def _colours(labels: Iterable[str]) -> dict[str, str]:
+    """A colour for each different label."""
+    return {label: COLOURS[k % len(COLOURS)] for k, label in enumerate(dict.fromkeys(labels))}
+
+
+def save(figure: Figure, path: Path, title: str = "") -> None:
+    """Tight, at 130 dpi, and closed. title: above all axes."""
     figure.tight_layout()
+    if title:
+        figure.suptitle(title, fontsize=10, y=1.0, va="bottom")  # after the layout, which would leave a gap for it
     write_atomic(path, lambda file: figure.savefig(file, format="png", dpi=130, bbox_inches="tight"))
     plt.close(figure)

@@ -25,6 +25,12 @@ class Row:
     """Relative distance to the reference trajectory, [n, T + 1]; None where the number of steps differs."""
 
     @property
+    def higher_is_better(self) -> dict[str, bool]:
+        """Of each of the scores."""
+        record = self.result.record or {"scores": {}}
+        return {s["label"]: s["higher_is_better"] for s in record["scores"].values()} | {PSNR: True}
+
+    @property
     def image_cost(self) -> CallCost | None:
         """Of one image, from the measured calls; None where the technique does not tell."""
         cost = self.result.cost

@@ -6,7 +6,8 @@
     python -m iec.tables experiments/table1.yaml --scale paper      # the paper's models; small: the bundled one
     python -m iec.tables experiments/*.yaml --status                # how far every row is
 
-Written to OUTPUT/tables/NAME-HASH: table.md, table.csv, table.tex, table.json, grid.png, error.png, scores.png.
+Written to OUTPUT/tables/NAME-HASH, or to DIR/NAME with --out DIR: table.md, table.csv, table.tex, table.json, grid.png, error.png,
+scores.png, cost.png.
 """
 
 import argparse
@@ -47,9 +48,10 @@ def write_table(
     Rows that are not computed are listed if a value is published for them. absent: label -> why it is not there, for the caption.
     """
     made = {row.label: row.cells() for row in rows}
-    lines = [{"": label, **made.get(label, {}), **_published(experiment, label)} for label in experiment.labels]
+    lines = [{"": label, **_published(experiment, label), **made.get(label, {})} for label in experiment.labels]
     lines = [line for line in lines if len(line) > 1]
-    header = list(dict.fromkeys(column for line in lines for column in line))
+    first = ["", *_published_columns(experiment)]
+    header = [column for column in dict.fromkeys([*first, *(c for line in lines for c in line)]) if any(column in x for x in lines)]
     body = [[line.get(column, "") for column in header] for line in lines]
     text = io.StringIO(newline="")
     csv.writer(text).writerows([["label", *header[1:]], *body])
@@ -83,9 +85,13 @@ def latex(header: list[str], body: list[list[str]], title: str) -> str:
 
 def _published(experiment: Experiment, label: str) -> dict[str, str]:
     """Columns of what a paper gives, for all rows of an experiment that has any."""
-    columns = dict.fromkeys(column for values in experiment.published.values() for column in values)
     given = experiment.published.get(label, {})
-    return {f"{column}, published": str(given[column]) if column in given else "" for column in columns if given}
+    return {key: str(given[column]) if column in given else "" for key, column in _published_columns(experiment).items() if given}
+
+
+def _published_columns(experiment: Experiment) -> dict[str, str]:
+    """Heading -> column that values are published for."""
+    return {f"{column}, published": column for values in experiment.published.values() for column in values}
 
 
 def _json(row: Row) -> dict[str, Any]:
@@ -108,11 +114,15 @@ def _absent(experiment: Experiment, absent: Mapping[str, str]) -> str:
 def _caption(rows: list[Row], experiment: Experiment) -> str:
     cell = rows[0].result.cell
     machines = sorted({m for row in rows for m in row.result.manifest["machines"]})
-    references = "' or '".join(experiment.references)
+    references = "' or '".join(label for label in experiment.references if label in {row.label for row in rows})
+    hours = sum(row.result.manifest["seconds_per_image"] * row.result.manifest["num_images"] for row in rows) / 3600
+    models = ", ".join(dict.fromkeys(row.result.cell.card.name for row in rows))
+    if experiment.replaced:
+        models += f" in place of {', '.join(experiment.replaced)}: look at what IEC changes, not at the values"
     text = (
-        f"Seed {cell.seed}, batch {cell.batch_size}; brackets are 95 % intervals; calls are network calls per image; ref. is "
-        f"'{references}' from the same noise; sim. = simulated quantization, whose time says nothing about real integer "
-        f"kernels. {'; '.join(machines)}."
+        f"Measured on {models}. Seed {cell.seed}, batch {cell.batch_size}; brackets are 95 % intervals; calls are network calls "
+        f"per image; ref. is '{references}' from the same noise; sim. = simulated quantization, whose time says "
+        f"nothing about real integer kernels. {'; '.join(machines)}; {hours:.1f} h of sampling."
     )
     kinds = {value.evidence for values in experiment.published.values() for value in values.values()}
     legend = "; ".join(f"{'?' if kind == 'unknown' else kind[0]}: {EVIDENCE[kind]}" for kind in EVIDENCE if kind in kinds)
@@ -136,6 +146,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("given", nargs="+", metavar="FILE|OVERRIDE", help="experiment files, and Hydra overrides for every row")
     parser.add_argument("--run", action="store_true", help="compute the rows that are missing")
     parser.add_argument("--scale", help="of a file that has scales; by default paper where there is a GPU, else small")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="for the tables, each in a folder named as its file")
     parser.add_argument("--status", action="store_true", help="only say how far each row is")
     options = parser.parse_intermixed_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
@@ -150,7 +161,7 @@ def main(arguments: list[str] | None = None) -> None:
         if options.status:
             print(status(experiment, cells))
         else:
-            assemble(experiment, cells, options.run)
+            assemble(experiment, cells, options.run, options.out)
 
 
 def status(experiment: Experiment, cells: dict[str, Cell]) -> str:
@@ -158,8 +169,8 @@ def status(experiment: Experiment, cells: dict[str, Cell]) -> str:
     return "\n".join([experiment.title, *(f"  {label}: {progress_of(cell)}" for label, cell in cells.items())])
 
 
-def assemble(experiment: Experiment, cells: dict[str, Cell], compute: bool) -> None:
-    """The table of what is finished, after computing what is missing if asked to.
+def assemble(experiment: Experiment, cells: dict[str, Cell], compute: bool, out: Path | None = None) -> None:
+    """The table of what is finished, after computing what is missing if asked to. out: see --out.
 
     A row that fails does not stop the others; if one did, the last error is raised at the end.
     """
@@ -179,18 +190,18 @@ def assemble(experiment: Experiment, cells: dict[str, Cell], compute: bool) -> N
         if result is None:
             log.info("missing: %s\n    %s", label, experiment.command(label))
     if results:
-        _show(experiment, cells, results)
+        _show(experiment, cells, results, out)
     elif failure is None:
         log.info("Nothing to show yet; add --run to compute it.")
     if failure is not None:
         raise failure
 
 
-def _show(experiment: Experiment, cells: dict[str, Cell], results: dict[str, Result]) -> None:
+def _show(experiment: Experiment, cells: dict[str, Cell], results: dict[str, Result], out: Path | None) -> None:
     """Write the table and its pictures, and print it."""
     config = next(iter(cells.values())).config
     key = canonical_hash([cells[label].slug for label in results])[:10]
-    folder = Path(config.paths.output) / "tables" / f"{experiment.name}-{key}"
+    folder = out / experiment.name if out else Path(config.paths.output) / "tables" / f"{experiment.name}-{key}"
     rows = build_rows(results, experiment.references)
     absent = {label: progress_of(cell) for label, cell in cells.items() if label not in results}
     header, body = write_table(rows, experiment, folder, absent)

@@ -11,6 +11,7 @@ from PIL import Image
 from iec.errors import ConfigError
 from iec.experiments import Experiment
 from iec.metrics.frechet import FewSamplesWarning
+from iec.plots import pareto_front
 from iec.tables import main
 
 SPEC = """
@@ -128,19 +129,6 @@ def test_bad_experiments_are_refused(tmp_path):
         Experiment.read(path).cells()
 
 
-def test_wandb_offline_logs_without_an_account(make_cell, tmp_path, monkeypatch):
-    from iec.loggers import log_cell
-
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    cell = make_cell("logger=wandb", f"paths.output={tmp_path}")
-    Image.new("RGB", (8, 8)).save(tmp_path / "grid.png")
-    manifest = {"num_images": 2, "seconds_per_image": 0.1, "calls_per_image": {"full": 2.0}}
-    record = {"scores": {"fid": {"label": "FID (EffNet-Lite0)", "value": 1.0}}}
-    log_cell(cell.config, cell.slug, manifest, record, tmp_path / "grid.png")
-    assert list((tmp_path / "wandb").rglob("*.wandb"))
-
-
 PUBLISHED = """
 title: what a paper says, beside what is measured
 source: a paper
@@ -185,6 +173,20 @@ def test_published_values_stand_beside_measured_ones_and_scales_choose_the_model
     path.write_text(PUBLISHED)
     with pytest.raises(ConfigError, match="no scale 'huge'; choose one of small, paper"):
         Experiment.read(path, scale="huge")
+
+
+def test_the_pareto_front_is_what_no_other_row_beats():
+    draw = np.random.default_rng(0)
+    for n in range(1, 30):
+        places = {f"row {k}": (float(a), float(b)) for k, (a, b) in enumerate(draw.integers(0, 6, (n, 2)))}
+        for sign in (1, -1):
+            front = pareto_front(places, sign < 0)
+            beaten = {
+                a: any(places[b][0] <= x and sign * places[b][1] <= sign * y and places[b] != (x, y) for b in places)
+                for a, (x, y) in places.items()
+            }
+            assert {places[label] for label in front} == {places[label] for label in places if not beaten[label]}
+            assert [places[label][0] for label in front] == sorted({places[label][0] for label in front})
 
 
 def test_a_row_that_fails_does_not_stop_the_others(spec, monkeypatch, caplog):
