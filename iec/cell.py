@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from iec.placement import Placement
 from iec.runtime import resolve_device
 from iec.sampler import Sampler
 from iec.sampling import micro_batches, require_count
+from iec.solvers import DDIM, SOLVERS, MultistepSampler
 from iec.timetable import Timetable
 
 SOLVER_DTYPES = {"float64": torch.float64, "float32": torch.float32}
@@ -111,7 +113,7 @@ class Cell:
             corrected = _plain(placement)  # it meets the refresh steps only when they are found
         elif sampler.refresh is not None and not sampler.refresh.issuperset(corrected):
             corrected = {"steps": corrected, "cached_steps": placement.cached_steps}
-        identity = {
+        identity: dict[str, Any] = {
             "model": self.model.identity,
             "efficiency": identity_of(self.technique, self.card, len(sampler.timetable)),
             "iec": {
@@ -128,6 +130,8 @@ class Cell:
             "batch_size": self.batch_size,
             "device": self.device.type,
         }
+        if isinstance(sampler, MultistepSampler):
+            identity["sampler"]["solver"] = sampler.solver
         if self.config.model.uint8 != "round":
             identity["uint8"] = self.config.model.uint8
         try:
@@ -146,6 +150,8 @@ class Cell:
         if sampler.corrected:
             words[2] = "heun" if sampler.correction.evaluate_at == "s" else "iec"
             words.append(self.config.iec.placement)
+        if isinstance(sampler, MultistepSampler):
+            words.append(sampler.solver)
         if sampler.epsilon_scale != 1:
             words.append(f"eps{sampler.epsilon_scale:g}")
         return "-".join([*words, f"T{len(sampler.timetable)}", f"seed{self.seed}", canonical_hash(self.identity)[:10]])
@@ -185,7 +191,10 @@ def _sampler(config: DictConfig, facts: Card, technique: Technique) -> Sampler:
     else:
         spacing, steps = options.spacing or facts.spacing, facts.steps if options.steps is None else options.steps
         table = Timetable.spaced(spacing, steps, facts.schedule, final=final, eta=options.eta)
-    return Sampler(
+    if options.solver not in SOLVERS:
+        raise ConfigError(f"Unknown sampler.solver {options.solver!r}; choose one of {', '.join(SOLVERS)}.")
+    kind = Sampler if options.solver == DDIM else partial(MultistepSampler, solver=options.solver)
+    return kind(
         timetable=table,
         correction=_correction(config.iec),
         placement=_placement(config.iec),

@@ -67,8 +67,11 @@ class IECConfig:
 
 @dataclass
 class SamplerConfig:
-    """timesteps: an explicit decreasing list, instead of steps and spacing. final: -1 is the clean image, 0 is abar(0)."""
+    """solver: ddim, or one of `iec.solvers`. timesteps: an explicit decreasing list, instead of steps and spacing. final: -1 is the
+    clean image, 0 is abar(0).
+    """
 
+    solver: str = "ddim"
     steps: int | None = None
     spacing: str | None = None
     timesteps: list[int] | None = None
