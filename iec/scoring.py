@@ -1,8 +1,10 @@
-"""Scores of a cell: features extracted once and kept, the record reused while it is about the same images."""
+"""Scores of a cell: features extracted once and kept, a record for each number of images reused while they are the same."""
 
+import hashlib
 import logging
 import warnings
 import zipfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,7 +72,7 @@ class Scorer:
         made_with = self.extractor.hash, self.reference.hash, clip
         if held is not None and (held["extractor_hash"], held["reference_hash"], held["clip"]) == made_with:
             return held
-        features = self.features(cell, store, manifest["hash"])
+        features = self.features(cell, store)
         if not len(features) == cell.num_images == manifest["num_images"]:
             raise MetricError(
                 f"{len(features)} images were scored, {cell.num_images} were asked for and {manifest['num_images']} are listed in "
@@ -85,7 +87,8 @@ class Scorer:
             scores["clip"] = self._clip_score(cell, store, self.clip)
         rules, hashed, names = self.protocol.rules, manifest["hash"], _requested(cell)
         record = Record.of(cell.metrics, scores, cell.seed, hashed, self.reference, self.extractor, rules, names, clip)
-        record.save(_record_path(cell))
+        for path in _record_paths(cell):
+            record.save(path)
         return record.as_dict()
 
     def _clip_score(self, cell: Cell, store: Store, scorer: CLIPScorer) -> Score:
@@ -93,10 +96,10 @@ class Scorer:
         captions = [prompts.of(k) for k in range(n)]
         return clip_score(store.read_images(cell.batches, n), captions, scorer, cell.config.metrics.bootstrap)
 
-    def features(self, cell: Cell, store: Store, images_hash: str) -> Features:
-        """Of all images of the cell, in order; kept in CELL/features.npz while the images stay the same."""
-        path, key = store.folder / "features.npz", f"{self.extractor.hash} {images_hash}"
-        held = _read_features(path, key)
+    def features(self, cell: Cell, store: Store) -> Features:
+        """Of all images of the cell, in order; kept in CELL/features.npz, for these images or fewer while they stay the same."""
+        path, digests = store.folder / "features.npz", _digests(store.read_images(cell.batches, cell.num_images))
+        held = _read_features(path, self.extractor.hash, digests)
         if held is not None:
             return Features(**held, resolution=cell.card.resolution, extractor=self.extractor.hash)
         with stage("features", cell.num_images) as advance:
@@ -107,14 +110,19 @@ class Scorer:
 
             features = extract(store.read_images(cell.batches, cell.num_images), self.extractor, count)
         arrays: dict[str, Any] = {name: getattr(features, name) for name in FEATURES}
-        write_atomic(path, lambda file: np.savez(file, key=np.array(key), **arrays))
+        key = np.array(self.extractor.hash)
+        write_atomic(path, lambda file: np.savez(file, extractor=key, digests=digests, **arrays))
         return features
 
 
 def stored_record(cell: Cell, manifest: dict[str, Any]) -> dict[str, Any] | None:
     """The cell's record if there is one about the manifest's images with the wanted protocol, scores and resamples."""
+    return next((found for path in _record_paths(cell) if (found := _fitting(path, cell, manifest)) is not None), None)
+
+
+def _fitting(path: Path, cell: Cell, manifest: dict[str, Any]) -> dict[str, Any] | None:
     try:
-        record = Record.read(_record_path(cell))
+        record = Record.read(path)
     except ArtifactError:
         return None
     resamples = {score.resamples for score in record.scores.values()}
@@ -130,14 +138,24 @@ def _requested(cell: Cell) -> list[str] | None:
     return None if names is None else [str(name) for name in names]
 
 
-def _record_path(cell: Cell) -> Path:
-    return cell.folder / "scores.json"
+def _record_paths(cell: Cell) -> tuple[Path, Path]:
+    """The latest scores, and those of this number of images, which stay when another table asks for another number."""
+    return cell.folder / "scores.json", cell.folder / "scores" / f"{cell.num_images}.json"
 
 
-def _read_features(path: Path, key: str) -> dict[str, np.ndarray] | None:
-    """None if the file is missing, damaged, or of other images or another extractor: the features are computed again then."""
+def _digests(blocks: Iterable[np.ndarray]) -> np.ndarray:
+    """SHA-256 of each image, [N]."""
+    return np.array([hashlib.sha256(image.tobytes()).hexdigest() for block in blocks for image in block])
+
+
+def _read_features(path: Path, extractor: str, digests: np.ndarray) -> dict[str, np.ndarray] | None:
+    """Of the images with these digests, if the file begins with them. None if it is missing, damaged, or of other images or another
+    extractor: the features are computed again then.
+    """
+    n = len(digests)
     try:
         with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in FEATURES} if str(file["key"]) == key else None
+            fits = str(file["extractor"]) == extractor and np.array_equal(file["digests"][:n], digests)
+            return {name: file[name][:n] for name in FEATURES} if fits else None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None

@@ -29,10 +29,9 @@ class Folder:
     """A store of 40 images that hands them out in shards."""
 
     def __init__(self, folder, images, shard):
-        self.folder, self.images, self.shard, self.reads = folder, images, shard, 0
+        self.folder, self.images, self.shard = folder, images, shard
 
     def read_images(self, batches, num_images):
-        self.reads += 1
         for start in range(0, num_images, self.shard):
             yield self.images[start : min(start + self.shard, num_images)]
 
@@ -70,6 +69,19 @@ def setting(tiny, random_images, tmp_path, monkeypatch):
         )
 
     return cell, reference, (random_images * 0.8).astype(np.uint8)
+
+
+@pytest.fixture
+def extractions(monkeypatch):
+    """How often features were extracted: one entry each time."""
+    found = []
+
+    def counted(*arguments):
+        found.append(extract(*arguments))
+        return found[-1]
+
+    monkeypatch.setattr(module, "extract", counted)
+    return found
 
 
 MANIFEST = {"hash": "abc", "num_images": 40}
@@ -128,7 +140,7 @@ def test_the_same_digits_whatever_the_shards(setting):
     assert all(record["scores"] == records[0]["scores"] for record in records)
 
 
-def test_features_are_kept_and_the_record_is_about_what_is_asked(setting):
+def test_features_are_kept_and_the_record_is_about_what_is_asked(setting, extractions):
     make, _, images = setting
     cell = make()
     cell.folder.mkdir()
@@ -141,12 +153,31 @@ def test_features_are_kept_and_the_record_is_about_what_is_asked(setting):
     asked = make(scores=["kid", "sfid"])
     record = Scorer.open(asked).score(asked, store, MANIFEST)
     assert list(record["scores"]) == ["kid", "sfid"] and stored_record(asked, MANIFEST) == record
-    assert store.reads == 1
+    assert len(extractions) == 1
+    store.images = images[::-1]
     Scorer.open(cell).score(cell, store, {**MANIFEST, "hash": "other"})
-    assert store.reads == 2
+    assert len(extractions) == 2
 
 
-def test_damaged_features_are_computed_again(setting):
+def test_tables_that_want_different_numbers_of_images_do_not_undo_each_other(setting, extractions):
+    """Scores of fewer images come from the features of the first ones, and the record of the more stays."""
+    make, _, images = setting
+    cell, fewer = make(), make()
+    fewer.num_images = 24
+    cell.folder.mkdir()
+    store, half = Folder(cell.folder, images, 7), {"hash": "half", "num_images": 24}
+    whole = Scorer.open(cell).score(cell, store, MANIFEST)
+    part = Scorer.open(fewer).score(fewer, store, half)
+    assert len(extractions) == 1 and part["n"] == 24 and part["scores"] != whole["scores"]
+    assert stored_record(cell, MANIFEST) == whole and stored_record(fewer, half) == part
+    assert stored_record(fewer, {**half, "hash": "other"}) is None
+    (cell.folder / "features.npz").unlink()
+    Scorer.open(fewer).score(fewer, store, {**half, "hash": "half, anew"})
+    assert Scorer.open(cell).score(cell, store, {**MANIFEST, "hash": "abc, anew"})["scores"] == whole["scores"]
+    assert len(extractions) == 3
+
+
+def test_damaged_features_are_computed_again(setting, extractions):
     make, _, images = setting
     cell = make()
     cell.folder.mkdir()
@@ -155,9 +186,10 @@ def test_damaged_features_are_computed_again(setting):
     whole = kept.read_bytes()
     for damaged in (whole[:-100], whole[:200], b"", b"x" * 300):
         kept.write_bytes(damaged)
-        (cell.folder / "scores.json").unlink()
+        for record in cell.folder.rglob("*.json"):
+            record.unlink()
         assert Scorer.open(cell).score(cell, store, MANIFEST)["scores"] == first["scores"]
-    assert store.reads == 5 and kept.read_bytes() == whole
+    assert len(extractions) == 5 and kept.read_bytes() == whole
 
 
 def test_refusals_come_before_any_image(setting, tmp_path, caplog):
@@ -210,5 +242,6 @@ def test_records_from_before_the_protocols_are_read(setting, tmp_path):
     for score in values["scores"].values():
         del score["interval"]
     (cell.folder / "scores.json").write_text(json.dumps(values))
+    (cell.folder / "scores" / "40.json").unlink()
     record = stored_record(cell, MANIFEST)
     assert record["requested"] is None and record["rules"]["chunks"] == "shuffled"
