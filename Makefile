@@ -1,4 +1,4 @@
-# make install | run | test | lint | bench      (each first makes .venv and installs what is missing)
+# make install | run | report | test | lint | bench      (each first makes .venv and installs what is missing)
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -6,7 +6,7 @@ ARGS   ?=
 # Idle OpenMP threads spin only briefly: with shared cores endless spinning costs a factor of 10.
 export GOMP_SPINCOUNT ?= 10000
 
-.PHONY: install run slurm test lint bench
+.PHONY: install run controls tables figure-1 figure-2 slurm test lint bench
 
 install: $(VENV)/.installed
 
@@ -19,18 +19,34 @@ $(VENV)/.installed: requirements.txt pyproject.toml
 run: install
 	$(BIN)/python -m iec.tables experiments/bundled.yaml --run $(ARGS)
 
-# make table-1 .. table-5, figure-1 .. figure-5: SCALE=small (default without a GPU) or paper
+# make tables (all of these), table-1 .. table-5, figure-1 .. figure-5, ablation-lambda, ablation-iterations, ablation-steps, controls:
+# SCALE=small (default without a GPU) or paper
+SCALED = $(if $(SCALE),--scale $(SCALE)) $(ARGS)
+
 table-%: install
-	$(BIN)/python -m iec.tables experiments/table$*.yaml --run $(if $(SCALE),--scale $(SCALE)) $(ARGS)
+	$(BIN)/python -m iec.tables experiments/table$*.yaml --run $(SCALED)
 
 figure-%: install
-	$(BIN)/python -m iec.tables experiments/figure$*.yaml --run $(if $(SCALE),--scale $(SCALE)) $(ARGS)
+	$(BIN)/python -m iec.tables experiments/figure$*.yaml --run $(SCALED)
+
+ablation-%: install
+	$(BIN)/python -m iec.tables experiments/ablation_$*.yaml --run $(SCALED)
+
+controls: install
+	$(BIN)/python -m iec.tables experiments/controls.yaml --run $(SCALED)
+
+tables: figure-1 figure-2 install
+	$(BIN)/python -m iec.tables experiments/table?.yaml experiments/figure[345].yaml experiments/ablation_*.yaml experiments/controls.yaml --run $(SCALED)
 
 figure-1: install
-	$(BIN)/python scripts/analyse.py norms experiments/figure1.yaml $(if $(SCALE),--scale $(SCALE)) $(ARGS)
+	$(BIN)/python scripts/analyse.py norms experiments/figure1.yaml $(SCALED)
 
 figure-2: install
-	$(BIN)/python scripts/analyse.py errors experiments/figure2.yaml $(if $(SCALE),--scale $(SCALE)) $(ARGS)
+	$(BIN)/python scripts/analyse.py errors experiments/figure2.yaml $(SCALED)
+
+# make report: one HTML page of all that is finished, OUTPUT/report.html
+report: install
+	$(BIN)/python -m iec.report $(if $(SCALE),--scale $(SCALE)) $(ARGS)
 
 slurm:
 	scripts/local_slurm.sh up

@@ -92,10 +92,10 @@ def scores_with_intervals(path: Path, labels: Sequence[str], metrics: Mapping[st
 def quality_against_cost(path: Path, panels: Mapping[str, Panel], xlabel: str, title: str) -> None:
     """A panel for each metric. A full dot is a row, a ring the same row corrected, joined by a line; dotted: the Pareto front."""
     figure, axes = plt.subplots(1, len(panels), figsize=(7 * len(panels), 5.5), squeeze=False)
+    colours = _colours(point.base or point.label for panel in panels.values() for point in panel.points)
     for axis, (name, panel) in zip(axes[0], panels.items(), strict=True):
         points = [point for point in panel.points if np.isfinite(point.score.value)]
         places = {point.label: (point.cost, point.score.value) for point in points}
-        colours = _colours(point.base or point.label for point in points)
         front = [places[label] for label in pareto_front(places, panel.higher_is_better)]
         axis.step(*zip(*front, strict=True), where="post", color="black", linestyle=":", linewidth=1, alpha=0.6)
         for point in points:
