@@ -17,11 +17,22 @@ from iec.config import register
 from iec.network import Prediction
 
 CONFIGS = Path(__file__).parents[1] / "configs"
+ENV = {**os.environ, "OMP_NUM_THREADS": "1", "HYDRA_FULL_ERROR": "0"}
+"""Of a subprocess that runs a command."""
 
 
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """As in subprocesses and jobs: the bytes hold for one number of threads; and a process with more of them cannot fork."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

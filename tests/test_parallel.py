@@ -23,21 +23,13 @@ from iec.parallel import Share, WorkerError, devices_of, run_workers
 from iec.runner import run_cell
 from iec.sampling import micro_batches
 from iec.store import Store
+from tests.conftest import ENV
 
 ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.usefixtures("one_thread")
 FORK = multiprocessing.get_context("fork")
 CELL = ["model.random_weights=true", "sampler.steps=2", "num_images=10", "batch_size=2", "metrics=none"]
 SCORED = ["metrics=efficientnet_lite0", "metrics.bootstrap=0"]
-ENV = {**os.environ, "OMP_NUM_THREADS": "1", "HYDRA_FULL_ERROR": "0"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """The bytes hold for one number of threads; and a process with more of them cannot fork."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -11,7 +10,6 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
 
 from iec.errors import NonFiniteError, StoreError
@@ -19,8 +17,10 @@ from iec.models.cards import FOLDER
 from iec.models.weights import WEIGHTS
 from iec.runner import finished_result, missing_batches, run_cell
 from iec.store import Store
+from tests.conftest import ENV
 
 ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.usefixtures("one_thread")
 CELL = [
     "model.random_weights=true",
     "iec=all_steps",
@@ -30,16 +30,6 @@ CELL = [
     "metrics=none",
     "device=cpu",
 ]
-ENV = {**os.environ, "OMP_NUM_THREADS": "1", "HYDRA_FULL_ERROR": "0"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """As in the subprocesses: the bytes hold for one number of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def start(output, *overrides):

@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
 from iec.runner import run_cell
 
@@ -27,16 +26,7 @@ def reason_to_skip():
     return None if names == ["local"] else f"this is the cluster {names}, and not that of scripts/local_slurm.sh"
 
 
-pytestmark = pytest.mark.skipif(bool(REASON := reason_to_skip()), reason=str(REASON))
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """As in a job with one CPU."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = [pytest.mark.skipif(bool(REASON := reason_to_skip()), reason=str(REASON)), pytest.mark.usefixtures("one_thread")]
 
 
 class Sweep:

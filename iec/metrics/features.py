@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from iec.errors import MetricError
 
@@ -82,6 +84,25 @@ def extract(
     if not all(np.isfinite(value).all() for value in (pooled, spatial, logits)):
         raise MetricError("The extractor returned NaN or infinity; check its weights and device.")
     return Features(pooled, spatial, logits, len(first), extractor.hash)
+
+
+Forward = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
+"""uint8 [batch, H, W, 3] -> (pooled, spatial, logits), a row an image."""
+
+
+@torch.inference_mode()
+def padded(images: np.ndarray, batch: int, device: torch.device, forward: Forward) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """float32 features of 1 .. ``batch`` images by ``forward``, which always gets a whole batch and works without TF32: so that an
+    image's features do not depend on how many are scored. Raises `MetricError`.
+    """
+    if not 1 <= len(images) <= batch:
+        raise MetricError(f"{len(images)} images in one call; pass 1 .. {batch}, or use iec.metrics.features.extract.")
+    whole = np.zeros((batch, *images.shape[1:]), np.uint8)
+    whole[: len(images)] = images
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+        outputs = forward(torch.from_numpy(whole).to(device))
+    pooled, spatial, logits = (value[: len(images)].float().cpu().numpy() for value in outputs)
+    return pooled, spatial, logits
 
 
 def _joined(parts: list[np.ndarray]) -> np.ndarray:

@@ -25,8 +25,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from iec.errors import MetricError, WeightsError
+from iec.errors import WeightsError
 from iec.files import canonical_hash
+from iec.metrics.features import padded
 from iec.metrics.inception_weights import SHA256, find_weights
 
 INPUT_SIZE, SPATIAL_BLOCK, SPATIAL_CHANNELS = 299, "Mixed_6d", 7
@@ -115,20 +116,12 @@ class Inception:
     def hash(self) -> str:
         return canonical_hash(self.identity)
 
-    @torch.inference_mode()
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """uint8 [B <= 50, H, W, 3] -> float32 (pooled [B, 2048], spatial [B, 2023], logits [B, 1008])."""
-        if not 1 <= len(images) <= self.batch:
-            raise MetricError(f"{len(images)} images in one call; pass 1 .. {self.batch}, or use iec.metrics.features.extract.")
-        padded = np.zeros((self.batch, *images.shape[1:]), np.uint8)
-        padded[: len(images)] = images
-        x = torch.from_numpy(padded).to(self.device).permute(0, 3, 1, 2).float()
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
-            outputs = self._forward(self.resize.prepare(x).contiguous(memory_format=torch.channels_last))
-        pooled, spatial, logits = (value[: len(images)].cpu().numpy() for value in outputs)
-        return pooled, spatial, logits
+        return padded(images, self.batch, self.device, self._forward)
 
-    def _forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x = self.resize.prepare(images.permute(0, 3, 1, 2).float()).contiguous(memory_format=torch.channels_last)
         spatial = x
         for name in LAYERS:
             x = getattr(self.network, name)(x)
