@@ -6,7 +6,7 @@ ARGS   ?=
 # Idle OpenMP threads spin only briefly: with shared cores endless spinning costs a factor of 10.
 export GOMP_SPINCOUNT ?= 10000
 
-.PHONY: install run controls tables figure-1 figure-2 slurm test lint bench
+.PHONY: install run report controls tables figure-1 figure-2 slurm test lint bench
 
 install: $(VENV)/.installed
 
@@ -46,7 +46,7 @@ figure-2: install
 
 # make report: one HTML page of all that is finished, OUTPUT/report.html
 report: install
-	$(BIN)/python -m iec.report $(if $(SCALE),--scale $(SCALE)) $(ARGS)
+	$(BIN)/python -m iec.report $(SCALED)
 
 slurm:
 	scripts/local_slurm.sh up

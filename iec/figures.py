@@ -3,6 +3,8 @@
 from collections.abc import Collection
 from pathlib import Path
 
+import numpy as np
+
 from iec import plots
 from iec.experiments import COSTS, Experiment
 from iec.rows import PSNR, Row
@@ -14,9 +16,14 @@ CORRECTED = " + IEC"
 
 def write_pictures(rows: list[Row], experiment: Experiment, folder: Path) -> list[Path]:
     """grid.png, error.png (error-NAME.png for each of the experiment's figures), scores.png, cost.png; those that have content."""
-    paths = [folder / "grid.png"]
-    plots.sample_grid(paths[0], {row.label: row.result.first_images(GRID_COLUMNS) for row in rows}, experiment.title)
-    paths += _errors(rows, experiment, folder)
+    path = folder / "grid.png"
+    plots.sample_grid(path, {row.label: row.result.first_images(GRID_COLUMNS) for row in rows}, experiment.title)
+    return [path, *write_plots(rows, experiment, folder)]
+
+
+def write_plots(rows: list[Row], experiment: Experiment, folder: Path) -> list[Path]:
+    """The pictures without the samples."""
+    paths = _errors(rows, experiment, folder)
     names = [name for name in rows[0].scores if all(name in row.scores for row in rows)]
     if names:
         paths.append(folder / "scores.png")
@@ -41,16 +48,19 @@ def _errors(rows: list[Row], experiment: Experiment, folder: Path) -> list[Path]
             n = len(next(iter(shown.values())))
             paths.append(folder / name)
             ylabel = r"$\|x_i - x_i^{ref}\| / \|x_i^{ref}\|$"
-            plots.error_against_step(paths[-1], shown, _bases(shown), ylabel, f"Distance to '{references}', n = {n}")
+            plots.error_against_step(paths[-1], shown, corrected(shown), ylabel, f"Distance to '{references}', n = {n}")
     return paths
 
 
 def _panels(rows: list[Row], experiment: Experiment, names: list[str]) -> dict[str, plots.Panel]:
-    """metric -> a point for each row whose cost is known; a corrected row is linked to the row that it corrects."""
+    """metric -> a point for each row whose cost is known, and whose score is finite: the same images have an infinite PSNR. A
+    corrected row is linked to the row that it corrects.
+    """
     panels = {}
     for name in names:
-        known = {row.label: row for row in rows if row.image_cost is not None and name in row.scores}
-        bases, points = _bases(known), []
+        scored = [row for row in rows if name in row.scores and np.isfinite(row.scores[name].value)]
+        known = {row.label: row for row in scored if row.image_cost is not None}
+        bases, points = corrected(known), []
         for label, row in known.items():
             assert row.image_cost is not None  # known holds no other
             points.append(plots.Point(label, COSTS[experiment.cost](row.image_cost), row.scores[name], bases.get(label)))
@@ -59,7 +69,7 @@ def _panels(rows: list[Row], experiment: Experiment, names: list[str]) -> dict[s
     return panels
 
 
-def _bases(labels: Collection[str]) -> dict[str, str]:
+def corrected(labels: Collection[str]) -> dict[str, str]:
     """Corrected row -> the row that it corrects, where both are there."""
     bases = {label: label.removesuffix(CORRECTED) for label in labels if label.endswith(CORRECTED)}
     return {label: base for label, base in bases.items() if base in labels}

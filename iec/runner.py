@@ -119,13 +119,13 @@ def _finish(cell: Cell, store: Store, scorer: Scorer | None) -> Result:
 
 
 def finished_result(cell: Cell) -> Result | None:
-    """The cell if all that is asked of it is on disk, else None. Computes nothing."""
+    """The cell if all that is asked of it is on disk, else None. Computes nothing, writes nothing."""
     if not (cell.folder / "cell.json").is_file():
         return None
     store = Store.open(cell.folder, cell.identity)
     if missing_batches(cell, store):
         return None
-    manifest = store.write_manifest(cell.batches, cell.num_images)
+    manifest = store.manifest(cell.batches, cell.num_images)
     record = None if cell.metrics == "none" else stored_record(cell, manifest)
     return None if record is None and cell.metrics != "none" else Result(cell, store, manifest, record)
 

@@ -112,6 +112,12 @@ class Store:
         write_json(path.with_suffix(".json"), commit)
 
     def write_manifest(self, batches: list[tuple[int, ...]], num_images: int) -> dict[str, Any]:
+        """Write `manifest`, and return it."""
+        manifest = self.manifest(batches, num_images)
+        write_json(self.folder / "manifest.json", manifest)
+        return manifest
+
+    def manifest(self, batches: list[tuple[int, ...]], num_images: int) -> dict[str, Any]:
         """Totals over the finished shards; ``hash`` is of the pixels of the images 0 .. num_images - 1 alone."""
         commits = {self.shard(b).name: read_json(self.shard(b).with_suffix(".json")) for b in batches}
         calls = sum((Calls(**c["calls"]) for c in commits.values()), Calls())
@@ -119,7 +125,7 @@ class Store:
         pixels = hashlib.sha256()
         for images in self.read_images(batches, num_images):
             pixels.update(images.tobytes())
-        manifest = {
+        return {
             "num_images": num_images,
             "shards": {name: commit["sha256"] for name, commit in commits.items()},
             "hash": pixels.hexdigest(),
@@ -127,8 +133,6 @@ class Store:
             "seconds_per_image": sum(c["seconds"] for c in commits.values()) / computed,
             "machines": sorted({c["machine"] for c in commits.values()}),
         }
-        write_json(self.folder / "manifest.json", manifest)
-        return manifest
 
     def read_images(self, batches: list[tuple[int, ...]], num_images: int) -> Iterator[np.ndarray]:
         """The images 0 .. num_images - 1, a shard at a time. Raises `StoreError` if a shard cannot be read."""

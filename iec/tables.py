@@ -38,6 +38,8 @@ from iec.store import write_json
 
 log = logging.getLogger(__name__)
 WIDTH_OF_A_FILE = 200
+PUBLISHED = ", published"
+"""The end of the heading of a column of published values."""
 
 
 def write_table(
@@ -47,22 +49,28 @@ def write_table(
 
     Rows that are not computed are listed if a value is published for them. absent: label -> why it is not there, for the caption.
     """
-    made = {row.label: row.cells() for row in rows}
-    lines = [{"": label, **_published(experiment, label), **made.get(label, {})} for label in experiment.labels]
-    lines = [line for line in lines if len(line) > 1]
-    first = ["", *_published_columns(experiment)]
-    header = [column for column in dict.fromkeys([*first, *(c for line in lines for c in line)]) if any(column in x for x in lines)]
-    body = [[line.get(column, "") for column in header] for line in lines]
+    header, body = table_of(rows, experiment)
     text = io.StringIO(newline="")
     csv.writer(text).writerows([["label", *header[1:]], *body])
     contents = {
-        "table.md": markdown(header, body, experiment.title, _caption(rows, experiment) + _absent(experiment, absent or {})),
+        "table.md": markdown(header, body, experiment.title, caption_of(rows, experiment) + _absent(experiment, absent or {})),
         "table.tex": latex(header, body, experiment.title),
         "table.csv": text.getvalue(),
     }
     for name, content in contents.items():
         write_atomic(folder / name, lambda file, content=content: file.write(content.encode()))  # type: ignore[misc]
     write_json(folder / "table.json", [_json(row) for row in rows])
+    return header, body
+
+
+def table_of(rows: list[Row], experiment: Experiment) -> tuple[list[str], list[list[str]]]:
+    """The header and the body: finished rows and those that a value is published for, in the file's order."""
+    made = {row.label: row.cells() for row in rows}
+    lines = [{"": label, **_published(experiment, label), **made.get(label, {})} for label in experiment.labels]
+    lines = [line for line in lines if len(line) > 1]
+    first = ["", *_published_columns(experiment)]
+    header = [column for column in dict.fromkeys([*first, *(c for line in lines for c in line)]) if any(column in x for x in lines)]
+    body = [[line.get(column, "") for column in header] for line in lines]
     return header, body
 
 
@@ -91,7 +99,7 @@ def _published(experiment: Experiment, label: str) -> dict[str, str]:
 
 def _published_columns(experiment: Experiment) -> dict[str, str]:
     """Heading -> column that values are published for."""
-    return {f"{column}, published": column for values in experiment.published.values() for column in values}
+    return {f"{column}{PUBLISHED}": column for values in experiment.published.values() for column in values}
 
 
 def _json(row: Row) -> dict[str, Any]:
@@ -111,17 +119,19 @@ def _absent(experiment: Experiment, absent: Mapping[str, str]) -> str:
     return "".join(f"\n\nNot there: {label} ({why}): `{experiment.command(label)}`" for label, why in absent.items())
 
 
-def _caption(rows: list[Row], experiment: Experiment) -> str:
+def caption_of(rows: list[Row], experiment: Experiment) -> str:
+    """What the rows (one at least) were measured on, and what the columns mean."""
     cell = rows[0].result.cell
     machines = sorted({m for row in rows for m in row.result.manifest["machines"]})
     references = "' or '".join(label for label in experiment.references if label in {row.label for row in rows})
+    paired = f"ref. is '{references}' from the same noise; " if references else ""
     hours = sum(row.result.manifest["seconds_per_image"] * row.result.manifest["num_images"] for row in rows) / 3600
     models = ", ".join(dict.fromkeys(row.result.cell.card.name for row in rows))
     if experiment.replaced:
         models += f" in place of {', '.join(experiment.replaced)}: look at what IEC changes, not at the values"
     text = (
         f"Measured on {models}. Seed {cell.seed}, batch {cell.batch_size}; brackets are 95 % intervals; calls are network calls "
-        f"per image; ref. is '{references}' from the same noise; sim. = simulated quantization, whose time says "
+        f"per image; {paired}sim. = simulated quantization, whose time says "
         f"nothing about real integer kernels. {'; '.join(machines)}; {hours:.1f} h of sampling."
     )
     kinds = {value.evidence for values in experiment.published.values() for value in values.values()}
@@ -207,7 +217,7 @@ def _show(experiment: Experiment, cells: dict[str, Cell], results: dict[str, Res
     header, body = write_table(rows, experiment, folder, absent)
     pictures = write_pictures(rows, experiment, folder)
     show(header, body, experiment.title)
-    print(_caption(rows, experiment))
+    print(caption_of(rows, experiment))
     print("\n".join(str(path) for path in [folder / "table.md", *pictures]))
     log_table(experiment, cells, header, body, pictures)
 

@@ -18,6 +18,7 @@ from iec.errors import ConfigError
 from iec.experiments import Experiment
 from iec.files import canonical_hash, write_atomic
 from iec.runner import prepare
+from iec.solvers import MultistepSampler
 
 DIGITS = 6
 
@@ -44,6 +45,8 @@ class Subject:
         if images < 1:
             raise ConfigError(f"--images {images} must be at least 1.")
         found = experiment.cells().items()
+        if wrong := [label or cell.slug for label, cell in found if isinstance(cell.sampler, MultistepSampler)]:
+            raise ConfigError(f"{', '.join(wrong)}: analyses take single steps, which a multistep solver has none of. Use sampler=ddim.")
         return [cls(cell, tuple(experiment.rows[label]), images, out, label or cell.slug) for label, cell in found]
 
     def setup(self) -> Setup:

@@ -1,0 +1,71 @@
+"""One HTML page of all tables, figures and ablations that are finished; what is missing is listed with its command.
+
+    python -m iec.report                                                  # every experiment that has scales and a reference row
+    python -m iec.report experiments/table1.yaml experiments/table2.yaml --scale small
+    python -m iec.report --output report.html num_images=64               # Hydra overrides for every row
+
+The page needs no other file and no network. It is written to OUTPUT/report.html.
+"""
+
+import argparse
+import logging
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import yaml
+from hydra import compose, initialize_config_dir
+
+from iec.config import register
+from iec.environment import git_revision
+from iec.errors import ConfigError
+from iec.experiments import CONFIGS
+from iec.files import write_atomic
+from iec.report.page import page
+from iec.report.pictures import figures_of
+from iec.report.sections import read_section
+from iec.runtime import entry_point
+
+EXPERIMENTS = CONFIGS.parent / "experiments"
+log = logging.getLogger(__name__)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """See the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("given", nargs="*", metavar="FILE|OVERRIDE", help="experiment files, and Hydra overrides for every row")
+    parser.add_argument("--scale", help="of the files; by default paper where there is a GPU, else small")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="instead of OUTPUT/report.html")
+    options = parser.parse_intermixed_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    overrides = [text for text in options.given if "=" in text]
+    files = [Path(text) for text in options.given if "=" not in text] or tables(EXPERIMENTS)
+    output = options.output or _output(overrides) / "report.html"
+    folder = files[0].resolve().parent
+    sections = [read_section(path, overrides, options.scale) for path in files]
+    figures = figures_of(folder / "results" / "analysis", folder.parent)
+    html = page(sections, figures, f"{datetime.now(UTC):%Y-%m-%d}", git_revision(), options.scale)
+    write_atomic(output, lambda file: file.write(html.encode()))
+    done, count = sum(section.done for section in sections), sum(len(section.lines) for section in sections)
+    log.info("%s: %d of %d rows, %.1f MB", output, done, count, len(html) / 1e6)
+
+
+def tables(folder: Path) -> list[Path]:
+    """The experiment files that have scales and a reference row: the others are only analysed, or about the bundled model alone."""
+    entries = {path: yaml.safe_load(path.read_text(encoding="utf-8")) for path in folder.glob("*.yaml")}
+    found = [path for path, entry in entries.items() if entry.get("scales") and entry.get("reference")]
+    if not found:
+        raise ConfigError(f"{folder} has no experiment files. Name some: python -m iec.report FILE ...")
+    return sorted(found, key=lambda path: (not path.stem.startswith("table"), not path.stem.startswith("figure"), path.stem))
+
+
+def _output(overrides: list[str]) -> Path:
+    """``paths.output``."""
+    register()
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return Path(compose("config", overrides=[o for o in overrides if o.startswith("paths.")]).paths.output)
+
+
+if __name__ == "__main__":
+    with entry_point():
+        main()

@@ -1,0 +1,155 @@
+"""What the page says of each experiment: read from finished cells; nothing is sampled or scored."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from markupsafe import Markup
+
+from iec.cell import Cell
+from iec.errors import IECError
+from iec.experiments import Experiment
+from iec.figures import corrected
+from iec.report.pictures import Picture, Sprite, plots_of, sprite_of
+from iec.report.provenance import Facts, facts_of
+from iec.report.reading import to_html
+from iec.rows import Row, build_rows
+from iec.runner import Result, finished_result
+from iec.status import progress_of
+from iec.tables import PUBLISHED, caption_of, table_of
+
+log = logging.getLogger(__name__)
+ELSEWHERE = "not at this scale"
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of a table. cells: of all columns, or of the label and what is published alone if we have no numbers; why: the reason;
+    empty if we have. command: computes it. facts: where its numbers come from.
+    """
+
+    label: str
+    cells: list[str]
+    why: str
+    command: str
+    facts: Facts
+
+    @property
+    def state(self) -> str:
+        """In a word or two."""
+        if self.why.startswith("failed") or not self.why:
+            return self.why.partition(" ")[0]
+        return self.why if self.why == ELSEWHERE else "missing"
+
+
+@dataclass(frozen=True)
+class Section:
+    """An experiment. problem: why it could not be assembled. pairs: the sprites of a row and of the same row corrected; alone: of
+    the other rows.
+    """
+
+    name: str
+    title: str
+    file: str
+    problem: str = ""
+    reading: Markup = field(default_factory=Markup)
+    header: list[str] = field(default_factory=list)
+    lines: list[Line] = field(default_factory=list)
+    caption: str = ""
+    pairs: list[tuple[Sprite, Sprite]] = field(default_factory=list)
+    alone: list[Sprite] = field(default_factory=list)
+    plots: list[Picture] = field(default_factory=list)
+    protocols: tuple[str, ...] = ()
+    replaced: tuple[str, ...] = ()
+
+    @property
+    def done(self) -> int:
+        return sum(not line.why for line in self.lines)
+
+
+def read_section(path: Path, overrides: Sequence[str], scale: str | None) -> Section:
+    """The section of an experiment file. What goes wrong is said in it."""
+    name, file = path.stem, f"{path.parent.name}/{path.name}"
+    log.info("%s", path)
+    try:
+        experiment = Experiment.read(path, overrides, scale)
+    except IECError as error:
+        log.error("%s: %s", path, error)
+        return Section(name, name, file, problem=str(error))
+    results, absent = _results(experiment)
+    section = Section(name, experiment.title, file, reading=_reading(path), replaced=experiment.replaced)
+    try:
+        rows = build_rows(results, experiment.references)
+        return _with_rows(section, experiment, rows, absent)
+    except (IECError, OSError) as error:
+        log.error("%s: %s", path, error)
+        why = "the rows cannot be put into one table, see above"
+        section = replace(section, problem=str(error))
+        return _with_rows(section, experiment, [], {**dict.fromkeys(results, why), **absent})
+
+
+def _results(experiment: Experiment) -> tuple[dict[str, Result], dict[str, str]]:
+    """The finished rows, and label -> why it is not there of the others that this scale has."""
+    results, absent = {}, {}
+    for label, overrides in experiment.rows.items():
+        try:
+            cell = _cell(experiment, label, overrides)
+            result = finished_result(cell)
+            if result is None:
+                absent[label] = progress_of(cell)
+            else:
+                results[label] = result
+        except (IECError, OSError) as error:
+            absent[label] = f"{type(error).__name__}: {error}"
+    return results, absent
+
+
+def _cell(experiment: Experiment, label: str, overrides: list[str]) -> Cell:
+    """Of one row alone: the weights of another may be missing."""
+    return replace(experiment, rows={label: overrides}).cells()[label]
+
+
+def _reading(path: Path) -> Markup:
+    """``results/NAME/reading.md`` beside the experiment file, if there is one."""
+    reading = path.parent / "results" / path.stem / "reading.md"
+    return to_html(reading.read_text(encoding="utf-8")) if reading.is_file() else Markup()
+
+
+def _with_rows(section: Section, experiment: Experiment, rows: list[Row], absent: dict[str, str]) -> Section:
+    header, lines = _lines(section.file, experiment, rows, absent)
+    sprites = {row.label: sprite_of(row) for row in rows}
+    bases = corrected(sprites)
+    pairs = [(sprites[base], sprites[label]) for label, base in bases.items()]
+    return replace(
+        section,
+        header=header,
+        lines=lines,
+        caption=caption_of(rows, experiment) if rows else f"Published: {experiment.source}." if experiment.source else "",
+        pairs=pairs,
+        alone=[sprite for label, sprite in sprites.items() if label not in bases and label not in bases.values()],
+        plots=plots_of(rows, experiment) if rows else [],
+        protocols=tuple(sorted({row.result.record["protocol"] for row in rows if row.result.record is not None})),
+    )
+
+
+def _lines(file: str, experiment: Experiment, rows: list[Row], absent: dict[str, str]) -> tuple[list[str], list[Line]]:
+    """Every row of the file: its label, what is published, our scores beside it, and then what they cost."""
+    header, body = table_of(rows, experiment)
+    scores = list(dict.fromkeys(name for row in rows for name in row.scores))
+    first = ["", *(column for column in header if column.endswith(PUBLISHED))]
+    columns = list(dict.fromkeys([*first, *scores, *header]))
+    held = {line[0]: dict(zip(header, line, strict=True)) for line in body}
+    results = {row.label: row.result for row in rows}
+    lines = []
+    for label in experiment.labels:
+        values = {"": label, **held.get(label, {})}
+        if label in results:
+            cells, facts = [values.get(column, "") for column in columns], facts_of(results[label])
+            lines.append(Line(label, cells, "", experiment.command(label), facts))
+            continue
+        cells = [values.get(column, "") for column in first]
+        why = absent.get(label, ELSEWHERE)
+        command = experiment.command(label) if label in absent else f"python -m iec.tables {file} --run --scale paper"
+        lines.append(Line(label, cells, why, command, []))
+    return columns, lines
