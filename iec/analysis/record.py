@@ -46,7 +46,9 @@ class Subject:
             raise ConfigError(f"--images {images} must be at least 1.")
         found = experiment.cells().items()
         if wrong := [label or cell.slug for label, cell in found if isinstance(cell.sampler, MultistepSampler)]:
-            raise ConfigError(f"{', '.join(wrong)}: analyses take single steps, which a multistep solver has none of. Use sampler=ddim.")
+            raise ConfigError(
+                f"{', '.join(wrong)}: analyses take single steps, which a multistep solver has none of. Use sampler=ddim."
+            )
         return [cls(cell, tuple(experiment.rows[label]), images, out, label or cell.slug) for label, cell in found]
 
     def setup(self) -> Setup:
