@@ -60,6 +60,12 @@ class Scorer:
             if given != names:
                 log.warning("note: %s has no parts for %s", path, ", ".join(name for name in names if name not in given))
             names = given
+        if "text_encoder" in cell.card.components and cell.config.model.prompts is None:
+            log.warning(
+                "note: model.prompts is not set: images of the package's own prompts are compared with %s. For COCO's captions use "
+                "model.prompts=captions_val2014.json.",
+                cell.card.reference,
+            )
         require_parts(names, reference)
         require_images(names, cell.num_images, reference, rules.rules)
         clip = cell.config.metrics.clip

@@ -35,6 +35,8 @@ RENAMED = (
 """Names of earlier releases of transformers and diffusers, which files on the hub still have."""
 IGNORED = {"text_model.embeddings.position_ids", "embeddings.position_ids"}
 """A buffer 0 .. 76 that older releases stored."""
+WRITTEN_BY = ("_diffusers_version", "_name_or_path", "transformers_version")
+"""What a configuration says of its own history."""
 
 
 def models_folder() -> Path:
@@ -149,11 +151,9 @@ def is_packaged(card: Card, folder: Path) -> bool:
 
 
 def configuration_hash(card: Card, folder: Path) -> str:
-    """Of the configurations in a folder, 16 digits."""
-    paths = [component_folder(card, folder, c) / name for c in card.components.values() for name in _config_files(c)]
-    if len(paths) == 1:
-        return sha256(paths[0])[:16]
-    return canonical_hash([sha256(path) for path in paths])[:16]
+    """Of the configurations in a folder, whichever version of a library wrote them; 16 digits."""
+    configurations = [config_of(card, folder, c) for c in card.components.values() if _config_files(c)]
+    return canonical_hash([{k: v for k, v in values.items() if k not in WRITTEN_BY} for values in configurations])[:16]
 
 
 @cache

@@ -55,7 +55,7 @@ def setting(tiny, random_images, tmp_path, monkeypatch):
         return SimpleNamespace(
             metrics="toy",
             device=torch.device("cpu"),
-            card=SimpleNamespace(reference="toy", resolution=8),
+            card=SimpleNamespace(reference="toy", resolution=8, components={"unet": None}),
             num_images=40,
             seed=3,
             batches=[],
@@ -208,6 +208,10 @@ def test_refusals_come_before_any_image(setting, tmp_path, caplog):
     caplog.set_level(logging.WARNING)
     assert Scorer.open(make()).names == ("fid", "is") and "no parts for precision" in caplog.text
     cell = make()
+    cell.card.components = {"text_encoder": None}
+    caplog.clear()
+    Scorer.open(cell)
+    assert "model.prompts is not set: images of the package's own prompts are compared with toy" in caplog.text
     cell.card.resolution = 16
     with pytest.raises(ArtifactError, match="8 x 8 images, not 16 x 16"):
         Scorer.open(cell)

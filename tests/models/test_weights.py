@@ -50,6 +50,17 @@ def test_a_folder_in_pipeline_layout_is_loaded_bit_for_bit(name, home):
         assert model.decoder.scaling_factor == 0.5  # the folder's: it belongs to the weights
 
 
+def test_the_identity_is_of_what_a_configuration_means(home):
+    facts = tiny("ldm_lsun_church")
+    write(facts, home / facts.name)
+    before, config = Source.of(facts).weights_hash, home / facts.name / "vae" / CONFIG
+    values = json.loads(config.read_text())
+    config.write_text(json.dumps({**values, "_diffusers_version": "0.0", "_name_or_path": "elsewhere"}))
+    assert Source.of(facts).weights_hash == before
+    config.write_text(json.dumps({**values, "scaling_factor": 0.25}))
+    assert Source.of(facts).weights_hash != before
+
+
 def test_names_of_earlier_releases_are_understood(tmp_path):
     component = tiny("ldm_lsun_church").components["vae"]
     expected = build(component).state_dict()

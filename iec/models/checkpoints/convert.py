@@ -74,7 +74,8 @@ def _convert(card: Card, original: Original, path: Path, folder: Path) -> None:
     facts = {**asdict(fingerprint), "model": card.name, **{k: getattr(original, k) for k in ("url", "member", "layout", "ema")}}
     for part in parts:
         log.info("writing %s", part.component.name)
-        _write(part, source, folder / part.component.name, {"format": "pt", "source": json.dumps(facts)})
+        # the hash alone: the same weights under another name, or from elsewhere, are the same model
+        _write(part, source, folder / part.component.name, {"format": "pt", "source_sha256": fingerprint.sha256})
     if "text_encoder" in card.components:
         save_tokenizer(folder / "tokenizer")
     _write_text(folder / "source.json", json.dumps(facts, indent=2) + "\n")
