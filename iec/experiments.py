@@ -47,7 +47,7 @@ class Experiment:
 
     figures: name -> labels that share one plot of error against step; one plot of all rows if there are none. cost: a key of
     `COSTS`, the first if not given. published: label -> column -> value, from ``source``. elsewhere: rows that this scale cannot
-    compute. replaced: models that another one stands in for. labels: all rows in the file's order.
+    compute. replaced: models that another one stands in for. labels: all rows in the file's order. scale: empty without scales.
     """
 
     name: str
@@ -61,6 +61,7 @@ class Experiment:
     labels: tuple[str, ...] = ()
     cost: str = next(iter(COSTS))
     replaced: tuple[str, ...] = ()
+    scale: str = ""
 
     @classmethod
     def read(cls, path: Path, extra: Sequence[str] = (), scale: str | None = None) -> "Experiment":
@@ -72,7 +73,7 @@ class Experiment:
         """
         try:
             entry = yaml.safe_load(path.read_text(encoding="utf-8"))
-            everywhere, replaced = _scale(path, entry.get("scales") or {}, scale)
+            chosen, everywhere, replaced = _scale(path, entry.get("scales") or {}, scale)
             pairs = [
                 (label + ending, [*entry.get("common", []), *own, *variant])
                 for label, own in entry["rows"].items()
@@ -94,6 +95,7 @@ class Experiment:
                 labels=labels,
                 cost=entry.get("cost", cls.cost),
                 replaced=tuple(key.removeprefix("model=") for key, to in replaced.items() if key.startswith("model=") and to),
+                scale=chosen,
             )
         except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError(f"{path} is not an experiment file ({error!r}); see experiments/bundled.yaml.") from error
@@ -131,16 +133,16 @@ class Experiment:
         return "python run.py " + " ".join(f"'{o}'" if set(o) & set(" []{}()") else o for o in self.rows[label])
 
 
-def _scale(path: Path, scales: Mapping[str, Any], wanted: str | None) -> tuple[list[str], Mapping[str, list[str] | None]]:
-    """What a scale adds to all rows, and what it replaces."""
+def _scale(path: Path, scales: Mapping[str, Any], wanted: str | None) -> tuple[str, list[str], Mapping[str, list[str] | None]]:
+    """The name of the scale, what it adds to all rows, and what it replaces."""
     if not scales:
         if wanted is not None:
             raise ConfigError(f"{path} has no scales; leave scale={wanted} out.")
-        return [], {}
+        return "", [], {}
     name = wanted or ("paper" if torch.cuda.is_available() else "small")
     if name not in scales:
         raise ConfigError(f"{path} has no scale {name!r}; choose one of {', '.join(scales)}.")
-    return scales[name].get("overrides") or [], scales[name].get("replace") or {}
+    return name, scales[name].get("overrides") or [], scales[name].get("replace") or {}
 
 
 def _replace(overrides: list[str], replaced: Mapping[str, list[str] | None]) -> list[str] | None:

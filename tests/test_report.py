@@ -189,6 +189,73 @@ def test_rows_that_do_not_fit_together_break_their_section_alone(folder, monkeyp
     assert "0 of 5 rows" in page.text and not [alt for alt in page.images() if "samples" in alt]
 
 
+def files_of(cell):
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in sorted(cell.folder.rglob("*")) if path.is_file()}
+
+
+def test_nothing_is_written_to_the_cells(folder):
+    cells = read(folder).cells()
+    held = {label: files_of(cells[label]) for label in FINISHED}
+    report(folder, "tiny.yaml")
+    assert held == {label: files_of(cells[label]) for label in FINISHED} and all(held.values())
+
+
+@pytest.mark.parametrize(
+    "file, content, row, said",
+    [
+        ("scores", None, False, "base + IEC not there: to be scored"),
+        ("shards", None, False, "base + IEC not there: 1 of 2 shards"),
+        ("shards/000000-000003.json", "{}", False, "base + IEC not there: KeyError"),
+        ("environment.json", "{}", True, "environment.json of the cell is missing or damaged"),
+    ],
+)
+def test_a_damaged_cell_costs_its_own_row_alone(folder, file, content, row, said):
+    cell = read(folder).cells()["base + IEC"].folder
+    shutil.copytree(cell, folder.parent / "kept")
+    try:
+        if file == "scores":
+            shutil.rmtree(cell / "scores")
+            (cell / "scores.json").unlink()
+        elif file == "shards":
+            (cell / "shards" / "000000-000003.npz").unlink()
+        else:
+            (cell / file).write_text(content)
+        html = report(folder, "tiny.yaml")
+    finally:
+        shutil.rmtree(cell)
+        (folder.parent / "kept").rename(cell)
+    text = Page(html).text
+    assert said in text and f"{2 + row} of 5 rows" in text
+    if not row and content is None:
+        state = said.partition(": ")[2]
+        assert f">{state}</td>" in html
+        assert "the reading may speak of numbers that are not above" in text
+
+
+def test_files_beside_the_cells_that_cannot_be_read_do_not_break_the_page(folder):
+    analysis, reading = folder / "results" / "analysis", folder / "results" / "tiny" / "reading.md"
+    (analysis / "broken.png").write_bytes(b"no picture")
+    (analysis / "broken.json").write_text("[1]")
+    reading.write_bytes(b"caf\xe9")
+    try:
+        text = Page(report(folder, "tiny.yaml")).text
+    finally:
+        (analysis / "broken.png").unlink()
+        (analysis / "broken.json").unlink()
+        reading.write_text(READING)
+    assert "3 of 5 rows" in text and "caf\ufffd" in text and "errors: <X>" in text
+
+
+def test_the_scale_is_said_when_it_was_not_asked_for(folder):
+    out = folder.parent / "out"
+    main([str(folder / "tiny.yaml"), f"paths.output={out}", "--output", str(out / "default.html")])
+    assert f"scale {read_default(folder)}" in Page((out / "default.html").read_text(encoding="utf-8")).text
+
+
+def read_default(folder):
+    return Experiment.read(folder / "tiny.yaml").scale
+
+
 def test_labels_are_escaped(html):
     assert "<b>tiny" not in html and "a &lt;b&gt;tiny&lt;/b&gt; &amp; &#34;quoted&#34; table" in html
     assert 'a < b & "c"' in Page(html).text and 'a < b & "c"' not in html
@@ -247,7 +314,7 @@ def test_the_shipped_tables_are_found():
 
 PROBE = """<script>
 const flips = [...document.querySelectorAll(".flip")];
-const seen = (flip) => flip.querySelectorAll("img:not(.hidden)").length;
+const seen = (flip) => [...flip.querySelectorAll("img")].filter((i) => getComputedStyle(i).visibility === "visible").length;
 const shown = () => flips.map((flip) => flip.querySelector(".shown").textContent + seen(flip));
 const states = [shown()];
 flips[0].dispatchEvent(new PointerEvent("pointerenter", {pointerType: "mouse"})); states.push(shown());

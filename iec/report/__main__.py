@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
     folder = files[0].resolve().parent
     sections = [read_section(path, overrides, options.scale) for path in files]
     figures = figures_of(folder / "results" / "analysis", folder.parent)
-    html = page(sections, figures, f"{datetime.now(UTC):%Y-%m-%d}", git_revision(), options.scale)
+    html = page(sections, figures, f"{datetime.now(UTC):%Y-%m-%d}", git_revision())
     write_atomic(output, lambda file: file.write(html.encode()))
     done, count = sum(section.done for section in sections), sum(len(section.lines) for section in sections)
     log.info("%s: %d of %d rows, %.1f MB", output, done, count, len(html) / 1e6)

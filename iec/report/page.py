@@ -8,7 +8,7 @@ from iec.report.pictures import Picture
 from iec.report.sections import Section
 
 
-def page(sections: list[Section], figures: list[Picture], date: str, revision: str | None, scale: str | None) -> str:
+def page(sections: list[Section], figures: list[Picture], date: str, revision: str | None) -> str:
     """One HTML document without any reference to the outside. date: the only part that does not depend on the cells alone."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(_text("page.html")).render(
@@ -16,7 +16,6 @@ def page(sections: list[Section], figures: list[Picture], date: str, revision: s
         figures=figures,
         date=date,
         revision=revision,
-        scale=scale,
         own_features=any("efficientnet_lite0" in section.protocols for section in sections),
         replaced=list(dict.fromkeys(model for section in sections for model in section.replaced)),
         style=_text("style.css"),

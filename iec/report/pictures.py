@@ -2,6 +2,7 @@
 
 import base64
 import io
+import logging
 import re
 from dataclasses import dataclass
 from math import isqrt
@@ -17,6 +18,7 @@ from iec.images import grid
 from iec.rows import Row
 from iec.store import read_json
 
+log = logging.getLogger(__name__)
 MOST_IMAGES, FEWEST_IMAGES = 16, 4
 LARGEST_SIDE = 128
 PIXELS_OF_A_CELL = MOST_IMAGES * 64 * 64
@@ -83,13 +85,16 @@ def figures_of(folder: Path, root: Path) -> list[Picture]:
     found = []
     for path in sorted(folder.glob("*.png")):
         record = path.with_suffix(".json")
-        values = read_json(record) or {}
+        values = held if isinstance(held := read_json(record), dict) else {}
         facts = [("file", str(path.relative_to(root)))]
         if values:
             facts = [("numbers", str(record.relative_to(root))), *((key, str(values[key])) for key in FACTS if key in values)]
             facts.append(("overrides", " ".join(map(str, values.get("overrides", [])))))
         title = f"{values['analysis']}: {values['label']}" if {"analysis", "label"} <= values.keys() else path.stem
-        found.append(_picture(title, path, facts))
+        try:
+            found.append(_picture(title, path, facts))
+        except OSError as error:
+            log.error("%s is left out: %s", path, error)
     return found
 
 

@@ -31,8 +31,8 @@ def facts_of(result: Result) -> Facts:
 
 def _environment(result: Result) -> Facts:
     held = read_json(result.cell.folder / "environment.json")
-    if held is None:
-        return []
+    if not isinstance(held, dict) or not {"python", "packages", "revision", "platform"} <= held.keys():
+        return [("sampled with", "not recorded: environment.json of the cell is missing or damaged")]
     versions = {"python": held["python"], **held["packages"]}
     return [("sampled with", f"revision {held['revision'] or 'unknown'}; {_pairs(versions)}; {held['platform']}")]
 

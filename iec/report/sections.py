@@ -21,6 +21,10 @@ from iec.tables import PUBLISHED, caption_of, table_of
 
 log = logging.getLogger(__name__)
 ELSEWHERE = "not at this scale"
+STARTED = ("to be scored", *"0123456789")
+"""How the progress of a row begins that has some images."""
+DAMAGED = (IECError, OSError, ValueError, LookupError, TypeError)
+"""What a missing, damaged or foreign file of a cell can lead to."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,13 @@ class Line:
         """In a word or two."""
         if self.why.startswith("failed") or not self.why:
             return self.why.partition(" ")[0]
-        return self.why if self.why == ELSEWHERE else "missing"
+        progress, found, _ = self.why.partition(" in ")
+        return progress if self.why == ELSEWHERE or (found and progress.startswith(STARTED)) else "missing"
+
+    @property
+    def wanted(self) -> bool:
+        """Whether this scale has the row, and its numbers are not there."""
+        return bool(self.why) and self.why != ELSEWHERE
 
 
 @dataclass(frozen=True)
@@ -52,6 +62,7 @@ class Section:
     name: str
     title: str
     file: str
+    scale: str = ""
     problem: str = ""
     reading: Markup = field(default_factory=Markup)
     header: list[str] = field(default_factory=list)
@@ -67,6 +78,11 @@ class Section:
     def done(self) -> int:
         return sum(not line.why for line in self.lines)
 
+    @property
+    def wanted(self) -> int:
+        """Rows of this scale that are not there."""
+        return sum(line.wanted for line in self.lines)
+
 
 def read_section(path: Path, overrides: Sequence[str], scale: str | None) -> Section:
     """The section of an experiment file. What goes wrong is said in it."""
@@ -78,14 +94,14 @@ def read_section(path: Path, overrides: Sequence[str], scale: str | None) -> Sec
         log.error("%s: %s", path, error)
         return Section(name, name, file, problem=str(error))
     results, absent = _results(experiment)
-    section = Section(name, experiment.title, file, reading=_reading(path), replaced=experiment.replaced)
+    section = Section(name, experiment.title, file, reading=_reading(path), scale=experiment.scale, replaced=experiment.replaced)
     try:
         rows = build_rows(results, experiment.references)
         return _with_rows(section, experiment, rows, absent)
-    except (IECError, OSError) as error:
-        log.error("%s: %s", path, error)
+    except DAMAGED as error:
+        log.error("%s: %s: %s", path, type(error).__name__, error)
         why = "the rows cannot be put into one table, see above"
-        section = replace(section, problem=str(error))
+        section = replace(section, problem=str(error) if isinstance(error, IECError) else f"{type(error).__name__}: {error}")
         return _with_rows(section, experiment, [], {**dict.fromkeys(results, why), **absent})
 
 
@@ -100,7 +116,7 @@ def _results(experiment: Experiment) -> tuple[dict[str, Result], dict[str, str]]
                 absent[label] = progress_of(cell)
             else:
                 results[label] = result
-        except (IECError, OSError) as error:
+        except DAMAGED as error:
             absent[label] = f"{type(error).__name__}: {error}"
     return results, absent
 
@@ -111,9 +127,9 @@ def _cell(experiment: Experiment, label: str, overrides: list[str]) -> Cell:
 
 
 def _reading(path: Path) -> Markup:
-    """``results/NAME/reading.md`` beside the experiment file, if there is one."""
+    """``results/NAME/reading.md`` beside the experiment file, if there is one; bytes that are not UTF-8 are marked."""
     reading = path.parent / "results" / path.stem / "reading.md"
-    return to_html(reading.read_text(encoding="utf-8")) if reading.is_file() else Markup()
+    return to_html(reading.read_text(encoding="utf-8", errors="replace")) if reading.is_file() else Markup()
 
 
 def _with_rows(section: Section, experiment: Experiment, rows: list[Row], absent: dict[str, str]) -> Section:
