@@ -18,6 +18,8 @@ BLOCK, TIMEOUT, ATTEMPTS, PAUSE = 2**20, 30.0, 5, 2.0
 OFFLINE = ("HF_HUB_OFFLINE", "IEC_OFFLINE")
 PASSING = (408, 416, 429)
 """Refusals that another attempt may change: timed out, part longer than the file, too many requests."""
+CLOSED = (401, 403)
+LOGIN = " (it wants a login, or its licence accepted: see its page in a browser)"
 log = logging.getLogger(__name__)
 
 
@@ -73,7 +75,8 @@ def _complete(url: str, part: Path, by_hand: str) -> None:
             if error.code == 416 and _had_arrived(part, error):
                 return
             if (error.code < 500 and error.code not in PASSING) or attempt == ATTEMPTS:
-                raise WeightsError(f"{url} answers {error.code} {error.reason}. {by_hand}") from error
+                closed = LOGIN if error.code in CLOSED else ""
+                raise WeightsError(f"{url} answers {error.code} {error.reason}{closed}. {by_hand}") from error
         except _Interrupted as error:
             if attempt == ATTEMPTS:
                 raise WeightsError(
@@ -98,7 +101,7 @@ def hub_folder(repository: str, revision: str | None, patterns: Sequence[str]) -
         files = " ".join(f"--include '{pattern}'" for pattern in patterns)
         raise WeightsError(
             f"{repository} is no folder here, is not in the hub's cache and could not be fetched ({type(error).__name__}). "
-            "On a machine with access:\n"
+            "On a machine with access, its licence accepted on its page where it has one to accept:\n"
             f"    hf download {repository}{at} {files}\n"
             "and copy the folder that it names: model.weights=DIR"
         ) from error

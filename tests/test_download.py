@@ -184,9 +184,10 @@ def test_whatever_the_hub_raises_ends_as_a_typed_error(monkeypatch, error):
 @pytest.mark.parametrize(("status", "requests"), [(404, 1), (403, 1), (503, 5)])
 def test_a_refusal_says_what_to_do(server, tmp_path, status, requests):
     server.status = status
-    with pytest.raises(WeightsError, match=f"answers {status}.*by hand: .*file.ckpt"):
+    with pytest.raises(WeightsError, match=f"answers {status}.*by hand: .*file.ckpt") as error:
         fetch(server.url, tmp_path / "file.ckpt")
     assert len(server.requests) == requests
+    assert ("its licence accepted" in str(error.value)) == (status == 403)
 
 
 @pytest.mark.parametrize("variable", ["HF_HUB_OFFLINE", "IEC_OFFLINE"])
