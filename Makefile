@@ -19,7 +19,7 @@ $(VENV)/.installed: requirements.txt pyproject.toml
 run: install
 	$(BIN)/python -m iec.tables experiments/bundled.yaml --run $(ARGS)
 
-# make tables (all of these), table-1 .. table-5, figure-1 .. figure-5, ablation-lambda, ablation-iterations, ablation-steps, controls:
+# make tables (all of these), table-1 .. table-5, figure-1 .. figure-5, ablation-lambda, -iterations, -steps, -cache_from, controls:
 # SCALE=small (default without a GPU) or paper
 SCALED = $(if $(SCALE),--scale $(SCALE)) $(ARGS)
 
