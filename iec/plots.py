@@ -7,6 +7,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from iec.files import write_atomic
 from iec.images import grid
@@ -107,9 +108,13 @@ def quality_against_cost(path: Path, panels: Mapping[str, Panel], xlabel: str, t
                 axis.annotate(point.label, (x, y), xytext=(5, 4), textcoords="offset points", fontsize=7, color=colour)
             else:
                 axis.plot(*zip(places[point.base], (x, y), strict=True), color=colour, linewidth=0.8, alpha=0.6)
-        axis.set(xscale="log", xlabel=xlabel, ylabel=name)
+        axis.set(xscale="log", xlabel=xlabel, ylabel=name, xmargin=0.12)  # room for the labels
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.grid(alpha=0.3, which="both")
-    save(figure, path, f"{title}\nrings: with IEC; dotted: no other row is better at the same cost or less")
+    rings = "rings: with IEC; " if any(point.base for panel in panels.values() for point in panel.points) else ""
+    save(figure, path, f"{title}\n{rings}dotted: no other row is better at the same cost or less")
 
 
 def pareto_front(places: Mapping[str, tuple[float, float]], higher_is_better: bool) -> list[str]:
