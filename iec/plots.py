@@ -6,13 +6,18 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+from matplotlib.transforms import BboxBase
 
 from iec.files import write_atomic
 from iec.images import grid
 
-COLOURS = ("#4c4c4c", "#999999", "#0072b2", "#56b4e9", "#d55e00", "#e69f00", "#009e73", "#cc79a7", "#8c564b", "#17becf")
+COLOURS = (
+    *("#4c4c4c", "#999999", "#0072b2", "#56b4e9", "#d55e00", "#e69f00", "#009e73", "#cc79a7"),
+    *("#8c564b", "#17becf", "#6a3d9a", "#bcbd22", "#920000", "#1b4d3e", "#ff7fa7", "#3b3bff"),
+)
 
 
 @dataclass(frozen=True)
@@ -98,23 +103,48 @@ def quality_against_cost(path: Path, panels: Mapping[str, Panel], xlabel: str, t
         points = [point for point in panel.points if np.isfinite(point.score.value)]
         places = {point.label: (point.cost, point.score.value) for point in points}
         front = [places[label] for label in pareto_front(places, panel.higher_is_better)]
+        axis.set(xscale="log", xlabel=xlabel, ylabel=name, xmargin=0.08)
         axis.step(*zip(*front, strict=True), where="post", color="black", linestyle=":", linewidth=1, alpha=0.6)
         for point in points:
             colour = colours[point.base or point.label]
             x, y = places[point.label]
             ends = np.maximum([[y - point.score.low], [point.score.high - y]], 0)
             axis.errorbar(x, y, yerr=ends, fmt="o", color=colour, mfc=colour if point.base is None else "white", capsize=2, ms=5)
-            if point.base is None:
-                axis.annotate(point.label, (x, y), xytext=(5, 4), textcoords="offset points", fontsize=7, color=colour)
-            else:
+            if point.base is not None:
                 axis.plot(*zip(places[point.base], (x, y), strict=True), color=colour, linewidth=0.8, alpha=0.6)
-        axis.set(xscale="log", xlabel=xlabel, ylabel=name, xmargin=0.12)  # room for the labels
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axis.xaxis.set_minor_formatter(NullFormatter())
         axis.grid(alpha=0.3, which="both")
+    figure.tight_layout()  # final sizes, on which it depends which labels overlap
+    for axis, panel in zip(axes[0], panels.values(), strict=True):
+        axis.autoscale_view()
+        _annotate(axis, [point for point in panel.points if point.base is None and np.isfinite(point.score.value)], colours)
     rings = "rings: with IEC; " if any(point.base for panel in panels.values() for point in panel.points) else ""
     save(figure, path, f"{title}\n{rings}dotted: no other row is better at the same cost or less")
+
+
+def _annotate(axis: Axes, points: Sequence[Point], colours: Mapping[str, str]) -> None:
+    """A label beside each point, on its inner side, and as far up as it takes to cover no label of a lower one."""
+    costs = [point.cost for point in points]
+    middle = np.sqrt(min(costs, default=1) * max(costs, default=1))
+    boxes: list[BboxBase] = []
+    for point in sorted(points, key=lambda point: point.score.value):
+        x, side = (5, "left") if point.cost <= middle else (-5, "right")
+        place = (point.cost, point.score.value)
+        text = axis.annotate(
+            point.label,
+            place,
+            (x, 4),
+            textcoords="offset points",
+            ha=side,
+            fontsize=7,
+            color=colours[point.label],
+            annotation_clip=False,
+        )
+        while any(text.get_window_extent().overlaps(box) for box in boxes):
+            text.xyann = (x, text.xyann[1] + 2)
+        boxes.append(text.get_window_extent())
 
 
 def pareto_front(places: Mapping[str, tuple[float, float]], higher_is_better: bool) -> list[str]:
