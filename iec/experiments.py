@@ -13,7 +13,7 @@ from hydra.errors import HydraException
 from iec.cell import Cell
 from iec.config import register
 from iec.efficiency.cost import CallCost
-from iec.errors import ConfigError
+from iec.errors import ArtifactError, ConfigError, IECError, WeightsError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 COSTS: dict[str, Callable[[CallCost], float]] = {
@@ -117,16 +117,31 @@ class Experiment:
             raise ConfigError(f"{path}: values are published for {sorted(strange)}, which are not rows. Correct the labels.")
 
     def cells(self) -> dict[str, Cell]:
-        """label -> checked cell. Raises `ConfigError` naming the row whose overrides cannot be composed."""
+        """label -> checked cell. Raises `ConfigError` naming the row whose overrides cannot be composed, and what `available` finds
+        missing.
+        """
+        cells, missing = self.available()
+        for error in missing.values():
+            raise error
+        return cells
+
+    def available(self) -> tuple[dict[str, Cell], dict[str, IECError]]:
+        """label -> checked cell, and of the other rows what they lack here: files of weights or of statistics.
+
+        Raises `ConfigError` as `cells` does: a mistake in one row stops all of them.
+        """
         register()
-        cells = {}
+        cells: dict[str, Cell] = {}
+        missing: dict[str, IECError] = {}
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
             for label, overrides in self.rows.items():
                 try:
                     cells[label] = Cell.from_config(compose("config", overrides=overrides))
                 except HydraException as error:
                     raise ConfigError(f"Row {label!r} ({' '.join(overrides)}): {error}") from error
-        return cells
+                except (WeightsError, ArtifactError) as error:
+                    missing[label] = error
+        return cells, missing
 
     def command(self, label: str) -> str:
         """The command that computes a row alone."""

@@ -166,26 +166,38 @@ def main(arguments: list[str] | None = None) -> None:
     for experiment in experiments:
         if not experiment.references:
             raise ConfigError(f"{experiment.name} has no reference row: it is no table. Use  python scripts/analyse.py.")
-    checked = [(experiment, experiment.cells()) for experiment in experiments]  # every row, before any is computed
-    for experiment, cells in checked:
+    checked = [(experiment, *experiment.available()) for experiment in experiments]  # every row, before any is computed
+    for experiment, cells, missing in checked:
         if options.status:
-            print(status(experiment, cells))
+            print(status(experiment, cells, missing))
         else:
-            assemble(experiment, cells, options.run, options.out)
+            assemble(experiment, cells, missing, options.run, options.out)
 
 
-def status(experiment: Experiment, cells: dict[str, Cell]) -> str:
+def status(experiment: Experiment, cells: Mapping[str, Cell], missing: Mapping[str, IECError]) -> str:
     """A line for each row: done, how many images are there, or failed and why."""
-    return "\n".join([experiment.title, *(f"  {label}: {progress_of(cell)}" for label, cell in cells.items())])
+    states = {label: progress_of(cell) for label, cell in cells.items()} | {
+        label: _lacking(error) for label, error in missing.items()
+    }
+    return "\n".join([experiment.title, *(f"  {label}: {states[label]}" for label in experiment.rows)])
 
 
-def assemble(experiment: Experiment, cells: dict[str, Cell], compute: bool, out: Path | None = None) -> None:
-    """The table of what is finished, after computing what is missing if asked to. out: see --out.
+def _lacking(error: IECError) -> str:
+    return f"cannot run here: {type(error).__name__}: {str(error).splitlines()[0]}"
 
-    A row that fails does not stop the others; if one did, the last error is raised at the end.
+
+def assemble(
+    experiment: Experiment, cells: dict[str, Cell], missing: Mapping[str, IECError], compute: bool, out: Path | None = None
+) -> None:
+    """The table of what is finished, after computing what is not if asked to. missing: rows that cannot run here. out: see --out.
+
+    A row that fails does not stop the others; if one did, or could not be computed, the last error is raised at the end.
     """
     results: dict[str, Result] = {}
     failure: IECError | None = None
+    for text, found in _by_text(missing).items():
+        log.error("cannot run here: %s: %s", ", ".join(found), text)
+        failure = missing[found[0]] if compute or not cells else None
     for k, (label, cell) in enumerate(cells.items(), 1):
         log.info("[%d/%d] %s", k, len(cells), label) if compute else None
         try:
@@ -200,20 +212,30 @@ def assemble(experiment: Experiment, cells: dict[str, Cell], compute: bool, out:
         if result is None:
             log.info("missing: %s\n    %s", label, experiment.command(label))
     if results:
-        _show(experiment, cells, results, out)
+        absent = {label: progress_of(cell) for label, cell in cells.items() if label not in results}
+        _show(experiment, cells, results, absent | {label: _lacking(error) for label, error in missing.items()}, out)
     elif failure is None:
         log.info("Nothing to show yet; add --run to compute it.")
     if failure is not None:
         raise failure
 
 
-def _show(experiment: Experiment, cells: dict[str, Cell], results: dict[str, Result], out: Path | None) -> None:
-    """Write the table and its pictures, and print it."""
+def _by_text(errors: Mapping[str, IECError]) -> dict[str, list[str]]:
+    """What an error says -> the labels of its rows: rows of one model lack the same files."""
+    labels: dict[str, list[str]] = {}
+    for label, error in errors.items():
+        labels.setdefault(str(error), []).append(label)
+    return labels
+
+
+def _show(
+    experiment: Experiment, cells: dict[str, Cell], results: dict[str, Result], absent: Mapping[str, str], out: Path | None
+) -> None:
+    """Write the table and its pictures, and print it. absent: label -> why it is not there."""
     config = next(iter(cells.values())).config
     key = canonical_hash([cells[label].slug for label in results])[:10]
     folder = out / experiment.name if out else Path(config.paths.output) / "tables" / f"{experiment.name}-{key}"
     rows = build_rows(results, experiment.references)
-    absent = {label: progress_of(cell) for label, cell in cells.items() if label not in results}
     header, body = write_table(rows, experiment, folder, absent)
     pictures = write_pictures(rows, experiment, folder)
     show(header, body, experiment.title)

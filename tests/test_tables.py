@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from iec.errors import ConfigError
+from iec.errors import ConfigError, WeightsError
 from iec.experiments import Experiment
 from iec.metrics.frechet import FewSamplesWarning
 from iec.plots import pareto_front
@@ -57,6 +57,21 @@ def test_nothing_is_computed_without_run_and_the_missing_commands_are_listed(spe
     run(spec)
     assert "missing: corrected" in caplog.text and "python run.py sampler.steps=2" in caplog.text
     assert not (spec.parent / "out").exists()
+
+
+def test_rows_whose_weights_are_missing_do_not_stop_the_others(spec, tmp_path, caplog, capsys):
+    absent = f"[model.weights={tmp_path / 'absent'}]"
+    spec.write_text(f"{SPEC}  absent: {absent}\n  absent too: {absent}\n")
+    with pytest.raises(WeightsError, match="absent"):
+        run(spec, "--run", "metrics=none")
+    assert caplog.text.count("cannot run here: absent, absent too: ") == 1
+    table = next((spec.parent / "out" / "tables").glob("*/table.md")).read_text()
+    assert table.count("\n| ") == 4 and "Not there: absent (cannot run here: WeightsError: " in table
+    run(spec, "metrics=none")  # shows what is there, and fails nothing
+    capsys.readouterr()
+    run(spec, "--status", "metrics=none")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].startswith("  base: done in") and lines[4].startswith("  absent: cannot run here: WeightsError: ")
 
 
 def test_the_table_and_its_pictures(spec, capsys):
