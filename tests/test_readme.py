@@ -18,7 +18,7 @@ README = (CONFIGS.parent / "README.md").read_text()
 
 PROGRAMS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 FEWER = {
-    "num_inference_steps=50": "num_inference_steps=4",
+    "num_inference_steps=50": "num_inference_steps=5",
     "calibration_images=8": "calibration_images=2",
     "range(8)": "range(3)",
     "images=4": "images=2",
