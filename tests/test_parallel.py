@@ -208,7 +208,12 @@ def test_a_failure_names_its_device_and_error_and_ends_the_others(fake_worker, c
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGKILL])
 def test_no_worker_outlives_its_parent(fake_worker, signum):
     config = OmegaConf.create({"folder": str(fake_worker)})
-    parent = FORK.Process(target=run_workers, args=("fake_worker", config, Share(), ["cpu", "cpu"]))
+
+    def interruptible():
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs, the tests among them, ignore it
+        run_workers("fake_worker", config, Share(), ["cpu", "cpu"])
+
+    parent = FORK.Process(target=interruptible)
     parent.start()
     while len(list(fake_worker.iterdir())) < 2:
         time.sleep(0.01)
