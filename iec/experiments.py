@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import yaml
@@ -13,8 +13,9 @@ from hydra.errors import HydraException
 from iec.cell import Cell
 from iec.config import register
 from iec.efficiency.cost import CallCost
-from iec.errors import ArtifactError, ConfigError, IECError, WeightsError
+from iec.errors import ConfigError
 
+E = TypeVar("E", bound=Exception)
 CONFIGS = Path(__file__).parents[1] / "configs"
 COSTS: dict[str, Callable[[CallCost], float]] = {
     "bit operations an image (T)": lambda cost: cost.bops / 1e12,
@@ -117,35 +118,32 @@ class Experiment:
             raise ConfigError(f"{path}: values are published for {sorted(strange)}, which are not rows. Correct the labels.")
 
     def cells(self) -> dict[str, Cell]:
-        """label -> checked cell. Raises `ConfigError` naming the row whose overrides cannot be composed, and what `available` finds
-        missing.
-        """
-        cells, missing = self.available()
-        for error in missing.values():
-            raise error
-        return cells
+        """label -> checked cell. Raises `ConfigError` naming the row whose overrides cannot be composed, and what a row lacks."""
+        return self.available(())[0]
 
-    def available(self) -> tuple[dict[str, Cell], dict[str, IECError]]:
-        """label -> checked cell, and of the other rows what they lack here: files of weights or of statistics.
-
-        Raises `ConfigError` as `cells` does: a mistake in one row stops all of them.
-        """
+    def available(self, forgiven: tuple[type[E], ...]) -> tuple[dict[str, Cell], dict[str, E]]:
+        """label -> checked cell, and label -> error of the rows that end in one of the errors ``forgiven``; raises all others."""
         register()
         cells: dict[str, Cell] = {}
-        missing: dict[str, IECError] = {}
+        errors: dict[str, E] = {}
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
             for label, overrides in self.rows.items():
                 try:
-                    cells[label] = Cell.from_config(compose("config", overrides=overrides))
-                except HydraException as error:
-                    raise ConfigError(f"Row {label!r} ({' '.join(overrides)}): {error}") from error
-                except (WeightsError, ArtifactError) as error:
-                    missing[label] = error
-        return cells, missing
+                    cells[label] = _cell(label, overrides)
+                except forgiven as error:
+                    errors[label] = error
+        return cells, errors
 
     def command(self, label: str) -> str:
         """The command that computes a row alone."""
         return "python run.py " + " ".join(f"'{o}'" if set(o) & set(" []{}()") else o for o in self.rows[label])
+
+
+def _cell(label: str, overrides: list[str]) -> Cell:
+    try:
+        return Cell.from_config(compose("config", overrides=overrides))
+    except HydraException as error:
+        raise ConfigError(f"Row {label!r} ({' '.join(overrides)}): {error}") from error
 
 
 def _scale(path: Path, scales: Mapping[str, Any], wanted: str | None) -> tuple[str, list[str], Mapping[str, list[str] | None]]:

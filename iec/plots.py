@@ -41,7 +41,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Panel:
-    """A plot of quality against cost."""
+    """A plot of quality against cost. points: one at least, with finite scores."""
 
     points: Sequence[Point]
     higher_is_better: bool
@@ -100,12 +100,11 @@ def quality_against_cost(path: Path, panels: Mapping[str, Panel], xlabel: str, t
     figure, axes = plt.subplots(1, len(panels), figsize=(7 * len(panels), 5.5), squeeze=False)
     colours = _colours(point.base or point.label for panel in panels.values() for point in panel.points)
     for axis, (name, panel) in zip(axes[0], panels.items(), strict=True):
-        points = [point for point in panel.points if np.isfinite(point.score.value)]
-        places = {point.label: (point.cost, point.score.value) for point in points}
+        places = {point.label: (point.cost, point.score.value) for point in panel.points}
         front = [places[label] for label in pareto_front(places, panel.higher_is_better)]
         axis.set(xscale="log", xlabel=xlabel, ylabel=name, xmargin=0.08)
         axis.step(*zip(*front, strict=True), where="post", color="black", linestyle=":", linewidth=1, alpha=0.6)
-        for point in points:
+        for point in panel.points:
             colour = colours[point.base or point.label]
             x, y = places[point.label]
             ends = np.maximum([[y - point.score.low], [point.score.high - y]], 0)
@@ -119,7 +118,7 @@ def quality_against_cost(path: Path, panels: Mapping[str, Panel], xlabel: str, t
     figure.tight_layout()  # final sizes, on which it depends which labels overlap
     for axis, panel in zip(axes[0], panels.values(), strict=True):
         axis.autoscale_view()
-        _annotate(axis, [point for point in panel.points if point.base is None and np.isfinite(point.score.value)], colours)
+        _annotate(axis, [point for point in panel.points if point.base is None], colours)
     rings = "rings: with IEC; " if any(point.base for panel in panels.values() for point in panel.points) else ""
     save(figure, path, f"{title}\n{rings}dotted: no other row is better at the same cost or less")
 
@@ -127,7 +126,7 @@ def quality_against_cost(path: Path, panels: Mapping[str, Panel], xlabel: str, t
 def _annotate(axis: Axes, points: Sequence[Point], colours: Mapping[str, str]) -> None:
     """A label beside each point, on its inner side, and as far up as it takes to cover no label of a lower one."""
     costs = [point.cost for point in points]
-    middle = np.sqrt(min(costs, default=1) * max(costs, default=1))
+    middle = np.sqrt(min(costs) * max(costs))
     boxes: list[BboxBase] = []
     for point in sorted(points, key=lambda point: point.score.value):
         x, side = (5, "left") if point.cost <= middle else (-5, "right")

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from iec.cell import Cell
-from iec.errors import ConfigError, IECError
+from iec.errors import ArtifactError, ConfigError, IECError, WeightsError
 from iec.experiments import EVIDENCE, Experiment
 from iec.figures import write_pictures
 from iec.files import canonical_hash, write_atomic
@@ -38,6 +38,8 @@ from iec.store import write_json
 
 log = logging.getLogger(__name__)
 WIDTH_OF_A_FILE = 200
+LACKING: tuple[type[IECError], ...] = (WeightsError, ArtifactError)
+"""How a row ends that lacks files of weights or of statistics here: the others can be computed."""
 PUBLISHED = ", published"
 """The end of the heading of a column of published values."""
 
@@ -166,7 +168,7 @@ def main(arguments: list[str] | None = None) -> None:
     for experiment in experiments:
         if not experiment.references:
             raise ConfigError(f"{experiment.name} has no reference row: it is no table. Use  python scripts/analyse.py.")
-    checked = [(experiment, *experiment.available()) for experiment in experiments]  # every row, before any is computed
+    checked = [(experiment, *experiment.available(LACKING)) for experiment in experiments]  # every row, before any is computed
     for experiment, cells, missing in checked:
         if options.status:
             print(status(experiment, cells, missing))
@@ -175,15 +177,14 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def status(experiment: Experiment, cells: Mapping[str, Cell], missing: Mapping[str, IECError]) -> str:
-    """A line for each row: done, how many images are there, or failed and why."""
-    states = {label: progress_of(cell) for label, cell in cells.items()} | {
-        label: _lacking(error) for label, error in missing.items()
-    }
+    """A line for each row: done, how many images are there, failed and why, or what it lacks."""
+    states = _states(cells, missing)
     return "\n".join([experiment.title, *(f"  {label}: {states[label]}" for label in experiment.rows)])
 
 
-def _lacking(error: IECError) -> str:
-    return f"cannot run here: {type(error).__name__}: {str(error).splitlines()[0]}"
+def _states(cells: Mapping[str, Cell], missing: Mapping[str, IECError]) -> dict[str, str]:
+    lacking = {label: f"cannot run here: {type(e).__name__}: {str(e).splitlines()[0]}" for label, e in missing.items()}
+    return {label: progress_of(cell) for label, cell in cells.items()} | lacking
 
 
 def assemble(
@@ -195,9 +196,10 @@ def assemble(
     """
     results: dict[str, Result] = {}
     failure: IECError | None = None
-    for text, found in _by_text(missing).items():
-        log.error("cannot run here: %s: %s", ", ".join(found), text)
-        failure = missing[found[0]] if compute or not cells else None
+    for text, labels in _by_text(missing).items():
+        log.error("cannot run here: %s: %s", ", ".join(labels), text)
+        if compute or not cells:
+            failure = missing[labels[0]]
     for k, (label, cell) in enumerate(cells.items(), 1):
         log.info("[%d/%d] %s", k, len(cells), label) if compute else None
         try:
@@ -212,8 +214,8 @@ def assemble(
         if result is None:
             log.info("missing: %s\n    %s", label, experiment.command(label))
     if results:
-        absent = {label: progress_of(cell) for label, cell in cells.items() if label not in results}
-        _show(experiment, cells, results, absent | {label: _lacking(error) for label, error in missing.items()}, out)
+        others = {label: cell for label, cell in cells.items() if label not in results}
+        _show(experiment, cells, results, _states(others, missing), out)
     elif failure is None:
         log.info("Nothing to show yet; add --run to compute it.")
     if failure is not None:

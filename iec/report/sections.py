@@ -7,7 +7,6 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from iec.cell import Cell
 from iec.errors import IECError
 from iec.experiments import Experiment
 from iec.figures import corrected
@@ -99,31 +98,30 @@ def read_section(path: Path, overrides: Sequence[str], scale: str | None) -> Sec
         rows = build_rows(results, experiment.references)
         return _with_rows(section, experiment, rows, absent)
     except DAMAGED as error:
-        log.error("%s: %s: %s", path, type(error).__name__, error)
+        log.error("%s: %s", path, _said(error))
         why = "the rows cannot be put into one table, see above"
-        section = replace(section, problem=str(error) if isinstance(error, IECError) else f"{type(error).__name__}: {error}")
+        section = replace(section, problem=str(error) if isinstance(error, IECError) else _said(error))
         return _with_rows(section, experiment, [], {**dict.fromkeys(results, why), **absent})
 
 
 def _results(experiment: Experiment) -> tuple[dict[str, Result], dict[str, str]]:
     """The finished rows, and label -> why it is not there of the others that this scale has."""
-    results, absent = {}, {}
-    for label, overrides in experiment.rows.items():
+    cells, errors = experiment.available(DAMAGED)
+    results, absent = {}, {label: _said(error) for label, error in errors.items()}
+    for label, cell in cells.items():
         try:
-            cell = _cell(experiment, label, overrides)
             result = finished_result(cell)
             if result is None:
                 absent[label] = progress_of(cell)
             else:
                 results[label] = result
         except DAMAGED as error:
-            absent[label] = f"{type(error).__name__}: {error}"
+            absent[label] = _said(error)
     return results, absent
 
 
-def _cell(experiment: Experiment, label: str, overrides: list[str]) -> Cell:
-    """Of one row alone: the weights of another may be missing."""
-    return replace(experiment, rows={label: overrides}).cells()[label]
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _reading(path: Path) -> Markup:
