@@ -17,7 +17,7 @@ from iec.network import FeatureCache, Prediction, Step, UNetNetwork
 from iec.pipelines import apply, remove
 from iec.placement import Placement
 from iec.sampler import Sampler
-from tests.test_diffusers_scheduler import (
+from tests.tiny_pipelines import (
     GUIDANCE,
     KINDS,
     LATENT,
