@@ -20,10 +20,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from iec.config import register
-from iec.failures import sweep_job
-from iec.runner import run_from_config
-from iec.runtime import entry_point, keep_freed_memory
+from iec.io.runtime import entry_point, keep_freed_memory
+from iec.runs.config import register
+from iec.runs.failures import sweep_job
+from iec.runs.run import run_from_config
 
 register()
 

@@ -21,8 +21,8 @@ from iec.analysis.jacobian import DIFFERENCE
 from iec.analysis.norms import LAMBDAS, Options
 from iec.analysis.record import Subject
 from iec.analysis.suggest import GRID
-from iec.experiments import Experiment
-from iec.runtime import entry_point, keep_freed_memory
+from iec.io.runtime import entry_point, keep_freed_memory
+from iec.tables.experiment import Experiment
 
 
 def arguments() -> argparse.Namespace:

@@ -25,12 +25,12 @@ from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
-from iec.metrics.features import Features, extract
+from iec.metrics.extractors.features import Features, extract
+from iec.metrics.extractors.inception import PYTORCH_FID, TENSORFLOW, Inception
 from iec.metrics.frechet import FewSamplesWarning, GaussianStatistics
-from iec.metrics.inception import PYTORCH_FID, TENSORFLOW, Inception
 from iec.metrics.kid import kid_of_subsets
 from iec.metrics.protocol import protocol
-from iec.metrics.reference import Reference
+from iec.metrics.references.reference import Reference
 from tests.metrics import adm
 from tests.metrics.inception_networks import pytorch_fid_network, random_weights, torch_fidelity_network
 

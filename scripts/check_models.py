@@ -20,10 +20,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from iec.environment import describe_device
-from iec.files import write_atomic
+from iec.io.environment import describe_device
+from iec.io.files import write_atomic
+from iec.io.runtime import resolve_device
 from iec.models import card, card_names
-from iec.runtime import resolve_device
 
 RUN = Path(__file__).parents[1] / "run.py"
 PTQ = ["efficiency.scale_rule=max", "efficiency.calibration_images=1"]

@@ -15,11 +15,11 @@ import logging
 from pathlib import Path
 
 from iec.errors import ConfigError
+from iec.io.runtime import entry_point
 from iec.models.cards import Card, card, card_names
 from iec.models.checkpoints.convert import convert
 from iec.models.checkpoints.source import download
 from iec.models.weights import models_folder
-from iec.runtime import entry_point
 
 
 def arguments() -> argparse.Namespace:

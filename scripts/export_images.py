@@ -9,10 +9,10 @@ import argparse
 import logging
 from pathlib import Path
 
-from iec.metrics.cells import CellSource
-from iec.metrics.export import export_npz, export_pngs
-from iec.progress import reported
-from iec.runtime import entry_point
+from iec.io.progress import reported
+from iec.io.runtime import entry_point
+from iec.metrics.images.export import export_npz, export_pngs
+from iec.runs.cell_images import CellSource
 
 
 def main() -> None:

@@ -19,18 +19,18 @@ from pathlib import Path
 from typing import Any
 
 from iec.errors import ArtifactError, ConfigError
-from iec.metrics.catalog import ORIGINS, PACKAGED, dataset, dataset_names, file_name, user_folder
-from iec.metrics.encoded import open_folder
-from iec.metrics.features import Extractor
-from iec.metrics.imported import import_statistics, npz_keys
-from iec.metrics.npz import ImageArray
-from iec.metrics.pictures import FILTERS, Preprocess
-from iec.metrics.prepare import make_reference, open_dataset, opener
+from iec.io.progress import reported
+from iec.io.runtime import entry_point, keep_freed_memory, resolve_device
+from iec.metrics.extractors.features import Extractor
+from iec.metrics.images.decode import FILTERS, Preprocess
+from iec.metrics.images.encoded import open_folder
+from iec.metrics.images.npz import ImageArray
+from iec.metrics.images.sources import NpzSource, Source
 from iec.metrics.protocol import PROTOCOLS, protocol
-from iec.metrics.reference import Reference
-from iec.metrics.sources import NpzSource, Source
-from iec.progress import reported
-from iec.runtime import entry_point, keep_freed_memory, resolve_device
+from iec.metrics.references.catalog import ORIGINS, PACKAGED, dataset, dataset_names, file_name, user_folder
+from iec.metrics.references.imported import import_statistics, npz_keys
+from iec.metrics.references.prepare import make_reference, open_dataset, opener
+from iec.metrics.references.reference import Reference
 
 UNRECORDED = ("workers", "output", "device")
 """Arguments that do not change the result."""

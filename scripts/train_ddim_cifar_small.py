@@ -23,10 +23,10 @@ import torch
 from diffusers import UNet2DModel
 from safetensors.torch import save
 
-from iec.datasets import load_cifar10
-from iec.files import write_atomic
-from iec.runtime import keep_freed_memory, resolve_device
-from iec.timetable import NoiseSchedule
+from iec.io.files import write_atomic
+from iec.io.runtime import keep_freed_memory, resolve_device
+from iec.metrics.images.datasets import load_cifar10
+from iec.sampling.timetable import NoiseSchedule
 
 CONFIG = Path(__file__).parents[1] / "iec/models/ddim_cifar_small/config.json"
 WARM_UP, SNR_CAP, LEARNING_RATE = 500, 5.0, 6e-4
@@ -34,7 +34,7 @@ WARM_UP, SNR_CAP, LEARNING_RATE = 500, 5.0, 6e-4
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("data"), help="folder with CIFAR-10 (see iec/datasets.py)")
+    parser.add_argument("--data", type=Path, default=Path("data"), help="folder with CIFAR-10 (see iec/metrics/images/datasets.py)")
     parser.add_argument("--output", type=Path, default=Path("outputs/train_ddim_cifar_small"))
     parser.add_argument("--init", type=Path, help="diffusers folder whose weights to start from")
     parser.add_argument("--steps", type=int, default=40_000, help="total optimiser steps")

@@ -12,9 +12,9 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from iec.cell import Cell
-from iec.config import register
-from iec.network import Prediction
+from iec.runs.cell import Cell
+from iec.runs.config import register
+from iec.sampling.network import Prediction
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "HYDRA_FULL_ERROR": "0"}

@@ -6,8 +6,8 @@ A value here changes only on purpose, together with a line in CHANGELOG.md: all 
 import pytest
 
 import iec
-from iec.files import canonical_hash
-from iec.runner import run_cell
+from iec.io.files import canonical_hash
+from iec.runs.runner import run_cell
 
 RANDOM = "model.random_weights=true"
 CELLS = {

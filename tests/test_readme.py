@@ -7,9 +7,9 @@ import pytest
 from diffusers import StableDiffusionPipeline
 
 from iec.errors import ConfigError
-from iec.experiments import Experiment
 from iec.models.model import Source
-from iec.runner import run_cell
+from iec.runs.runner import run_cell
+from iec.tables.experiment import Experiment
 from tests.conftest import CONFIGS
 from tests.models.tiny import stable_diffusion, tiny
 

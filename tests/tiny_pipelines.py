@@ -19,7 +19,7 @@ from diffusers import (
 from diffusers.pipelines.deprecated import LDMPipeline
 from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertConfig, LDMBertModel
 
-from iec.timetable import NoiseSchedule, Timetable
+from iec.sampling.timetable import NoiseSchedule, Timetable
 
 PIXEL = DDIMScheduler(clip_sample=False)
 LATENT = DDIMScheduler(

@@ -16,7 +16,7 @@ from iec.analysis.record import Subject
 from iec.analysis.state import Arrays
 from iec.analysis.suggest import SEED, suggest_for
 from iec.errors import ConfigError
-from iec.progress import stage
+from iec.io.progress import stage
 
 log = logging.getLogger(__name__)
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from iec.analysis.setup import Setup, sizes
 from iec.analysis.state import Arrays
-from iec.sampler import Sampler
+from iec.sampling.ddim import Sampler
 
 RESOLUTION = 1e-6
 """Relative errors below this are rounding, and nothing is divided by them."""

@@ -1,4 +1,4 @@
-"""The pictures of an analysis; the style is that of `iec.plots`."""
+"""The pictures of an analysis; the style is that of `iec.tables.plots`."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,8 +8,8 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from iec.analysis.errors import Errors
-from iec.metrics.bootstrap import mean_interval
-from iec.plots import COLOURS, save
+from iec.metrics.interval import mean_interval
+from iec.tables.plots import COLOURS, save
 
 STEP = "sampling step (0 is pure noise)"
 

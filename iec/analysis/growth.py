@@ -15,7 +15,7 @@ import numpy as np
 
 from iec.analysis.errors import RESOLUTION, Errors
 from iec.errors import ConfigError
-from iec.metrics.bootstrap import LEVEL, resample_counts
+from iec.metrics.interval import LEVEL, resample_counts
 
 RESAMPLES = 1000
 LEAST_STEPS = 4

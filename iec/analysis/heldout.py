@@ -9,8 +9,8 @@ from iec.analysis.growth import Value
 from iec.analysis.setup import Setup
 from iec.analysis.suggest import SEED, Suggestion, eligible, final_errors, relative_change, with_steps
 from iec.errors import ConfigError
-from iec.metrics.bootstrap import mean_interval
-from iec.sampler import Sampler
+from iec.metrics.interval import mean_interval
+from iec.sampling.ddim import Sampler
 
 PAPER = 0.5
 """The paper's lambda."""

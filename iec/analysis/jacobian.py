@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from iec.analysis.krylov import Product
 from iec.analysis.setup import sizes
 from iec.errors import ConfigError
-from iec.network import FeatureCache, Network, Step
+from iec.sampling.network import FeatureCache, Network, Step
 
 DIFFERENCE = 0.05
 """Half the step of a central difference, relative to |x|. On the bundled model at W8A8, steps 0, 20 and 40 of 50, 0.01 gives bounds

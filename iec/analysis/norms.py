@@ -20,7 +20,7 @@ from iec.analysis.jacobian import DIFFERENCE, Eps, derivatives, difference, eps_
 from iec.analysis.krylov import Estimate, Product
 from iec.analysis.setup import Setup
 from iec.errors import ConfigError
-from iec.network import Step
+from iec.sampling.network import Step
 
 Derivative = Literal["exact", "difference"]
 LAMBDAS = (0.1, 0.3, 0.5, 0.7)

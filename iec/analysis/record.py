@@ -12,13 +12,13 @@ import torch
 
 from iec.analysis.setup import Setup
 from iec.analysis.state import State
-from iec.cell import Cell
-from iec.environment import describe_device, git_revision
 from iec.errors import ConfigError
-from iec.experiments import Experiment
-from iec.files import canonical_hash, write_atomic
-from iec.runner import prepare
-from iec.solvers import MultistepSampler
+from iec.io.environment import describe_device, git_revision
+from iec.io.files import canonical_hash, write_atomic
+from iec.runs.cell import Cell
+from iec.runs.runner import prepare
+from iec.sampling.multistep import MultistepSampler
+from iec.tables.experiment import Experiment
 
 DIGITS = 6
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from iec.correction import Correction
 from iec.models import Model
-from iec.network import Network
-from iec.noise import Noise
-from iec.placement import Placement
-from iec.sampler import Sampler
+from iec.sampling.correction import Correction
+from iec.sampling.ddim import Sampler
+from iec.sampling.network import Network
+from iec.sampling.noise import Noise
+from iec.sampling.placement import Placement
 
 
 def no_conditioning(indices: Sequence[int]) -> Tensor | None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from iec.files import write_atomic
+from iec.io.files import write_atomic
 
 Arrays = dict[str, np.ndarray]
 

@@ -27,15 +27,15 @@ import torch
 from iec.analysis.growth import Value
 from iec.analysis.setup import Setup, sizes
 from iec.analysis.state import NOTHING_KEPT, Arrays, State
-from iec.correction import Correction
 from iec.efficiency.technique import Prepared
 from iec.errors import ConfigError
-from iec.metrics.bootstrap import mean_interval
+from iec.io.progress import stage
+from iec.metrics.interval import mean_interval
 from iec.models import Model
-from iec.network import FeatureCache, Network
-from iec.placement import Placement
-from iec.progress import stage
-from iec.sampler import Sampler
+from iec.sampling.correction import Correction
+from iec.sampling.ddim import Sampler
+from iec.sampling.network import FeatureCache, Network
+from iec.sampling.placement import Placement
 
 GRID = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 PROBE = 0.5

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from iec.efficiency.caching.cut import Kind
 from iec.efficiency.caching.network import CachedUNetNetwork
 from iec.efficiency.quantization import PTQConfig
-from iec.network import FeatureCache, Mode, Network, Step, UNetNetwork
+from iec.models.unet import UNetNetwork
+from iec.sampling.network import FeatureCache, Mode, Network, Step
 
 FLOAT = PTQConfig(weight_bits=32, activation_bits=32, softmax_bits=32, end_bits=32)
 
@@ -43,7 +44,7 @@ class Cost:
     cached: CallCost | None = None
 
     def per_image(self, calls: Mapping[str, float]) -> CallCost:
-        """Of a whole image, from the measured calls by kind (the fields of `iec.network.Calls`)."""
+        """Of a whole image, from the measured calls by kind (the fields of `iec.sampling.network.Calls`)."""
         cached = self.cached or CallCost()
         return self.full * (calls["full"] + calls["correction"]) + cached * (calls["cached"] + calls["cached_correction"])
 

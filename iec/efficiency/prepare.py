@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from iec.artifacts import artifact_path
 from iec.efficiency.quantization import (
     CalibrationCall,
     PTQConfig,
@@ -17,13 +16,15 @@ from iec.efficiency.quantization import (
     reconstruct,
     save_calibration,
 )
-from iec.guidance import unet_rows
+from iec.io.artifacts import artifact_path
+from iec.io.progress import reported, stage
 from iec.models import Model
-from iec.network import Step, UNetNetwork
-from iec.noise import Noise
-from iec.progress import reported, stage
-from iec.sampler import Sampler
-from iec.timetable import Timetable
+from iec.models.unet import UNetNetwork
+from iec.sampling.ddim import Sampler
+from iec.sampling.guidance import unet_rows
+from iec.sampling.network import Step
+from iec.sampling.noise import Noise
+from iec.sampling.timetable import Timetable
 
 CALIBRATION_SEED = 2**40
 """Far from any seed a person would sample with, so that calibration images are not the sampled ones."""

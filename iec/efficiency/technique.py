@@ -13,11 +13,11 @@ from torch import nn
 
 from iec.efficiency.cost import Cost
 from iec.errors import ConfigError, IECError
-from iec.files import sha256
+from iec.io.files import sha256
 from iec.models import Card, Model
-from iec.network import Network
-from iec.sampler import Sampler
-from iec.timetable import Timetable
+from iec.sampling.ddim import Sampler
+from iec.sampling.network import Network
+from iec.sampling.timetable import Timetable
 
 BUILT_IN = "iec.efficiency.techniques"
 """The module whose techniques are versioned with this package."""
@@ -39,7 +39,8 @@ class Technique(ABC):
     """An efficiency technique: a frozen dataclass whose fields are the keys of its configuration (``_target_`` names the class).
 
     Fields are checked in ``__post_init__``, by `ConfigError`. Only `prepare` has to be written. The sampler needs no change:
-    a network is told in every call which step it is on (`iec.network.Step`) and what it may reuse, and keeps nothing itself.
+    a network is told in every call which step it is on (`iec.sampling.network.Step`) and what it may reuse, and keeps nothing
+    itself.
     """
 
     simulated: ClassVar[bool] = False
@@ -52,7 +53,7 @@ class Technique(ABC):
 
     @abstractmethod
     def prepare(self, model: Model, table: Timetable, artifacts: Path) -> Prepared:
-        """The network for the steps of ``table``; what is slow to find is kept in the folder ``artifacts`` (`iec.artifacts`)."""
+        """The network for the steps of ``table``; what is slow to find is kept in the folder ``artifacts`` (`iec.io.artifacts`)."""
 
     def refresh(self, num_steps: int) -> frozenset[int] | None:
         """The steps that run the full network; the others are told to reuse a feature (``step.mode == "cached"``). None: all."""

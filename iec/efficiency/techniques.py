@@ -16,9 +16,9 @@ from iec.efficiency.quantization import PTQConfig, weight_bytes
 from iec.efficiency.technique import Prepared, Technique
 from iec.errors import ConfigError
 from iec.models import Card, Model
-from iec.network import parameter_bytes
-from iec.sampler import Sampler
-from iec.timetable import Timetable
+from iec.models.unet import parameter_bytes
+from iec.sampling.ddim import Sampler
+from iec.sampling.timetable import Timetable
 
 
 def model_cost(model: Model, weight_bytes: int, cut: int | Kind | None = None, config: PTQConfig = FLOAT) -> Cost:

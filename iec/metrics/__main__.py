@@ -15,22 +15,21 @@ from pathlib import Path
 from typing import Any
 
 from iec.errors import ConfigError, MetricError
-from iec.files import write_atomic
-from iec.metrics.catalog import ORIGINS, dataset_names
-from iec.metrics.cells import CellSource
-from iec.metrics.encoded import open_folder
-from iec.metrics.features import Extractor, Features, extract
+from iec.io.files import read_json, write_atomic
+from iec.io.progress import reported
+from iec.io.runtime import entry_point, keep_freed_memory, resolve_device
+from iec.metrics.extractors.features import Extractor, Features, extract
 from iec.metrics.frechet import FewSamplesWarning
-from iec.metrics.imported import import_statistics
-from iec.metrics.npz import ImageArray
+from iec.metrics.images.encoded import open_folder
+from iec.metrics.images.npz import ImageArray
+from iec.metrics.images.sources import NpzSource, Source, Tally, first
 from iec.metrics.protocol import PROTOCOLS, Protocol, protocol
 from iec.metrics.record import Record
-from iec.metrics.reference import Reference, load_reference, reference_path
+from iec.metrics.references.catalog import ORIGINS, dataset_names
+from iec.metrics.references.imported import import_statistics
+from iec.metrics.references.reference import Reference, load_reference, reference_path
 from iec.metrics.scores import available, require_images
-from iec.metrics.sources import NpzSource, Source, Tally, first
-from iec.progress import reported
-from iec.runtime import entry_point, keep_freed_memory, resolve_device
-from iec.store import read_json
+from iec.runs.cell_images import CellSource
 
 
 def arguments(words: list[str] | None) -> argparse.Namespace:

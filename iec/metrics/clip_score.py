@@ -17,9 +17,9 @@ from PIL import Image
 from torch import Tensor
 
 from iec.errors import MetricError, WeightsError
-from iec.files import canonical_hash, sha256
-from iec.metrics.bootstrap import mean_interval
-from iec.metrics.features import regroup
+from iec.io.files import canonical_hash, sha256
+from iec.metrics.extractors.features import regroup
+from iec.metrics.interval import mean_interval
 from iec.metrics.scores import Score
 
 BACKBONE = "openai/clip-vit-large-patch14"

@@ -23,7 +23,7 @@ variances 1, 1/2, ... 1/64; reference of 38,400:
 | clipped, with a common factor| 128    | 0.859 | 0.0653         | 0.0642   | 0.0690    | 0.93     |
 |                              | 1536   | 0.585 | 0.0181         | 0.0176   | 0.0192    | 0.94     |
 
-50,000 images for 2048 features is n / d = 24, as the rows of 1536. As with `iec.metrics.bootstrap` the target is the mean of
+50,000 images for 2048 features is n / d = 24, as the rows of 1536. As with `iec.metrics.interval` the target is the mean of
 FID_N, not the value at N = infinity.
 """
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from iec.errors import MetricError
-from iec.metrics.bootstrap import mean_interval
+from iec.metrics.interval import mean_interval
 
 
 class Paired(NamedTuple):

@@ -26,10 +26,10 @@ from dataclasses import dataclass
 import torch
 
 from iec.errors import ConfigError
-from iec.metrics.extractor import EffNetLite0
-from iec.metrics.features import Extractor, Features
-from iec.metrics.inception import PYTORCH_FID, Inception
-from iec.metrics.reference import Reference
+from iec.metrics.extractors.efficientnet import EffNetLite0
+from iec.metrics.extractors.features import Extractor, Features
+from iec.metrics.extractors.inception import PYTORCH_FID, Inception
+from iec.metrics.references.reference import Reference
 from iec.metrics.scores import NAMES, OWN_RULES, Rules, Score, score_features
 
 

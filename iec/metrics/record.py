@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from iec.errors import ArtifactError
-from iec.files import write_atomic
-from iec.metrics.features import Extractor
+from iec.io.files import write_atomic
+from iec.metrics.extractors.features import Extractor
 from iec.metrics.inception_score import CHUNKS, SHUFFLE_SEED
-from iec.metrics.reference import Reference
+from iec.metrics.references.reference import Reference
 from iec.metrics.scores import OWN_RULES, Rules, Score
 
 PACKAGES = ("iec", "torch", "timm", "torch-fidelity", "numpy", "scipy")

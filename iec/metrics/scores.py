@@ -7,15 +7,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from iec.errors import MetricError
-from iec.metrics.bootstrap import LEVEL, centred_interval, resample_counts
-from iec.metrics.features import Extractor, Features, extract
+from iec.metrics.extractors.features import Extractor, Features, extract
 from iec.metrics.frechet import FewSamplesWarning, GaussianStatistics, frechet_distance
 from iec.metrics.inception_score import CHUNKS, TORCH_FIDELITY_SPLITS, inception_score_of_chunks
 from iec.metrics.infinity import SHARE, frechet_infinity
 from iec.metrics.influence import linear_interval
+from iec.metrics.interval import LEVEL, centred_interval, resample_counts
 from iec.metrics.kid import SUBSET, kid_of_resamples, kid_of_subsets
 from iec.metrics.precision_recall import NEIGHBOURS, precise, recalled
-from iec.metrics.reference import Reference
+from iec.metrics.references.reference import Reference
 
 NAMES = ("fid", "kid", "is", "sfid")
 """The scores that are given unless others are asked for."""
@@ -54,7 +54,7 @@ class Score:
     """One score of n images, as it is printed.
 
     low, high: 95 % interval for another draw of n images; nan without resamples, and for scores that have none. resamples: as asked
-    for. interval: how it was found, ``bootstrap`` (`iec.metrics.bootstrap`), ``linear`` (`iec.metrics.influence`) or ``none``.
+    for. interval: how it was found, ``bootstrap`` (`iec.metrics.interval`), ``linear`` (`iec.metrics.influence`) or ``none``.
     """
 
     name: str

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import yaml
 
 from iec.errors import ConfigError
-from iec.timetable import NoiseSchedule
+from iec.sampling.timetable import NoiseSchedule
 
 FOLDER = Path(__file__).parent
 

@@ -11,16 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from iec.errors import ConfigError
-from iec.guidance import guided, rows_per_image
+from iec.io.runtime import resolve_device
 from iec.models.architecture import DIFFUSERS, build
 from iec.models.cards import Card, Component, card
 from iec.models.conditioning import ClassLabels, Conditioner, Prompts
 from iec.models.decoder import Decoder
 from iec.models.prompts import prompts_of
 from iec.models.text import TextEncoder, load_tokenizer
+from iec.models.unet import UNetNetwork
 from iec.models.weights import component_folder, config_of, configuration_hash, digest, fill, find, is_packaged, weights_name
-from iec.network import Network, UNetNetwork
-from iec.runtime import resolve_device
+from iec.sampling.guidance import guided, rows_per_image
+from iec.sampling.network import Network
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from iec.datasets import load_coco_captions
 from iec.errors import ConfigError
+from iec.io.captions import load_coco_captions
 
 OWN = Path(__file__).parent / "prompts.txt"
 

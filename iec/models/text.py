@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from iec.errors import WeightsError
-from iec.files import write_atomic
+from iec.io.files import write_atomic
 
 TABLE = "bpe_simple_vocab_16e6.txt.gz"
 TABLE_SHA256 = "924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a"

@@ -16,9 +16,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from iec.download import hub_folder
 from iec.errors import WeightsError
-from iec.files import canonical_hash, sha256
+from iec.io.download import hub_folder
+from iec.io.files import canonical_hash, sha256
 from iec.models.architecture import differences
 from iec.models.cards import FOLDER, Card, Component
 

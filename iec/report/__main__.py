@@ -16,15 +16,15 @@ from pathlib import Path
 import yaml
 from hydra import compose, initialize_config_dir
 
-from iec.config import register
-from iec.environment import git_revision
 from iec.errors import ConfigError
-from iec.experiments import CONFIGS
-from iec.files import write_atomic
+from iec.io.environment import git_revision
+from iec.io.files import write_atomic
+from iec.io.runtime import entry_point
 from iec.report.page import page
 from iec.report.pictures import figures_of
 from iec.report.sections import read_section
-from iec.runtime import entry_point
+from iec.runs.config import register
+from iec.tables.experiment import CONFIGS
 
 EXPERIMENTS = CONFIGS.parent / "experiments"
 log = logging.getLogger(__name__)

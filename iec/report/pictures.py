@@ -12,11 +12,11 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from PIL import Image
 
-from iec.experiments import Experiment
-from iec.figures import write_plots
-from iec.images import grid
-from iec.rows import Row
-from iec.store import read_json
+from iec.io.files import read_json
+from iec.io.images import grid
+from iec.tables.experiment import Experiment
+from iec.tables.figures import write_plots
+from iec.tables.rows import Row
 
 log = logging.getLogger(__name__)
 MOST_IMAGES, FEWEST_IMAGES = 16, 4

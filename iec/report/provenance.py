@@ -3,9 +3,8 @@
 from datetime import UTC, datetime
 from typing import Any
 
-from iec.files import canonical_hash
-from iec.runner import Result
-from iec.store import read_json
+from iec.io.files import canonical_hash, read_json
+from iec.runs.runner import Result
 
 Facts = list[tuple[str, str]]
 

@@ -8,15 +8,15 @@ from pathlib import Path
 from markupsafe import Markup
 
 from iec.errors import IECError
-from iec.experiments import Experiment
-from iec.figures import corrected
 from iec.report.pictures import Picture, Sprite, plots_of, sprite_of
 from iec.report.provenance import Facts, facts_of
 from iec.report.reading import to_html
-from iec.rows import Row, build_rows
-from iec.runner import Result, finished_result
-from iec.status import progress_of
-from iec.tables import PUBLISHED, caption_of, table_of
+from iec.runs.runner import Result, finished_result
+from iec.runs.status import progress_of
+from iec.tables.experiment import Experiment
+from iec.tables.figures import corrected
+from iec.tables.rows import Row, build_rows
+from iec.tables.table import PUBLISHED, caption_of, table_of
 
 log = logging.getLogger(__name__)
 ELSEWHERE = "not at this scale"

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from iec.analysis.setup import Setup
-from iec.network import Prediction
-from iec.sampler import Sampler
-from iec.timetable import NoiseSchedule, Timetable
+from iec.sampling.ddim import Sampler
+from iec.sampling.network import Prediction
+from iec.sampling.timetable import NoiseSchedule, Timetable
 
 SHAPE = (1, 2, 3)
 D = int(np.prod(SHAPE))

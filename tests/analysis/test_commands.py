@@ -6,11 +6,11 @@ import sys
 import numpy as np
 import pytest
 
-from iec import tables
 from iec.analysis.commands import run_errors, run_norms, run_suggest
 from iec.analysis.norms import Options
 from iec.analysis.record import Subject
 from iec.errors import ConfigError
+from iec.tables import table as tables
 from scripts import analyse
 
 SMALL = ["device=cpu", "sampler.steps=6", "sampler.spacing=quad", "efficiency=deepcache", "efficiency.interval=2"]

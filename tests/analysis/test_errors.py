@@ -6,10 +6,10 @@ import torch
 
 from iec.analysis.errors import errors
 from iec.analysis.growth import growth
-from iec.correction import Correction
-from iec.network import Prediction
-from iec.placement import Placement
-from iec.timetable import NoiseSchedule, Timetable
+from iec.sampling.correction import Correction
+from iec.sampling.network import Prediction
+from iec.sampling.placement import Placement
+from iec.sampling.timetable import NoiseSchedule, Timetable
 from tests.analysis.conftest import D, disturbed, exact, injected, jacobian
 
 EYE = torch.eye(D, dtype=torch.float64)

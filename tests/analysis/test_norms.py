@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from iec.analysis.norms import STEP_MATRIX, Matrix, Options, family, spectra
-from iec.correction import Correction
 from iec.errors import ConfigError
-from iec.network import Prediction
-from iec.placement import Placement
-from iec.timetable import NoiseSchedule, Timetable
+from iec.sampling.correction import Correction
+from iec.sampling.network import Prediction
+from iec.sampling.placement import Placement
+from iec.sampling.timetable import NoiseSchedule, Timetable
 from tests.analysis.conftest import D, apply, exact, jacobian
 
 TIGHT = {"tolerance": 1e-10, "max_iterations": 30}

@@ -22,14 +22,14 @@ from iec.analysis.suggest import (
     suggest_for,
     with_steps,
 )
-from iec.correction import Correction
 from iec.efficiency.prepare import CALIBRATION_SEED
 from iec.errors import ConfigError
 from iec.models import load_model
-from iec.network import Prediction
-from iec.placement import Placement
-from iec.sampler import Sampler
-from iec.timetable import NoiseSchedule, Timetable
+from iec.sampling.correction import Correction
+from iec.sampling.ddim import Sampler
+from iec.sampling.network import Prediction
+from iec.sampling.placement import Placement
+from iec.sampling.timetable import NoiseSchedule, Timetable
 from tests.analysis.conftest import SHAPE, exact
 
 IMAGES = range(4)

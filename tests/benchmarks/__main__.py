@@ -20,21 +20,22 @@ import scipy.linalg
 import torch
 from diffusers import UNet2DModel
 
-from iec.correction import Correction
 from iec.efficiency.caching import CachedUNetNetwork, uniform
 from iec.efficiency.cost import call_macs
 from iec.efficiency.prepare import quantize
 from iec.efficiency.quantization import PTQConfig
-from iec.environment import describe_device
+from iec.io.environment import describe_device
+from iec.io.runtime import keep_freed_memory
+from iec.metrics.extractors.inception import Inception
 from iec.metrics.frechet import GaussianStatistics, frechet_distance
-from iec.metrics.inception import Inception
 from iec.models import load_model
-from iec.network import Step, UNetNetwork
-from iec.noise import Noise
-from iec.placement import Placement
-from iec.runtime import keep_freed_memory
-from iec.sampler import Sampler
-from iec.timetable import NoiseSchedule, Timetable
+from iec.models.unet import UNetNetwork
+from iec.sampling.correction import Correction
+from iec.sampling.ddim import Sampler
+from iec.sampling.network import Step
+from iec.sampling.noise import Noise
+from iec.sampling.placement import Placement
+from iec.sampling.timetable import NoiseSchedule, Timetable
 from tests.metrics.inception_networks import pytorch_fid_network, random_weights, torch_fidelity_network
 
 BATCH, STEPS = 32, 10

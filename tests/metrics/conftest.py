@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from iec.files import canonical_hash
-from iec.metrics.extractor import EffNetLite0
-from iec.metrics.reference import load_reference, reference_path
+from iec.io.files import canonical_hash
+from iec.metrics.extractors.efficientnet import EffNetLite0
+from iec.metrics.references.reference import load_reference, reference_path
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from iec.metrics.bootstrap import centred_interval, mean_interval, resample_counts
 from iec.metrics.frechet import GaussianStatistics, frechet_distance
+from iec.metrics.interval import centred_interval, mean_interval, resample_counts
 
 
 def test_resamples_are_whole_and_repeatable():

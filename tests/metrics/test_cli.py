@@ -9,9 +9,9 @@ from PIL import Image
 
 from iec.errors import ArtifactError, ConfigError, DatasetError, IECError, MetricError
 from iec.metrics import __main__ as cli
-from iec.metrics.features import extract
+from iec.metrics.extractors.features import extract
 from iec.metrics.protocol import PROTOCOLS
-from iec.metrics.reference import load_reference
+from iec.metrics.references.reference import load_reference
 from iec.metrics.scores import score as score_images
 from tests.metrics.test_sources import write_cell, write_folder
 
@@ -121,7 +121,7 @@ def extract_input(folder):
 
 
 def test_prepare_imports_statistics_for_a_data_set(tmp_path, real_images, extractor, monkeypatch):
-    from iec.metrics.catalog import ORIGINS
+    from iec.metrics.references.catalog import ORIGINS
 
     monkeypatch.setitem(ORIGINS, "pytorch_fid", extractor.name)
     monkeypatch.setenv("IEC_REFERENCES", str(tmp_path))

@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 from iec.errors import MetricError
-from iec.metrics.encoded import open_folder
-from iec.metrics.export import export_npz, export_pngs
-from iec.metrics.npz import ImageArray
-from iec.metrics.sources import ArraySource, NpzSource
+from iec.metrics.images.encoded import open_folder
+from iec.metrics.images.export import export_npz, export_pngs
+from iec.metrics.images.npz import ImageArray
+from iec.metrics.images.sources import ArraySource, NpzSource
 from tests.metrics.test_sources import write_cell
 
 SCRIPT = Path(__file__).parents[2] / "scripts/export_images.py"

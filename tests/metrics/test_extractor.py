@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 
 from iec.errors import MetricError, WeightsError
-from iec.metrics import extractor as module
-from iec.metrics.extractor import EffNetLite0, load_network, preprocess, stage_outputs, timm_name
-from iec.metrics.features import extract
+from iec.metrics.extractors import efficientnet as module
+from iec.metrics.extractors.efficientnet import EffNetLite0, load_network, preprocess, stage_outputs, timm_name
+from iec.metrics.extractors.features import extract
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from iec.errors import MetricError
-from iec.files import canonical_hash
-from iec.metrics.features import extract
+from iec.io.files import canonical_hash
+from iec.metrics.extractors.features import extract
 
 
 def test_batches_are_fixed_however_the_images_arrive(tiny, random_images):

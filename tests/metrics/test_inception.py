@@ -6,8 +6,8 @@ import torch
 from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
 from iec.errors import MetricError, WeightsError
-from iec.metrics.features import extract
-from iec.metrics.inception import PYTORCH_FID, Inception, load_network, tensorflow_input
+from iec.metrics.extractors.features import extract
+from iec.metrics.extractors.inception import PYTORCH_FID, Inception, load_network, tensorflow_input
 from tests.metrics.inception_networks import pytorch_fid_network, random_weights, torch_fidelity_network
 
 

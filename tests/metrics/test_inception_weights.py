@@ -6,10 +6,10 @@ from urllib.error import URLError
 import pytest
 import torch
 
-from iec import download
 from iec.errors import WeightsError
-from iec.metrics import inception_weights as module
-from iec.metrics.inception_weights import NAMES, SHA256, URL, find_weights
+from iec.io import download
+from iec.metrics.extractors import inception_weights as module
+from iec.metrics.extractors.inception_weights import NAMES, SHA256, URL, find_weights
 
 CONTENT = b"tensors" * 1000
 DIGEST = hashlib.sha256(CONTENT).hexdigest()

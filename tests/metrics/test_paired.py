@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from iec.errors import MetricError
-from iec.metrics.bootstrap import mean_interval
+from iec.metrics.interval import mean_interval
 from iec.metrics.paired import psnr, psnr_per_image, relative_distance
 
 draw = np.random.default_rng(0)

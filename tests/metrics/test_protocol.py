@@ -10,12 +10,12 @@ from torch_fidelity.metric_prc import prc_features_to_metric
 
 from iec.errors import ConfigError, MetricError
 from iec.metrics import scores as scores_module
-from iec.metrics.features import Features
+from iec.metrics.extractors.features import Features
+from iec.metrics.extractors.inception import Inception
 from iec.metrics.frechet import GaussianStatistics
-from iec.metrics.inception import Inception
 from iec.metrics.kid import kid_of_subsets
 from iec.metrics.protocol import PROTOCOLS, Protocol, protocol
-from iec.metrics.reference import Reference
+from iec.metrics.references.reference import Reference
 from iec.metrics.scores import LABELS, NAMES, available, require_images, score_features
 from tests.metrics import adm
 

@@ -9,16 +9,16 @@ import torch
 from safetensors.numpy import save_file
 
 from iec.errors import ArtifactError, ConfigError, MetricError
-from iec.metrics import gather as gathering
-from iec.metrics.catalog import ORIGINS, dataset_names
-from iec.metrics.chunks import CHUNK, Job, images_sha256, kid_positions
-from iec.metrics.encoded import open_folder
-from iec.metrics.features import extract
+from iec.metrics.extractors.features import extract
 from iec.metrics.frechet import GaussianStatistics, frechet_distance
-from iec.metrics.imported import import_statistics
-from iec.metrics.prepare import make_reference
-from iec.metrics.reference import UNKNOWN_N, Reference, load_reference, reference_path
-from iec.metrics.sources import ArraySource
+from iec.metrics.images.encoded import open_folder
+from iec.metrics.images.sources import ArraySource
+from iec.metrics.references import gather as gathering
+from iec.metrics.references.catalog import ORIGINS, dataset_names
+from iec.metrics.references.chunks import CHUNK, Job, images_sha256, kid_positions
+from iec.metrics.references.imported import import_statistics
+from iec.metrics.references.prepare import make_reference
+from iec.metrics.references.reference import UNKNOWN_N, Reference, load_reference, reference_path
 from tests.metrics.conftest import TinyExtractor
 from tests.metrics.test_sources import write_folder
 

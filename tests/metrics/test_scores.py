@@ -7,12 +7,12 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from iec.errors import ArtifactError, MetricError
-from iec.metrics.features import extract
+from iec.metrics.extractors.features import extract
 from iec.metrics.frechet import FewSamplesWarning, GaussianStatistics, frechet_distance
 from iec.metrics.inception_score import inception_score
 from iec.metrics.kid import kid
 from iec.metrics.record import Record
-from iec.metrics.reference import Reference
+from iec.metrics.references.reference import Reference
 from iec.metrics.scores import NAMES, score, score_features
 
 pytestmark = pytest.mark.filterwarnings("ignore::iec.metrics.frechet.FewSamplesWarning")

@@ -11,16 +11,16 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from iec import scoring as module
 from iec.errors import ArtifactError, ConfigError, MetricError
-from iec.metrics.features import extract
+from iec.metrics.extractors.features import extract
 from iec.metrics.frechet import GaussianStatistics
 from iec.metrics.protocol import Protocol
 from iec.metrics.record import Record
-from iec.metrics.reference import Reference
+from iec.metrics.references.reference import Reference
 from iec.metrics.scores import Rules
 from iec.models.prompts import prompts_of
-from iec.scoring import Scorer, stored_record
+from iec.runs import scoring as module
+from iec.runs.scoring import Scorer, stored_record
 
 pytestmark = pytest.mark.filterwarnings("ignore::iec.metrics.frechet.FewSamplesWarning")
 

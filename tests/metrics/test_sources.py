@@ -12,14 +12,14 @@ import pytest
 from PIL import Image
 
 from iec.errors import ConfigError, MetricError, StoreError
-from iec.metrics.cells import CellSource
-from iec.metrics.encoded import in_order, open_folder
-from iec.metrics.npz import ImageArray
-from iec.metrics.pictures import DamagedImageError, Preprocess, decode
-from iec.metrics.sources import ArraySource, NpzSource, Tally, first
-from iec.network import Calls
-from iec.sampling import Samples
-from iec.store import Store
+from iec.metrics.images.decode import DamagedImageError, Preprocess, decode
+from iec.metrics.images.encoded import in_order, open_folder
+from iec.metrics.images.npz import ImageArray
+from iec.metrics.images.sources import ArraySource, NpzSource, Tally, first
+from iec.runs.batches import Samples
+from iec.runs.cell_images import CellSource
+from iec.runs.store import Store
+from iec.sampling.network import Calls
 
 
 @pytest.fixture(scope="module")

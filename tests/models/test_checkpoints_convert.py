@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from iec.errors import ConfigError, StoreError, WeightsError
-from iec.files import sha256
+from iec.io.files import sha256
 from iec.models import card
 from iec.models.checkpoints.convert import convert
 from iec.models.model import Source

@@ -5,11 +5,11 @@ import torch
 
 from iec.efficiency.prepare import CALIBRATION_SEED, calibration_inputs
 from iec.efficiency.quantization import QuantizedNetwork
-from iec.files import canonical_hash
-from iec.noise import Noise
-from iec.runner import run_cell
-from iec.sampler import Sampler
-from iec.timetable import Timetable
+from iec.io.files import canonical_hash
+from iec.runs.runner import run_cell
+from iec.sampling.ddim import Sampler
+from iec.sampling.noise import Noise
+from iec.sampling.timetable import Timetable
 from tests.models.tiny import PAPER
 
 PTQ = ["efficiency.scale_rule=max", "efficiency.calibration_images=2"]

@@ -5,9 +5,9 @@ import torch
 from diffusers import DDIMPipeline, LDMPipeline
 
 from iec.models.model import Source
-from iec.noise import Noise
-from iec.sampler import Sampler
-from iec.timetable import Timetable
+from iec.sampling.ddim import Sampler
+from iec.sampling.noise import Noise
+from iec.sampling.timetable import Timetable
 from tests.models.tiny import scheduler, stable_diffusion, tiny
 
 STEPS, INDICES, SEED = 10, (0, 1), 3

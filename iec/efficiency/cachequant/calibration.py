@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from iec.artifacts import artifact_path, load_artifact, save_artifact
 from iec.efficiency.cachequant.config import CacheQuantConfig
 from iec.efficiency.cachequant.dec import fit_cache, fit_quantization
 from iec.efficiency.cachequant.dps import FeatureDistances, cheapest_refreshes
@@ -19,9 +18,10 @@ from iec.efficiency.cachequant.trajectories import FloatRuns
 from iec.efficiency.caching import CachedUNetNetwork
 from iec.efficiency.quantization import CalibrationCall, QuantizedNetwork, QuantizedUNet, calibrate, quantize_unet, reconstruct
 from iec.efficiency.quantization.artifact import calibration_tensors, fill_calibration
-from iec.network import UNetNetwork
-from iec.progress import reported, stage
-from iec.timetable import Timetable
+from iec.io.artifacts import artifact_path, load_artifact, save_artifact
+from iec.io.progress import reported, stage
+from iec.models.unet import UNetNetwork
+from iec.sampling.timetable import Timetable
 
 KIND = "cachequant"
 
@@ -57,7 +57,7 @@ def prepare_cachequant(
 
     shape: (C, H, W) of the network's input. facts: what ``unet`` is, JSON values (model, hash of the weights). seed: of the noise
     of the calibration images. batch_size: of the float runs; it changes the result by rounding only. cond: row n conditions
-    calibration image n; at least ``config.images`` rows. guidance: w of a guided model, see `iec.guidance`.
+    calibration image n; at least ``config.images`` rows. guidance: w of a guided model, see `iec.sampling.guidance`.
     artifacts: where calibrations, and the finished stages of one that was
     interrupted, are kept and looked for. artifact: a calibration file that must be used.
 

@@ -6,9 +6,9 @@ from typing import Any
 from torch import Tensor
 
 from iec.efficiency.caching import Kind, explicit
-from iec.efficiency.caching.schedules import require_interval
 from iec.efficiency.quantization import PTQConfig
 from iec.errors import ConfigError
+from iec.sampling.refresh import require_interval
 
 
 @dataclass(frozen=True)

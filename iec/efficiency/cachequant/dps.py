@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from iec.efficiency.caching.schedules import require_interval
 from iec.errors import NonFiniteError
+from iec.sampling.refresh import require_interval
 
 
 def bounds(interval: int) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from iec.efficiency.caching import CachedUNetNetwork
 from iec.errors import ArtifactError, ConfigError
-from iec.network import FeatureCache, Prediction, Step
+from iec.sampling.network import FeatureCache, Prediction, Step
 
 
 @dataclass(frozen=True)

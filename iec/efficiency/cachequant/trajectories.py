@@ -8,12 +8,12 @@ from torch import Tensor
 
 from iec.efficiency.caching import CachedUNetNetwork
 from iec.efficiency.quantization import CalibrationCall
-from iec.guidance import guided, unet_rows
-from iec.network import FeatureCache, Network, Prediction, Step
-from iec.noise import Noise
-from iec.progress import stage
-from iec.sampler import Sampler
-from iec.timetable import Timetable
+from iec.io.progress import stage
+from iec.sampling.ddim import Sampler
+from iec.sampling.guidance import guided, unet_rows
+from iec.sampling.network import FeatureCache, Network, Prediction, Step
+from iec.sampling.noise import Noise
+from iec.sampling.timetable import Timetable
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class FloatRuns:
     """Runs of the float UNet of ``network`` over ``table``, every call full, in batches of ``batch_size``.
 
     Image n starts from the noise of (seed, n) and has row n of ``cond``. guidance: w of a guided model, whose images have two rows
-    each (`iec.guidance.unet_rows`). All stages take the images 0, 1, .., so that a stage's
+    each (`iec.sampling.guidance.unet_rows`). All stages take the images 0, 1, .., so that a stage's
     result does not depend on the sizes of the others; the corrections have two parameters a channel and cannot learn images.
     shape: (C, H, W).
     """

@@ -2,7 +2,7 @@
 
 from iec.efficiency.caching.cut import Cut, Kind, default_cut, find_cut, num_cuts
 from iec.efficiency.caching.network import CachedUNetNetwork
-from iec.efficiency.caching.schedules import centred, explicit, quadratic, uniform
+from iec.sampling.refresh import centred, explicit, quadratic, uniform
 
 __all__ = [
     "CachedUNetNetwork",

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from typing import cast
 
 from iec.efficiency.caching.cut import Kind
-from iec.efficiency.caching.schedules import centred, explicit, quadratic, require_interval, uniform
 from iec.errors import ConfigError
 from iec.models.cards import Card
+from iec.sampling.refresh import centred, explicit, quadratic, require_interval, uniform
 
 SCHEDULES = ("uniform", "quadratic", "centred", "explicit")
 QUADRATIC_POWER, CENTRED_POWER = 1.5, 1.4
@@ -15,7 +15,7 @@ QUADRATIC_POWER, CENTRED_POWER = 1.5, 1.4
 
 @dataclass(frozen=True)
 class CachingConfig:
-    """Feature caching: see `iec.efficiency.caching.schedules` for the schedules and `find_cut` for the cut.
+    """Feature caching: see `iec.sampling.refresh` for the schedules and `find_cut` for the cut.
 
     interval: N; about one in N steps runs the full network: n = ceil(T / N) refreshes (unless ``explicit``).
     schedule: ``uniform`` (every N-th step),

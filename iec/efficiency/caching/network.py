@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from iec.efficiency.caching.cut import Kind, find_cut
 from iec.efficiency.caching.structure import Signals, structure_of
 from iec.errors import ConfigError
-from iec.network import FeatureCache, Prediction, Step
+from iec.sampling.network import FeatureCache, Prediction, Step
 
 
 class CachedUNetNetwork:

@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from iec.artifacts import WAY_OUT, load_artifact, save_artifact
 from iec.efficiency.quantization.config import OFF
 from iec.efficiency.quantization.layers import QuantLayer
 from iec.efficiency.quantization.model import QuantizedUNet
 from iec.errors import ArtifactError
+from iec.io.artifacts import WAY_OUT, load_artifact, save_artifact
 
 KIND = "ptq"
 

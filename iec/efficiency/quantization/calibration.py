@@ -8,7 +8,7 @@ from torch import Tensor
 
 from iec.efficiency.quantization.model import QuantizedUNet
 from iec.errors import ConfigError
-from iec.network import FeatureCache, Network, Step
+from iec.sampling.network import FeatureCache, Network, Step
 
 
 @dataclass(frozen=True)

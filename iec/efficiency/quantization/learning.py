@@ -18,7 +18,7 @@ from iec.efficiency.quantization.model import QuantizedNetwork, QuantizedUNet
 from iec.efficiency.quantization.rounding import LearnedRounding, annealed
 from iec.efficiency.quantization.rows import ActivationQuantizer, RowContext
 from iec.errors import NonFiniteError
-from iec.network import Network
+from iec.sampling.network import Network
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from iec.efficiency.quantization.config import OFF, PTQConfig
 from iec.efficiency.quantization.layers import QuantLayer
 from iec.efficiency.quantization.rows import ActivationQuantizer, RowContext
 from iec.errors import ConfigError
-from iec.network import FeatureCache, Network, Prediction, Step, UNetNetwork, parameter_bytes
+from iec.models.unet import UNetNetwork, parameter_bytes
+from iec.sampling.network import FeatureCache, Network, Prediction, Step
 
 
 class QuantizedUNet(nn.Module):

@@ -10,14 +10,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from iec.artifacts import artifact_path, load_artifact, save_artifact
 from iec.efficiency.quantization.artifact import calibration_tensors, fill_calibration
 from iec.efficiency.quantization.calibration import CalibrationCall
 from iec.efficiency.quantization.learning import collect, learn
 from iec.efficiency.quantization.model import QuantizedUNet
 from iec.efficiency.quantization.units import units
 from iec.errors import ConfigError
-from iec.network import Network
+from iec.io.artifacts import artifact_path, load_artifact, save_artifact
+from iec.sampling.network import Network
 
 KIND = "ptq-unit"
 SEED = 0

@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from iec.errors import ConfigError, StoreError, WeightsError
-from iec.files import write_atomic
+from iec.io.files import write_atomic
 from iec.models.architecture import build
 from iec.models.cards import Card, Component, Original
 from iec.models.checkpoints.names import ALPHAS, AVERAGED, SCALE_FACTOR, Origin, is_ignored, origins

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from iec.download import fetch
 from iec.errors import WeightsError
+from iec.io.download import fetch
 from iec.models.cards import Original
 
 BLOCK = 2**22

@@ -1,0 +1,182 @@
+"""Files from the web: resumed, checked by hash, and put in place only when whole. Never a connection where offline is asked for."""
+
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Iterator, Sequence
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any, BinaryIO
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+from iec.errors import StoreError, WeightsError
+from iec.io.progress import Report, reported
+
+BLOCK, TIMEOUT, ATTEMPTS, PAUSE = 2**20, 30.0, 5, 2.0
+OFFLINE = ("HF_HUB_OFFLINE", "IEC_OFFLINE")
+PASSING = (408, 416, 429)
+"""Refusals that another attempt may change: timed out, part longer than the file, too many requests."""
+CLOSED = (401, 403)
+LOGIN = " (it wants a login, or its licence accepted: see its page in a browser)"
+log = logging.getLogger(__name__)
+
+
+class _Interrupted(Exception):
+    """No answer, or the connection ended before the file did."""
+
+
+def offline() -> bool:
+    """Whether the environment forbids connections (HF_HUB_OFFLINE=1 or IEC_OFFLINE=1)."""
+    return any(os.environ.get(name, "").lower() in ("1", "true", "yes", "on") for name in OFFLINE)
+
+
+def fetch(url: str, path: Path, *, sha256: str | None = None, md5: str | None = None) -> Path:
+    """``url`` at ``path``. What arrived of an interrupted download is kept as ``path.part`` and completed by the next call.
+
+    A file that is there already is checked and kept. The part is continued only if the server still has the same file (by its
+    ETag or date); else it starts anew. The hashes are of the whole file. Five attempts, 30 s without a byte end one. Raises
+    `WeightsError`: offline, unreachable, refused, or another file than expected; `StoreError`: it cannot be written.
+    """
+    if path.is_file():
+        _check(path, sha256, md5)
+        return path
+    part, by_hand = path.with_name(f"{path.name}.part"), f"Or put the file there by hand: {path}"
+    if offline():
+        raise WeightsError(f"{path} does not exist, and {' or '.join(OFFLINE)} forbids fetching {url}. {by_hand}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _complete(url, part, by_hand)
+        try:
+            _check(part, sha256, md5)
+        except WeightsError:
+            part.unlink()
+            _marker(part).unlink(missing_ok=True)
+            raise
+        part.replace(path)
+        _marker(part).unlink(missing_ok=True)
+    except OSError as error:  # of this machine: those of the connection are `_Interrupted`
+        raise StoreError(
+            f"Cannot write {path}: {error.strerror or error}. What arrived is kept; free space or make the folder writable, and "
+            "the same command goes on."
+        ) from error
+    return path
+
+
+def _complete(url: str, part: Path, by_hand: str) -> None:
+    """Receive what ``part`` lacks, in a few attempts. Raises `WeightsError`."""
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            with reported(f"fetching {part.stem}") as report:
+                _receive(url, part, report)
+            return
+        except HTTPError as error:
+            if error.code == 416 and _had_arrived(part, error):
+                return
+            if (error.code < 500 and error.code not in PASSING) or attempt == ATTEMPTS:
+                closed = LOGIN if error.code in CLOSED else ""
+                raise WeightsError(f"{url} answers {error.code} {error.reason}{closed}. {by_hand}") from error
+        except _Interrupted as error:
+            if attempt == ATTEMPTS:
+                raise WeightsError(
+                    f"{url} could not be fetched ({error}). What arrived is kept; the same command goes on. {by_hand}"
+                ) from error
+            log.info("%s: %s; trying again", url, error)
+        time.sleep(PAUSE * attempt)
+
+
+def hub_folder(repository: str, revision: str | None, patterns: Sequence[str]) -> Path:
+    """The files of a hub repository that match ``patterns``, from the local hub cache or fetched there.
+
+    Only those: never a pickle. Raises `WeightsError`, at once where offline is asked for and the cache has none.
+    """
+    from huggingface_hub import snapshot_download  # reads its environment when it is imported
+    from huggingface_hub.errors import HTTPError as HubError  # its client's: refusals and broken connections alike
+
+    try:
+        found = snapshot_download(repository, revision=revision, allow_patterns=list(patterns), local_files_only=offline())
+    except (HubError, OSError, ValueError) as error:  # nothing cached is an OSError, a malformed name a ValueError
+        at = f" --revision {revision}" if revision else ""
+        files = " ".join(f"--include '{pattern}'" for pattern in patterns)
+        raise WeightsError(
+            f"{repository} is no folder here, is not in the hub's cache and could not be fetched ({type(error).__name__}). "
+            "On a machine with access, its licence accepted on its page where it has one to accept:\n"
+            f"    hf download {repository}{at} {files}\n"
+            "and copy the folder that it names: model.weights=DIR"
+        ) from error
+    return Path(found)
+
+
+def _receive(url: str, part: Path, report: Report) -> None:
+    """Complete ``part``. Raises `_Interrupted` if the file is not whole afterwards."""
+    headers, marker, done = {}, _marker(part), 0
+    if part.is_file() and marker.is_file() and (done := part.stat().st_size):
+        headers = {"Range": f"bytes={done}-", "If-Range": marker.read_text(encoding="utf-8")}
+    with _ask(Request(url, headers=headers)) as answer:
+        resumed = answer.status == 206
+        if resumed and not answer.headers.get("Content-Range", "").startswith(f"bytes {done}-"):
+            marker.unlink()
+            raise _Interrupted("the server goes on elsewhere in the file than asked; starting anew")
+        done = done if resumed else 0
+        length = answer.headers.get("Content-Length")
+        total = None if length is None else done + int(length)
+        tag = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
+        if not resumed:
+            marker.unlink(missing_ok=True)
+        with part.open("ab" if resumed else "wb") as file:
+            if tag and not tag.startswith("W/"):  # a weak tag cannot vouch for equal bytes
+                marker.write_text(tag, encoding="utf-8")
+            for block in _blocks(answer):
+                file.write(block)
+                done += len(block)
+                if total is not None:
+                    report(done, total)
+            file.flush()
+            os.fsync(file.fileno())
+    if total is not None and done != total:
+        raise _Interrupted(f"{done} of {total} bytes arrived")
+
+
+def _had_arrived(part: Path, error: HTTPError) -> bool:
+    """Whether ``part`` is the whole file: a server says so when asked for what follows it. If not, the next attempt starts anew."""
+    if part.is_file() and error.headers.get("Content-Range") == f"bytes */{part.stat().st_size}":
+        return True
+    _marker(part).unlink(missing_ok=True)
+    return False
+
+
+def _ask(request: Request) -> Any:
+    """The server's answer. Raises `HTTPError` for a refusal and `_Interrupted` where none comes."""
+    try:
+        return urlopen(request, timeout=TIMEOUT)
+    except HTTPError:
+        raise
+    except (OSError, HTTPException) as error:
+        raise _Interrupted(str(error) or type(error).__name__) from error
+
+
+def _blocks(answer: BinaryIO) -> Iterator[bytes]:
+    try:
+        while block := answer.read(BLOCK):
+            yield block
+    except (OSError, HTTPException) as error:
+        raise _Interrupted(str(error) or type(error).__name__) from error
+
+
+def _marker(part: Path) -> Path:
+    """Holds what identifies the server's file that ``part`` is the beginning of."""
+    return part.with_name(f"{part.name}.tag")
+
+
+def _check(path: Path, sha256: str | None, md5: str | None) -> None:
+    for name, wanted in (("sha256", sha256), ("md5", md5)):
+        if wanted is None:
+            continue
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, name).hexdigest()
+        if found != wanted:
+            raise WeightsError(
+                f"{path.name} ({path.stat().st_size} bytes) has {name} {found}, expected {wanted}: it is damaged or another file. "
+                f"Delete {path} if it is there, and fetch it again."
+            )

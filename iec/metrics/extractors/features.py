@@ -1,0 +1,140 @@
+"""From images to features: what an extractor is, and how images of any source are fed to it."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from iec.errors import MetricError
+
+
+class Extractor(Protocol):
+    """A fixed network that turns images into features. Anything with these members can be scored with.
+
+    name: short, used in file names. label: as printed in ``FID (label)``. batch: images in one call.
+    """
+
+    name: str
+    label: str
+    batch: int
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that the features depend on, as JSON: weights' sha256, layers, input size, normalisation ..."""
+        ...
+
+    @property
+    def hash(self) -> str:
+        """`iec.io.files.canonical_hash` of ``identity``."""
+        ...
+
+    def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """uint8 [B, H, W, 3] -> float32 (pooled [B, d], spatial [B, k], logits [B, K]). A row depends on its image alone."""
+        ...
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of N images in order, float32, and where they come from; enough for every score but the paired ones.
+
+    resolution: height (= width) of the images before any resizing. extractor: the extractor's hash.
+    """
+
+    pooled: np.ndarray
+    spatial: np.ndarray
+    logits: np.ndarray
+    resolution: int
+    extractor: str
+
+    def __len__(self) -> int:
+        return len(self.pooled)
+
+
+def extract(
+    images: np.ndarray | Iterable[np.ndarray], extractor: Extractor, progress: Callable[[int], None] | None = None
+) -> Features:
+    """Features of uint8 images: one array [N, H, W, 3], or an iterable of such arrays of any lengths.
+
+    Images are regrouped into batches of ``extractor.batch``, so the result does not depend on how the iterable cuts them.
+    ``progress`` is called with the number of images of each batch as it is done.
+    Raises `MetricError` for another dtype or shape, fewer than 2 images, all images equal, every image one flat colour, or
+    NaN features.
+    """
+    columns: tuple[list[np.ndarray], ...] = ([], [], [])
+    first: np.ndarray | None = None
+    varied = structured = False
+    for batch in regroup(images, extractor.batch):
+        first = batch[0] if first is None else first
+        varied = varied or bool((batch != first).any())
+        structured = structured or bool((batch != batch[:, :1, :1]).any())
+        for column, value in zip(columns, extractor(batch), strict=True):
+            column.append(value)
+        if progress is not None:
+            progress(len(batch))
+    count = sum(len(part) for part in columns[0])
+    if first is None or count < 2:
+        raise MetricError(f"{count} image(s) cannot be scored; generate at least 2 (num_images=N).")
+    if not varied or not structured:
+        what = "one flat colour" if varied else "the same"
+        raise MetricError(f"All {count} images are {what}; look at them (grid.png), the sampler or its weights are broken.")
+    pooled, spatial, logits = (_joined(column) for column in columns)
+    if not all(np.isfinite(value).all() for value in (pooled, spatial, logits)):
+        raise MetricError("The extractor returned NaN or infinity; check its weights and device.")
+    return Features(pooled, spatial, logits, len(first), extractor.hash)
+
+
+Forward = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
+"""uint8 [batch, H, W, 3] -> (pooled, spatial, logits), a row an image."""
+
+
+@torch.inference_mode()
+def padded(images: np.ndarray, batch: int, device: torch.device, forward: Forward) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """float32 features of 1 .. ``batch`` images by ``forward``, which always gets a whole batch and works without TF32: so that an
+    image's features do not depend on how many are scored. Raises `MetricError`.
+    """
+    if not 1 <= len(images) <= batch:
+        raise MetricError(f"{len(images)} images in one call; pass 1 .. {batch}, or use iec.metrics.extractors.features.extract.")
+    whole = np.zeros((batch, *images.shape[1:]), np.uint8)
+    whole[: len(images)] = images
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+        outputs = forward(torch.from_numpy(whole).to(device))
+    pooled, spatial, logits = (value[: len(images)].float().cpu().numpy() for value in outputs)
+    return pooled, spatial, logits
+
+
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    """All parts in one array; they are let go, so that never more than one column is held twice."""
+    whole = np.concatenate(parts)
+    parts.clear()
+    return whole
+
+
+def regroup(images: np.ndarray | Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
+    """Batches of exactly ``size`` images, the last one shorter, in order."""
+    waiting: list[np.ndarray] = []
+    held, shape = 0, None
+    for block in [images] if isinstance(images, np.ndarray) else images:
+        shape = _check(block, shape)
+        while len(block):
+            part, block = block[: size - held], block[size - held :]
+            waiting.append(part)
+            held += len(part)
+            if held == size:
+                yield np.concatenate(waiting)
+                waiting, held = [], 0
+    if waiting:
+        yield np.concatenate(waiting)
+
+
+def _check(block: np.ndarray, shape: tuple[int, ...] | None) -> tuple[int, ...]:
+    if not isinstance(block, np.ndarray) or block.dtype != np.uint8:
+        kind = block.dtype if isinstance(block, np.ndarray) else type(block).__name__
+        raise MetricError(f"Images must be uint8 arrays, got {kind}; convert with iec.io.images.to_uint8.")
+    if block.ndim != 4 or block.shape[3] != 3 or block.shape[1] != block.shape[2] or block.shape[1] < 2:
+        raise MetricError(f"Images must be square [N, H, W, 3], got {block.shape}; channels come last.")
+    if shape is not None and block.shape[1:] != shape:
+        raise MetricError(f"Images of {block.shape[1:]} and {shape} are mixed; score one resolution at a time.")
+    return block.shape[1:]

@@ -1,0 +1,1 @@
+"""Images of any origin, as uint8 blocks in a fixed order."""

@@ -1,0 +1,1 @@
+"""Statistics of real images: made, imported, loaded and checked."""

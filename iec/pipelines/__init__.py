@@ -1,0 +1,1 @@
+"""IEC, caches and quantization in pipelines of diffusers."""

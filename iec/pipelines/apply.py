@@ -1,0 +1,203 @@
+"""Correction, caching and quantization under an ordinary pipeline of diffusers, and off again.
+
+with iec.apply(pipe, correction=iec.Correction(), cache=iec.CachingConfig(interval=5)):
+    images = pipe("a photo of a cat", num_inference_steps=50).images
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, cast
+
+from torch import nn
+
+from iec.efficiency.caching import CachedUNetNetwork, Kind, find_cut
+from iec.efficiency.caching.config import SCHEDULES, CachingConfig
+from iec.efficiency.quantization import CalibrationCall, PTQConfig, QuantizedUNet, calibrate, quantize_unet, reconstruct
+from iec.errors import ConfigError
+from iec.io.progress import reported
+from iec.models.unet import UNetNetwork
+from iec.pipelines.scheduler import IECScheduler
+from iec.pipelines.unet import Forward, plain_unet, restorer
+from iec.sampling.correction import Correction
+from iec.sampling.network import Network
+from iec.sampling.placement import Placement
+
+HANDLE = "_iec_applied"
+"""The attribute of a pipeline that holds what was applied to it."""
+
+
+@dataclass
+class Applied:
+    """What `apply` changed. ``remove()``, or leaving a ``with`` block, gives the pipeline its own scheduler and network back.
+
+    scheduler: the one that the pipeline now has. quantized: its quantized UNet, if there is one (see `describe`, `weight_bytes`).
+    """
+
+    pipe: Any
+    scheduler: IECScheduler
+    quantized: QuantizedUNet | None
+    _undo: list[Callable[[], object]] = field(repr=False)
+
+    def remove(self) -> None:
+        """Take everything off; a second time does nothing. Raises `ConfigError` if the UNet has been wrapped since (offloading)."""
+        while self._undo:
+            self._undo[-1]()
+            self._undo.pop()
+
+    def __enter__(self) -> "Applied":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+
+def apply(
+    pipe: Any,
+    *,
+    correction: Correction | None = None,
+    placement: Placement | None = None,
+    cache: CachingConfig | None = None,
+    quantize: PTQConfig | None = None,
+    calibration: Mapping[str, Any] | None = None,
+) -> Applied:
+    """Put IEC, feature caching (DeepCache) and simulated quantization under a pipeline whose scheduler can be made a DDIM one.
+
+    correction, placement: see `IECScheduler`. With a correction alone all eligible steps are corrected; with neither none, unless
+        the pipeline's scheduler already is an `IECScheduler`, which then keeps its own.
+    cache: refresh steps are counted in sampling steps, whatever calls corrections and guidance add. A correction at a refresh
+        step runs the full network, and ``correction.cache_from`` says whose feature is kept; ``placement.cached_steps``
+        says what happens at cached steps. cut None: ``latent`` for a pipeline with a VAE, else ``pixel``.
+    quantize: one row of activation scales a step, found on a run of the pipeline itself, in float, without corrections, with the
+        cache if there is one: ``pipe(**calibration)``, e.g. ``{"prompt": [..], "generator": torch.Generator().manual_seed(0),
+        "num_inference_steps": 50}``. Its UNet has to be called on ``calibration_images`` rows a step; guidance makes two rows an
+        image. Later runs must have the timesteps of that one.
+
+    Works for pipelines that call ``pipe.unet`` once for each entry of ``scheduler.timesteps`` (with guidance on one doubled
+    batch). Without cache and quantize only the scheduler is exchanged, which other networks (DiT) can have too. Not saved by
+    ``save_pretrained``, except the scheduler: remove before. Raises `ConfigError` and then changes nothing.
+    """
+    if getattr(pipe, HANDLE, None) is not None:
+        raise ConfigError("This pipeline already has something applied to it. Call iec.remove(pipe) first.")
+    if (quantize is None) != (calibration is None):
+        raise ConfigError("quantize and calibration belong together: give both, or neither.")
+    scheduler = _scheduler(pipe, correction, placement)
+    if cache is None and quantize is None:
+        return _exchange(pipe, scheduler, None, [])
+    unet = plain_unet(pipe)
+    cut = None if cache is None else _cut(pipe, unet, cache)
+    if cache is not None:
+        scheduler.refresh_of = cache.steps_of
+    if quantize is not None and cache is not None and scheduler.placement.cached_steps == "full":
+        raise ConfigError(
+            "cached_steps='full' makes full calls at cached steps, for which the deep layers of a quantized network are not "
+            "calibrated. Use cached_steps='cached' or 'skip'."
+        )
+    cache_from = (correction or Correction()).cache_from
+    undo: list[Callable[[], object]] = [restorer(unet)]
+    try:
+        if quantize is None or calibration is None:
+            forward = Forward(unet, scheduler, cut, cache_from)
+        else:
+            calls = _record(pipe, unet, scheduler, cut, quantize, calibration)
+            quantized = _calibrated(unet, quantize, cut, calls)
+            forward = Forward(quantized.unet, scheduler, cut, cache_from, quantized, tuple(c.step.timestep for c in calls))
+    except BaseException:
+        undo.pop()()
+        raise
+    return _exchange(pipe, scheduler, forward, undo)
+
+
+def remove(pipe: Any) -> None:
+    """Take off what `apply` put under this pipeline; nothing happens if there is nothing."""
+    applied = getattr(pipe, HANDLE, None)
+    if applied is not None:
+        applied.remove()
+
+
+def _scheduler(pipe: Any, correction: Correction | None, placement: Placement | None) -> IECScheduler:
+    config = pipe.scheduler.config
+    if "beta_schedule" not in config:
+        raise ConfigError(f"{type(pipe.scheduler).__name__} has no beta_schedule, so DDIM cannot take its place in this pipeline.")
+    if correction is None and placement is None and isinstance(pipe.scheduler, IECScheduler):
+        return IECScheduler.from_config(config)
+    where = placement or Placement("none" if correction is None else "all_steps")
+    how = asdict(correction or Correction())
+    del how["cache_from"]  # a matter of the network
+    if how.pop("evaluate_at") != "t":
+        raise ConfigError("evaluate_at='s' (Heun's rule) is not IEC: use diffusers' HeunDiscreteScheduler, or iec.Sampler.")
+    how |= {"preset": "paper", "lambdas": list(how["lambdas"]), "placement": where.kind, "steps": list(where.steps)}
+    how |= {"fraction": where.fraction, "count": where.count, "cached_steps": where.cached_steps}
+    return IECScheduler.from_config(config, **how)
+
+
+def _cut(pipe: Any, unet: nn.Module, cache: CachingConfig) -> int:
+    if cache.schedule not in SCHEDULES:
+        raise ConfigError(f"efficiency.schedule={cache.schedule!r} is found by a calibration; choose {', '.join(SCHEDULES)}.")
+    latent = hasattr(pipe, "vae") or hasattr(pipe, "vqvae")
+    kind: Kind = "latent" if latent else "pixel"
+    return find_cut(unet, kind if cache.cut is None else cast(Kind, cache.cut)).index
+
+
+def _record(
+    pipe: Any, unet: nn.Module, scheduler: IECScheduler, cut: int | None, config: PTQConfig, calibration: Mapping[str, Any]
+) -> list[CalibrationCall]:
+    """The calls of a float run of the pipeline, without corrections."""
+    calls: list[CalibrationCall] = []
+
+    def record(call: CalibrationCall) -> None:
+        if len(call.x) != config.calibration_images:
+            raise ConfigError(
+                f"The calibration calls the UNet on {len(call.x)} rows a step (with guidance two an image), and "
+                f"efficiency.calibration_images={config.calibration_images}. Make them agree."
+            )
+        calls.append(call)
+
+    plain = IECScheduler.from_config(scheduler.config, placement="none", fraction=None, count=None, steps=None)
+    plain.refresh_of = scheduler.refresh_of
+    with _exchange(pipe, plain, Forward(unet, plain, cut, record=record), []):
+        pipe(**calibration)
+    return calls
+
+
+def _calibrated(unet: nn.Module, config: PTQConfig, cut: int | None, calls: list[CalibrationCall]) -> QuantizedUNet:
+    quantized = quantize_unet(unet, config, len(calls))
+    network: Network = UNetNetwork(quantized.unet) if cut is None else CachedUNetNetwork(quantized.unet, cut)
+    with reported("calibrating") as report:
+        calibrate(quantized, network, calls, report)
+    if config.reconstruct != "none":
+        with reported(f"reconstruction by {config.reconstruct}") as report:
+            reconstruct(quantized, network, unet, UNetNetwork(unet), calls, progress=report)
+    return quantized
+
+
+def _exchange(pipe: Any, scheduler: IECScheduler, forward: Forward | None, undo: list[Callable[[], object]]) -> Applied:
+    """Put scheduler and forward in place; what is done here is undone before what is in ``undo``."""
+
+    def swap(name: str, new: Any) -> None:
+        old = getattr(pipe, name)
+
+        def back() -> None:
+            if getattr(pipe, name) is new:  # else somebody has put in another one since
+                setattr(pipe, name, old)
+
+        undo.append(back)
+        setattr(pipe, name, new)
+
+    def unwrap() -> None:
+        if vars(unet).get("forward") is not forward:
+            raise ConfigError("The forward of the UNet has been replaced since iec.apply. Take that off first, then remove this.")
+        del unet.forward
+
+    applied = Applied(pipe, scheduler, None if forward is None else forward.quantized, undo)
+    undo.append(lambda: delattr(pipe, HANDLE))
+    setattr(pipe, HANDLE, applied)
+    swap("scheduler", scheduler)
+    if forward is not None:
+        unet = forward.unet
+        if forward.quantized is not None:
+            old = pipe.unet
+            undo.append(lambda: old.to(next(unet.parameters()).device))  # where the pipeline has moved to meanwhile
+            swap("unet", unet)
+        unet.forward = forward
+        undo.append(unwrap)
+    return applied

@@ -1,0 +1,1 @@
+"""A cell: configuration, sampling, shards on disk, scores."""

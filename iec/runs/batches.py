@@ -1,0 +1,109 @@
+"""From a model to images: one micro-batch, or many."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from iec.errors import ConfigError
+from iec.io.images import to_uint8
+from iec.models import Model
+from iec.sampling.correction import Correction
+from iec.sampling.ddim import Sampler
+from iec.sampling.network import Calls, CountingNetwork, Network
+from iec.sampling.noise import Noise
+from iec.sampling.placement import Placement
+from iec.sampling.timetable import Timetable
+
+
+@dataclass(frozen=True)
+class Samples:
+    """images: uint8 [N, H, W, C]. states: float32 [T + 1, n, C, H, W], the trajectories of the first n <= N images.
+
+    calls: network calls in images, by kind. seconds: wall-clock of the sampling alone.
+    """
+
+    images: np.ndarray
+    states: np.ndarray
+    calls: Calls
+    seconds: float
+
+
+def sample_batch(
+    model: Model,
+    network: Network,
+    sampler: Sampler,
+    seed: int,
+    indices: tuple[int, ...],
+    trace: int = 0,
+    on_step: Callable[[], None] | None = None,
+    uint8: str = "round",
+) -> Samples:
+    """One micro-batch, the images ``indices``. Keeps the trajectories of the first ``trace``. Raises `NonFiniteError`.
+
+    network: of the UNet's rows; guidance goes around it. uint8: see `to_uint8`.
+    """
+    counting, states = CountingNetwork(model.guided(network)), []
+    began = time.perf_counter()
+    noise = Noise(seed, indices, model.card.shape)
+    for k, x in enumerate(sampler.trajectory(counting, noise, model.cond(indices), model.device)):
+        if trace:
+            states.append(x[:trace].float().cpu().numpy())
+        if on_step is not None and k:
+            on_step()
+    images = to_uint8(model.decode(x), uint8)
+    kept = np.stack(states) if trace else np.zeros((len(sampler.timetable) + 1, 0, *model.card.shape), np.float32)
+    return Samples(images, kept, counting.calls, time.perf_counter() - began)
+
+
+def micro_batches(num_images: int, batch_size: int) -> list[tuple[int, ...]]:
+    """The fixed grid: micro-batch k holds the images k B .. (k + 1) B - 1. The last one is whole, even if not all are asked for."""
+    return [tuple(range(start, start + batch_size)) for start in range(0, num_images, batch_size)]
+
+
+def require_count(num_images: int, batch_size: int) -> None:
+    """Raises `ConfigError` unless both are at least 1."""
+    if num_images < 1 or batch_size < 1:
+        raise ConfigError(f"num_images={num_images} and batch_size={batch_size} must be at least 1.")
+
+
+def sample(
+    model: Model,
+    num_images: int,
+    *,
+    network: Network | None = None,
+    correction: Correction | None = None,
+    placement: Placement | None = None,
+    steps: int | None = None,
+    timetable: Timetable | None = None,
+    seed: int = 0,
+    batch_size: int | None = None,
+    trace: int = 0,
+    dtype: torch.dtype = torch.float64,
+) -> Samples:
+    """Sample ``num_images`` images, without Hydra and without a folder.
+
+    network: an efficient version of the model's own (e.g. from `iec.quantize`), without guidance, which is added. correction: None
+    is the base sampler; with a correction, ``placement`` defaults to all steps. steps: with the card's spacing; or give a whole
+    ``timetable``. trace: keep the trajectories of the first ``trace`` images. Image n depends on (seed, n) and the batch
+    size alone.
+    Raises `ConfigError`, `NonFiniteError`.
+    """
+    card = model.card
+    batch_size = min(card.batch_size, num_images) if batch_size is None else batch_size
+    require_count(num_images, batch_size)
+    table = timetable or Timetable.spaced(card.spacing, steps or card.steps, card.schedule, final=card.final)
+    where = placement or Placement("none" if correction is None else "all_steps")
+    sampler = Sampler(table, correction or Correction(), where, dtype=dtype)
+    batches = [
+        sample_batch(model, network or model.network, sampler, seed, indices, max(0, min(trace - indices[0], batch_size)))
+        for indices in micro_batches(num_images, batch_size)
+    ]
+    return Samples(
+        np.concatenate([b.images for b in batches])[:num_images],
+        np.concatenate([b.states for b in batches], axis=1),
+        sum((b.calls for b in batches), Calls()),
+        sum(b.seconds for b in batches),
+    )

@@ -1,0 +1,71 @@
+"""The images of a cell's folder (iec/runs/store.py) as a source."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from iec.errors import StoreError
+from iec.io.files import canonical_hash, read_json, sha256
+from iec.metrics.images.sources import AS_STORED, BLOCK
+
+
+@dataclass(frozen=True)
+class Shard:
+    """``count`` images from ``start`` on. sha256: the file's."""
+
+    path: Path
+    start: int
+    count: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class CellSource:
+    """Images 0 .. N - 1 of a cell. Every shard is checked against its commit record before it is used."""
+
+    shards: Sequence[Shard]
+    label: str
+    resolution: int
+    preprocess = AS_STORED
+
+    @classmethod
+    def open(cls, folder: Path) -> "CellSource":
+        """Raises `StoreError` when the cell is not finished: no shards, some missing between others, or no manifest yet."""
+        shards: list[Shard] = []
+        for record in sorted((folder / "shards").glob("*.json"), key=lambda path: int(path.stem.split("-")[0])):
+            commit, begins = read_json(record), sum(shard.count for shard in shards)
+            start = int(record.stem.split("-")[0])
+            if commit is None or start != begins:
+                raise StoreError(f"{folder} is not finished: image {begins} is missing. Run the cell again, it goes on from there.")
+            shards.append(Shard(record.with_suffix(".npz"), start, commit["count"], commit["sha256"]))
+        if not shards:
+            raise StoreError(f"{folder} holds no finished shards. Give the folder that has cell.json in it, or run the cell.")
+        if read_json(folder / "manifest.json") is None:
+            raise StoreError(f"{folder} is not finished: it has no manifest.json. Run the cell again, it goes on from there.")
+        return cls(tuple(shards), f"cell {folder.resolve().name}", _read(shards[0]).shape[1])
+
+    @property
+    def state(self) -> str:
+        return canonical_hash([shard.sha256 for shard in self.shards])
+
+    def __len__(self) -> int:
+        return sum(shard.count for shard in self.shards)
+
+    def blocks(self, start: int = 0, stop: int | None = None, skipped: list[str] | None = None) -> Iterator[np.ndarray]:
+        """See `iec.metrics.images.sources.Source`. Raises `StoreError` for a damaged shard."""
+        stop = len(self) if stop is None else stop
+        for shard in self.shards:
+            low, high = max(start - shard.start, 0), min(stop - shard.start, shard.count)
+            if low < high:
+                images = _read(shard)[low:high]
+                for k in range(0, len(images), BLOCK):
+                    yield images[k : k + BLOCK]
+
+
+def _read(shard: Shard) -> np.ndarray:
+    if not shard.path.is_file() or sha256(shard.path) != shard.sha256:
+        raise StoreError(f"{shard.path} is damaged or missing. Run the cell again: the shard is found damaged and redone.")
+    with np.load(shard.path, allow_pickle=False) as file:
+        return file["images"]

@@ -1,0 +1,153 @@
+"""The configuration schema: typed dataclasses that Hydra composes into, and refuses unknown keys with.
+
+``null`` means "what the model's card says" (model, sampler, num_images, batch_size, trace_images) or "what the preset says" (iec).
+"""
+
+from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
+from typing import Any, get_type_hints
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+from iec.efficiency.technique import Technique
+from iec.efficiency.techniques import PTQ, CacheQuant, DeepCache, FullPrecision
+
+
+@dataclass
+class ModelConfig:
+    """name: a card of iec/models/cards.yaml. weights: a local folder in diffusers' layout, ``hub`` or a hub id, instead of the
+    packaged or converted one. dtype, guidance, prompts: see `iec.models.model.Source`. uint8: see `iec.io.images.to_uint8`.
+    """
+
+    name: str = MISSING
+    weights: str | None = None
+    random_weights: bool = False
+    dtype: str = "float32"
+    guidance: float | None = None
+    prompts: str | None = None
+    uint8: str = "round"
+
+
+def schema(cls: type) -> type:
+    """The schema of a configuration that `instantiate` makes a ``cls`` from: its fields with their types and defaults, nested
+    dataclasses as nested groups, and ``_target_``. A technique also has a ``name``, which is its option's.
+    """
+    hints = get_type_hints(cls)
+    columns: list[Any] = [("name", str, MISSING)] if issubclass(cls, Technique) else []
+    columns.append(("_target_", str, f"{cls.__module__}.{cls.__qualname__}"))
+    for f in fields(cls):
+        kind = hints[f.name]
+        if is_dataclass(kind):
+            nested = schema(kind)  # type: ignore[arg-type]  # a type, not an instance
+            columns.append((f.name, nested, field(default_factory=nested)))
+        else:
+            columns.append((f.name, kind, f.default))
+    return make_dataclass(f"{cls.__name__}Schema", columns)
+
+
+@dataclass(init=False, repr=False, eq=False)  # "lambda" cannot be a parameter name, but it can be a key
+class IECConfig:
+    """See `iec.Correction`, `iec.Placement` and `iec.Sampler.epsilon_scale`."""
+
+    preset: str = "paper"
+    placement: str = "none"
+    fraction: float | None = None
+    count: int | None = None
+    steps: list[int] | None = None
+    cached_steps: str = "skip"
+    iterations: int | None = None
+    tolerance: float | None = None
+    norm: str | None = None
+    cache_from: str | None = None
+    evaluate_at: str = "t"
+    epsilon_scale: float = 1.0
+    __annotations__["lambda"] = Any
+    locals()["lambda"] = None
+
+
+@dataclass
+class SamplerConfig:
+    """solver: ddim, or one of `iec.sampling.multistep`. timesteps: an explicit decreasing list, instead of steps and
+    spacing. final: -1 is the clean image, 0 is abar(0).
+    """
+
+    solver: str = "ddim"
+    steps: int | None = None
+    spacing: str | None = None
+    timesteps: list[int] | None = None
+    final: int | None = None
+    eta: float = 0.0
+    dtype: str = "float64"
+
+
+@dataclass
+class MetricsConfig:
+    """scores: names, null for the protocol's default. clip: a folder or hub id of a CLIP model, for the CLIP score of a text model.
+    bootstrap: resamples behind each interval; 0 for no intervals.
+    """
+
+    name: str = MISSING
+    scores: list[str] | None = None
+    clip: str | None = None
+    bootstrap: int = 200
+
+
+@dataclass
+class LoggerConfig:
+    """group: of the run, null for the table's name where it is a row of one. mode: online or offline, null: see `iec.io.wandb`."""
+
+    name: str = MISSING
+    project: str = "iec"
+    group: str | None = None
+    mode: str | None = None
+
+
+@dataclass
+class PathsConfig:
+    """output: root of all cells. artifacts: calibrations, shared by cells. cell: an explicit folder for this one cell."""
+
+    output: str = MISSING
+    artifacts: str = MISSING
+    cell: str | None = None
+
+
+@dataclass
+class RunConfig:
+    """shards, shard: the cell is split into so many tasks, and this is one of them, 0 .. shards - 1. devices: how many of this
+    machine work on it at the same time. Neither is part of the cell, see `iec.runs.parallel`.
+    """
+
+    model: Any = MISSING
+    efficiency: Any = MISSING
+    iec: Any = MISSING
+    sampler: Any = MISSING
+    metrics: Any = MISSING
+    logger: Any = MISSING
+    paths: Any = MISSING
+    num_images: int | None = None
+    batch_size: int | None = None
+    seed: int = 0
+    device: str = "auto"
+    devices: int = 1
+    shards: int = 1
+    shard: int | None = None
+    trace_images: int | None = None
+
+
+def register() -> None:
+    """Make the schemas known to Hydra; called by the entry points."""
+    store = ConfigStore.instance()
+    store.store(name="run_schema", node=RunConfig)
+    for group, name, node in [
+        ("model", "model_schema", ModelConfig),
+        ("efficiency", "none_schema", schema(FullPrecision)),
+        ("efficiency", "ptq_schema", schema(PTQ)),
+        ("efficiency", "deepcache_schema", schema(DeepCache)),
+        ("efficiency", "cachequant_schema", schema(CacheQuant)),
+        ("iec", "iec_schema", IECConfig),
+        ("sampler", "sampler_schema", SamplerConfig),
+        ("metrics", "metrics_schema", MetricsConfig),
+        ("logger", "logger_schema", LoggerConfig),
+        ("paths", "paths_schema", PathsConfig),
+    ]:
+        store.store(group=group, name=name, node=node)

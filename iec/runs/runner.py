@@ -1,0 +1,177 @@
+"""Compute a cell: prepare the network, sample what is missing, score what is there."""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import OmegaConf
+
+from iec.efficiency.cost import Cost
+from iec.efficiency.technique import Prepared
+from iec.errors import StoreError
+from iec.io.environment import describe_device, environment
+from iec.io.files import canonical_hash, read_json, write_atomic, write_json
+from iec.io.images import grid, save_png
+from iec.io.locks import first_alone
+from iec.io.progress import stage
+from iec.models import Model
+from iec.runs.batches import micro_batches, sample_batch
+from iec.runs.cell import Cell
+from iec.runs.failures import failure_recorded, forget_failure, memory_errors
+from iec.runs.parallel import UNSPLIT, WHOLE, Share, devices_of, run_workers
+from iec.runs.scoring import Scorer, stored_record
+from iec.runs.store import Store
+from iec.sampling.ddim import Sampler
+
+log = logging.getLogger(__name__)
+WORKER = "iec.runs.worker"
+MORE_MEMORY = "Use a device with more memory, or free this one of other processes; what is finished is kept."
+PREPARED = "prepared.json"
+"""What was known once the network was prepared: the refresh steps, and what calls cost."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished cell: its manifest (images, calls, seconds) and its scores (None with metrics=none)."""
+
+    cell: Cell
+    store: Store
+    manifest: dict[str, Any]
+    record: dict[str, Any] | None
+
+    @cached_property
+    def cost(self) -> Cost | None:
+        """Of the network's calls; None where the technique does not tell."""
+        prepared = read_json(self.cell.folder / PREPARED)
+        return Cost.from_dict(prepared["cost"]) if prepared and prepared["cost"] else None
+
+    def shards(self) -> Iterator[np.ndarray]:
+        """uint8 [B, H, W, 3], a shard at a time."""
+        return self.store.read_images(self.cell.batches, self.cell.num_images)
+
+    def first_images(self, count: int) -> np.ndarray:
+        """The images 0 .. count - 1 (or all, if fewer), uint8 [n, H, W, 3]."""
+        count = min(count, self.cell.num_images)
+        return np.concatenate(list(self.store.read_images(micro_batches(count, self.cell.batch_size), count)))
+
+    def states(self) -> np.ndarray:
+        """float32 [T + 1, trace_images, C, H, W]."""
+        return self.store.read_states(self.cell.batches, self.cell.trace_images)
+
+
+def run_cell(cell: Cell) -> Result | None:
+    """Finish a cell, or the shard of it that is asked for, reusing all that is on disk.
+
+    None while micro-batches of other shards are missing: the task that finds all of them finished scores the cell.
+    Raises any `IECError`; finished shards stay, and failed.json says what went wrong.
+    """
+    share, devices = Share.of(cell.config), devices_of(cell.config, cell.device)
+    store = Store.open(cell.folder, cell.identity)
+    with failure_recorded(cell.folder):
+        scorer = None if cell.metrics == "none" else Scorer.open(cell)  # a missing reference fails before any sampling
+        if missing := missing_batches(cell, store, share):
+            log.info("%s: %d of %d micro-batches to sample", cell.slug, len(missing), len(share.take(cell.batches)))
+            _write_circumstances(cell, store)
+            if len(devices) > 1:
+                run_workers(WORKER, cell.config, share, devices)
+            else:
+                sample_batches(cell, store, missing)
+        if missing := missing_batches(cell, store):
+            shards = share.missing_shards(cell.batches, missing)
+            log.info("%s: shard %d of %d is finished, shards %s are not", cell.slug, share.index, share.count, shards)
+            log.info("  %d of %d micro-batches are missing; the task that ends last scores", len(missing), len(cell.batches))
+            return None
+        return _finish(cell, store, scorer)
+
+
+def _write_circumstances(cell: Cell, store: Store) -> None:
+    """config.yaml, without how the cell is split into tasks, and environment.json."""
+    text = OmegaConf.to_yaml(OmegaConf.merge(cell.config, UNSPLIT), resolve=True)
+    write_atomic(store.folder / "config.yaml", lambda file: file.write(text.encode()))
+    write_json(store.folder / "environment.json", environment(cell.device))
+
+
+def _finish(cell: Cell, store: Store, scorer: Scorer | None) -> Result:
+    """The manifest, the scores and the picture of a cell whose images are all there. A second task that comes finds them made."""
+    with first_alone(_locks(cell) / f"{cell.slug}.lock", f"scoring {cell.slug}"):
+        manifest = store.write_manifest(cell.batches, cell.num_images)
+        with memory_errors("scoring", MORE_MEMORY):
+            record = None if scorer is None else scorer.score(cell, store, manifest)
+        result = Result(cell, store, manifest, record)
+        save_png(cell.folder / "grid.png", grid(result.first_images(64), columns=8, scale=2))
+    forget_failure(cell.folder)
+    return result
+
+
+def finished_result(cell: Cell) -> Result | None:
+    """The cell if all that is asked of it is on disk, else None. Computes nothing, writes nothing."""
+    if not (cell.folder / "cell.json").is_file():
+        return None
+    store = Store.open(cell.folder, cell.identity)
+    if missing_batches(cell, store):
+        return None
+    manifest = store.manifest(cell.batches, cell.num_images)
+    record = None if cell.metrics == "none" else stored_record(cell, manifest)
+    return None if record is None and cell.metrics != "none" else Result(cell, store, manifest, record)
+
+
+def missing_batches(cell: Cell, store: Store, share: Share = WHOLE) -> list[tuple[int, ...]]:
+    """The micro-batches of the share that are not finished, or are damaged."""
+
+    def finished(indices: tuple[int, ...]) -> bool:
+        return store.is_finished(indices, *_wanted(cell, indices))
+
+    return [indices for indices in share.take(cell.batches) if not finished(indices)]
+
+
+def sample_batches(cell: Cell, store: Store, batches: list[tuple[int, ...]]) -> None:
+    """Sample and store micro-batches of the cell, one shard each. Raises `StoreError`, `MemoryLimitError`, `NonFiniteError`."""
+    with memory_errors(f"preparing {cell.config.efficiency.name}", MORE_MEMORY):
+        model = cell.model.load(str(cell.device))
+        prepared = prepare(cell, model)
+    sampler = cell.sampler_of(prepared)
+    _record_prepared(cell, store, sampler, prepared.cost)
+    smaller = f"Try batch_size={cell.batch_size // 2} (a cell of its own)" if cell.batch_size > 1 else "Try model.dtype=bfloat16"
+    with (
+        memory_errors(f"sampling micro-batches of {cell.batch_size}", f"{smaller}, or a device with more memory."),
+        stage(f"sampling {cell.config.efficiency.name}", len(batches) * len(cell.sampler.timetable)) as advance,
+    ):
+        for indices in batches:
+            count, trace = _wanted(cell, indices)
+            samples = sample_batch(model, prepared.network, sampler, cell.seed, indices, trace, advance, cell.config.model.uint8)
+            store.write(indices, samples, count, describe_device(cell.device))
+
+
+def prepare(cell: Cell, model: Model) -> Prepared:
+    """The technique's network. Of processes that need the same calibration at the same time one makes it."""
+    identity, table = cell.identity, cell.sampler.timetable
+    facts = {"model": identity["model"], "efficiency": identity["efficiency"], "table": [list(pair) for pair in table.pairs]}
+    name = f"{cell.config.efficiency.name}-{canonical_hash({**facts, 'eta': table.eta})[:16]}"
+    with first_alone(_locks(cell) / f"{name}.lock", f"preparing {cell.config.efficiency.name}"):
+        return cell.technique.prepare(model, table, Path(cell.config.paths.artifacts))
+
+
+def _record_prepared(cell: Cell, store: Store, sampler: Sampler, cost: Cost | None) -> None:
+    """Write prepared.json. Raises `StoreError` if images are there that were made with other refresh steps."""
+    refresh = None if sampler.refresh is None else sorted(sampler.refresh)
+    held = read_json(store.folder / PREPARED)
+    if held is not None and held["refresh"] != refresh and len(missing_batches(cell, store)) < len(cell.batches):
+        raise StoreError(
+            f"{store.folder} has images with the refresh steps {held['refresh']}, and the calibration now finds {refresh}. Use the "
+            "artifacts folder that they were made with (paths.artifacts=DIR), or another cell folder (paths.cell=DIR)."
+        )
+    write_json(store.folder / PREPARED, {"refresh": refresh, "cost": cost and cost.as_dict()})
+
+
+def _locks(cell: Cell) -> Path:
+    return Path(cell.config.paths.artifacts) / "locks"
+
+
+def _wanted(cell: Cell, indices: tuple[int, ...]) -> tuple[int, int]:
+    """(images, trajectories) of a micro-batch that are wanted."""
+    first = indices[0]
+    return min(len(indices), cell.num_images - first), max(0, min(len(indices), cell.trace_images - first))

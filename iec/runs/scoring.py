@@ -1,0 +1,167 @@
+"""Scores of a cell: features extracted once and kept, a record for each number of images reused while they are the same."""
+
+import hashlib
+import logging
+import warnings
+import zipfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from iec.errors import ArtifactError, MetricError
+from iec.io.files import write_atomic
+from iec.io.progress import stage
+from iec.metrics.clip_score import CLIPScorer, clip_score
+from iec.metrics.extractors.features import Extractor, Features, extract
+from iec.metrics.frechet import FewSamplesWarning
+from iec.metrics.protocol import Protocol, protocol
+from iec.metrics.record import Record
+from iec.metrics.references.reference import Reference, load_reference, reference_path
+from iec.metrics.scores import Score, available, require_images, require_parts
+from iec.models.prompts import prompts_of
+from iec.runs.cell import Cell
+from iec.runs.store import Store
+
+log = logging.getLogger(__name__)
+FEATURES = ("pooled", "spatial", "logits")
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A protocol, its extractor, the reference statistics made with it, the names of the scores to give, and the CLIP model
+    of a CLIP score if one is asked for.
+    """
+
+    protocol: Protocol
+    extractor: Extractor
+    reference: Reference
+    names: tuple[str, ...]
+    clip: CLIPScorer | None = None
+
+    @classmethod
+    def open(cls, cell: Cell) -> "Scorer":
+        """Raises `ConfigError` for a score that the protocol cannot give, `WeightsError` or `ArtifactError` if the extractor's
+        weights or the reference are missing or do not fit, `MetricError` if a requested score's part of the reference is missing or
+        the cell has too few images for it.
+
+        Default scores that the reference has no part for are left out, and the log says so.
+        """
+        rules, requested = protocol(cell.metrics), _requested(cell)
+        names = rules.default if requested is None else tuple(requested)
+        rules.check(names)
+        extractor = rules.extractor(cell.device)
+        path = reference_path(cell.card.reference, extractor)
+        reference = load_reference(path, extractor, resolution=cell.card.resolution)
+        if requested is None:
+            given = available(names, reference)
+            if given != names:
+                log.warning("note: %s has no parts for %s", path, ", ".join(name for name in names if name not in given))
+            names = given
+        if "text_encoder" in cell.card.components and cell.config.model.prompts is None:
+            log.warning(
+                "note: model.prompts is not set: images of the package's own prompts are compared with %s. For COCO's captions use "
+                "model.prompts=captions_val2014.json.",
+                cell.card.reference,
+            )
+        require_parts(names, reference)
+        require_images(names, cell.num_images, reference, rules.rules)
+        clip = cell.config.metrics.clip
+        return cls(rules, extractor, reference, names, None if clip is None else CLIPScorer(clip, cell.device))
+
+    def score(self, cell: Cell, store: Store, manifest: dict[str, Any]) -> dict[str, Any]:
+        """The record of the cell's images, from disk if it is about these images, this extractor and this reference."""
+        held = stored_record(cell, manifest)
+        clip = None if self.clip is None else self.clip.identity
+        made_with = self.extractor.hash, self.reference.hash, clip
+        if held is not None and (held["extractor_hash"], held["reference_hash"], held["clip"]) == made_with:
+            return held
+        features = self.features(cell, store)
+        if not len(features) == cell.num_images == manifest["num_images"]:
+            raise MetricError(
+                f"{len(features)} images were scored, {cell.num_images} were asked for and {manifest['num_images']} are listed in "
+                f"{store.folder / 'manifest.json'}. Run the same command again."
+            )
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", FewSamplesWarning)
+            scores = self.protocol.score(features, self.reference, self.names, bootstrap=cell.config.metrics.bootstrap)
+        for message in dict.fromkeys(str(warning.message) for warning in caught):
+            log.warning("note: %s", message)
+        if self.clip is not None:
+            scores["clip"] = self._clip_score(cell, store, self.clip)
+        rules, hashed, names = self.protocol.rules, manifest["hash"], _requested(cell)
+        record = Record.of(cell.metrics, scores, cell.seed, hashed, self.reference, self.extractor, rules, names, clip)
+        for path in _record_paths(cell):
+            record.save(path)
+        return record.as_dict()
+
+    def _clip_score(self, cell: Cell, store: Store, scorer: CLIPScorer) -> Score:
+        prompts, n = prompts_of(cell.config.model.prompts), cell.num_images
+        captions = [prompts.of(k) for k in range(n)]
+        return clip_score(store.read_images(cell.batches, n), captions, scorer, cell.config.metrics.bootstrap)
+
+    def features(self, cell: Cell, store: Store) -> Features:
+        """Of all images of the cell, in order; kept in CELL/features.npz, for these images or fewer while they stay the same."""
+        path, digests = store.folder / "features.npz", _digests(store.read_images(cell.batches, cell.num_images))
+        held = _read_features(path, self.extractor.hash, digests)
+        if held is not None:
+            return Features(**held, resolution=cell.card.resolution, extractor=self.extractor.hash)
+        with stage("features", cell.num_images) as advance:
+
+            def count(images: int) -> None:
+                for _ in range(images):
+                    advance()
+
+            features = extract(store.read_images(cell.batches, cell.num_images), self.extractor, count)
+        arrays: dict[str, Any] = {name: getattr(features, name) for name in FEATURES}
+        key = np.array(self.extractor.hash)
+        write_atomic(path, lambda file: np.savez(file, extractor=key, digests=digests, **arrays))
+        return features
+
+
+def stored_record(cell: Cell, manifest: dict[str, Any]) -> dict[str, Any] | None:
+    """The cell's record if there is one about the manifest's images with the wanted protocol, scores and resamples."""
+    return next((found for path in _record_paths(cell) if (found := _fitting(path, cell, manifest)) is not None), None)
+
+
+def _fitting(path: Path, cell: Cell, manifest: dict[str, Any]) -> dict[str, Any] | None:
+    try:
+        record = Record.read(path)
+    except ArtifactError:
+        return None
+    resamples = {score.resamples for score in record.scores.values()}
+    options = cell.config.metrics
+    wanted = (manifest["hash"], cell.metrics, {options.bootstrap}, _requested(cell), options.clip is not None)
+    held = (record.manifest_hash, record.protocol, resamples, record.requested, record.clip is not None)
+    return record.as_dict() if held == wanted else None
+
+
+def _requested(cell: Cell) -> list[str] | None:
+    """``metrics.scores``; None: the protocol's default."""
+    names = cell.config.metrics.scores
+    return None if names is None else [str(name) for name in names]
+
+
+def _record_paths(cell: Cell) -> tuple[Path, Path]:
+    """The latest scores, and those of this number of images, which stay when another table asks for another number."""
+    return cell.folder / "scores.json", cell.folder / "scores" / f"{cell.num_images}.json"
+
+
+def _digests(blocks: Iterable[np.ndarray]) -> np.ndarray:
+    """SHA-256 of each image, [N]."""
+    return np.array([hashlib.sha256(image.tobytes()).hexdigest() for block in blocks for image in block])
+
+
+def _read_features(path: Path, extractor: str, digests: np.ndarray) -> dict[str, np.ndarray] | None:
+    """Of the images with these digests, if the file begins with them. None if it is missing, damaged, or of other images or another
+    extractor: the features are computed again then.
+    """
+    n = len(digests)
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            fits = str(file["extractor"]) == extractor and np.array_equal(file["digests"][:n], digests)
+            return {name: file[name][:n] for name in FEATURES} if fits else None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None

@@ -1,0 +1,143 @@
+"""Finished images on disk: shards that are complete or absent, whatever is killed when.
+
+    CELL/cell.json                  what the folder holds (refused if it is another cell)
+    CELL/shards/000000-000031.npz   images uint8 [N, H, W, 3] and indices int64 [N]
+    CELL/shards/000000-000031.json  its commit record: sha256, network calls, seconds, machine
+    CELL/traces/000000-000031.npz   states float32 [T + 1, n, C, H, W] of the first images
+    CELL/manifest.json              the list of shards with their hashes, and one hash over them
+
+A shard counts as finished when its commit record is there and its bytes have the recorded hash. Two processes on one folder
+write the same bytes under unique temporary names and rename them, so that the last one wins without harm.
+"""
+
+import hashlib
+import time
+import zipfile
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from iec.errors import StoreError
+from iec.io.files import read_json, sha256, write_atomic, write_json
+from iec.runs.batches import Samples
+from iec.sampling.network import Calls
+
+STALE_SECONDS = 3600.0
+
+
+@dataclass(frozen=True)
+class Store:
+    """The folder of one cell. `open` creates or checks it."""
+
+    folder: Path
+
+    @classmethod
+    def open(cls, folder: Path, identity: dict[str, Any]) -> "Store":
+        """Raises `StoreError` if the folder holds another cell or cannot be written."""
+        record = folder / "cell.json"
+        try:
+            # in this order, and without temporaries: another process may be making the folder at this moment
+            occupied = folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())
+            held = read_json(record)
+        except OSError as error:
+            raise StoreError(f"{folder} cannot be used: {error.strerror}. Choose another folder (paths.output=DIR).") from error
+        if held is None and occupied:
+            raise StoreError(f"{folder} is not empty and holds no cell.json. Choose another folder (paths.cell=DIR).")
+        if held is not None and held != identity:
+            differing = sorted(k for k in {*held, *identity} if held.get(k) != identity.get(k))
+            raise StoreError(
+                f"{folder} holds another cell; they differ in {', '.join(differing)}. Choose another folder (paths.cell=DIR), or "
+                "leave paths.cell unset, so that every cell gets a folder of its own."
+            )
+        if held is None:
+            write_json(record, identity)
+        for stale in folder.rglob(".*.tmp"):  # left by a kill; a younger one may belong to a process that is writing it
+            with suppress(FileNotFoundError):
+                if time.time() - stale.stat().st_mtime > STALE_SECONDS:
+                    stale.unlink()
+        return cls(folder)
+
+    def shard(self, indices: tuple[int, ...]) -> Path:
+        """The npz of a micro-batch; its commit record has the suffix ``.json``."""
+        return self.folder / "shards" / f"{indices[0]:06d}-{indices[-1]:06d}.npz"
+
+    def trace(self, indices: tuple[int, ...]) -> Path:
+        return self.folder / "traces" / self.shard(indices).name
+
+    def is_finished(self, indices: tuple[int, ...], count: int, trace: int) -> bool:
+        """Whether at least ``count`` images and ``trace`` trajectories of the micro-batch are there, undamaged."""
+        path = self.shard(indices)
+        commit = read_json(path.with_suffix(".json"))
+        if commit is None or commit["count"] < count or commit["trace"] < trace:
+            return False
+        expected = {path: commit["sha256"], self.trace(indices): commit["trace_sha256"]}
+        return all(digest is None or (file.is_file() and sha256(file) == digest) for file, digest in expected.items())
+
+    def write(self, indices: tuple[int, ...], samples: Samples, count: int, machine: str) -> None:
+        """Keep the first ``count`` images of the micro-batch and its trajectories. Raises `StoreError`."""
+        path, trace = self.shard(indices), samples.states.shape[1]
+        kept = np.asarray(indices[:count], np.int64)
+        write_atomic(path, lambda file: np.savez(file, images=samples.images[:count], indices=kept))
+        if trace:
+            write_atomic(self.trace(indices), lambda file: np.savez(file, states=samples.states))
+        commit = {
+            "sha256": sha256(path),
+            "trace_sha256": sha256(self.trace(indices)) if trace else None,
+            "count": count,
+            "computed": len(indices),
+            "trace": trace,
+            "calls": asdict(samples.calls),
+            "seconds": samples.seconds,
+            "machine": machine,
+        }
+        write_json(path.with_suffix(".json"), commit)
+
+    def write_manifest(self, batches: list[tuple[int, ...]], num_images: int) -> dict[str, Any]:
+        """Write `manifest`, and return it."""
+        manifest = self.manifest(batches, num_images)
+        write_json(self.folder / "manifest.json", manifest)
+        return manifest
+
+    def manifest(self, batches: list[tuple[int, ...]], num_images: int) -> dict[str, Any]:
+        """Totals over the finished shards; ``hash`` is of the pixels of the images 0 .. num_images - 1 alone."""
+        commits = {self.shard(b).name: read_json(self.shard(b).with_suffix(".json")) for b in batches}
+        calls = sum((Calls(**c["calls"]) for c in commits.values()), Calls())
+        computed = sum(c["computed"] for c in commits.values())
+        pixels = hashlib.sha256()
+        for images in self.read_images(batches, num_images):
+            pixels.update(images.tobytes())
+        return {
+            "num_images": num_images,
+            "shards": {name: commit["sha256"] for name, commit in commits.items()},
+            "hash": pixels.hexdigest(),
+            "calls_per_image": {kind: count / computed for kind, count in {**asdict(calls), "total": calls.total}.items()},
+            "seconds_per_image": sum(c["seconds"] for c in commits.values()) / computed,
+            "machines": sorted({c["machine"] for c in commits.values()}),
+        }
+
+    def read_images(self, batches: list[tuple[int, ...]], num_images: int) -> Iterator[np.ndarray]:
+        """The images 0 .. num_images - 1, a shard at a time. Raises `StoreError` if a shard cannot be read."""
+        for indices in batches:
+            with self._open(self.shard(indices)) as shard:
+                yield shard["images"][: num_images - indices[0]]
+
+    def read_states(self, batches: list[tuple[int, ...]], count: int) -> np.ndarray:
+        """Trajectories of the images 0 .. count - 1: float32 [T + 1, count, C, H, W]."""
+        parts = []
+        for indices in batches:
+            if indices[0] < count:
+                with self._open(self.trace(indices)) as file:
+                    parts.append(file["states"])
+        return np.concatenate(parts, axis=1)[:, :count]
+
+    def _open(self, path: Path) -> Any:
+        try:
+            return np.load(path, allow_pickle=False)
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            raise StoreError(
+                f"{path} cannot be read ({error}). Run the cell again: the shard is found damaged and redone."
+            ) from error

@@ -1,0 +1,101 @@
+"""What the sampling loop asks of a network, and how its calls are counted.
+
+A network is any callable ``network(x, step, cond, cache) -> Prediction``. All that it may depend on is in the arguments:
+no network remembers which step it is on.
+"""
+
+from dataclasses import astuple, dataclass, field
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from iec.errors import NonFiniteError
+
+Mode = Literal["full", "cached"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One network call.
+
+    index: sampling index i = 0 .. T-1, 0 is the noisiest; per-step tables (quantizer rows) are read at this index.
+    timestep: training timestep fed to the network. tau_i, except for the second evaluation of Heun's rule.
+    mode: ``full`` evaluates everything, ``cached`` only the path around the cached feature.
+    correction: 0 for the ordinary call of the step, k for the k-th correction.
+    """
+
+    index: int
+    timestep: int
+    mode: Mode = "full"
+    correction: int = 0
+
+
+@dataclass(frozen=True)
+class FeatureCache:
+    """The feature that cached steps reuse (leading dimension: images) and the step it came from. Owned by the sampling loop."""
+
+    feature: Tensor
+    step: Step
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """eps [B, ...] like x, in the network's dtype; ``feature`` [B, ...] if a full call of a caching network made one."""
+
+    eps: Tensor
+    feature: Tensor | None = None
+
+
+class Network(Protocol):
+    """Predicts the noise in x [B, C, H, W] at ``step``; ``cond`` [B, ...] is the conditioning, one row an image."""
+
+    def __call__(self, x: Tensor, step: Step, cond: Tensor | None = None, cache: FeatureCache | None = None) -> Prediction: ...
+
+
+@dataclass
+class Calls:
+    """Network calls of a run by kind, in images: one call on a batch of B images counts B.
+
+    correction: full calls of corrections. cached_correction: those that reuse a cached feature.
+    """
+
+    full: int = 0
+    cached: int = 0
+    correction: int = 0
+    cached_correction: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.full + self.cached + self.correction + self.cached_correction
+
+    def add(self, step: Step, images: int) -> None:
+        kind = str(step.mode)
+        if step.correction:
+            kind = "correction" if kind == "full" else "cached_correction"
+        setattr(self, kind, getattr(self, kind) + images)
+
+    def __add__(self, other: "Calls") -> "Calls":
+        return Calls(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+
+@dataclass
+class CountingNetwork:
+    """Counts the calls of a network."""
+
+    network: Network
+    calls: Calls = field(default_factory=Calls)
+
+    def __call__(self, x: Tensor, step: Step, cond: Tensor | None = None, cache: FeatureCache | None = None) -> Prediction:
+        self.calls.add(step, len(x))
+        return self.network(x, step, cond, cache)
+
+
+def require_finite(x: Tensor, step: Step) -> None:
+    """Raises `NonFiniteError` naming the step if x has a NaN or an infinity."""
+    if not bool(torch.isfinite(x).all()):
+        raise NonFiniteError(
+            f"The network returned NaN or infinity at step {step.index} (timestep {step.timestep}, {step.mode} call, "
+            f"correction {step.correction}). Nothing of this batch was written. Check the weights and the calibration, or "
+            "use a wider network dtype."
+        )

@@ -1,0 +1,1 @@
+"""Sweeps for Weights & Biases, from the arguments of a Hydra sweep."""

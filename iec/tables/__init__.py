@@ -1,0 +1,1 @@
+"""Experiments: rows of cells, their table and their plots."""

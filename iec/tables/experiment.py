@@ -1,0 +1,182 @@
+"""An experiment file: the rows of a table, each a cell given by Hydra overrides, with what was published about it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+
+from iec.efficiency.cost import CallCost
+from iec.errors import ConfigError
+from iec.runs.cell import Cell
+from iec.runs.config import register
+
+E = TypeVar("E", bound=Exception)
+CONFIGS = Path(__file__).parents[2] / "configs"
+COSTS: dict[str, Callable[[CallCost], float]] = {
+    "bit operations an image (T)": lambda cost: cost.bops / 1e12,
+    "multiply-adds an image (G)": lambda cost: cost.macs / 1e9,
+}
+"""What quality is plotted against, by the label of the axis."""
+EVIDENCE = {
+    "known": "read in the primary source",
+    "secondary": "from a secondary summary that quotes the paper",
+    "review": "from a published review of the paper",
+    "unknown": "not known to us",
+}
+
+
+@dataclass(frozen=True)
+class Published:
+    """A value that a paper gives for a row; None where it is not known. evidence: a key of `EVIDENCE`."""
+
+    value: float | None
+    evidence: str
+
+    def __str__(self) -> str:
+        return "?" if self.value is None else f"{self.value:g} ({self.evidence[0]})"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """rows: label -> overrides of ``run.py``. references: rows that those of the same model are paired with, image by image;
+    none in a file that is only analysed.
+
+    figures: name -> labels that share one plot of error against step; one plot of all rows if there are none. cost: a key of
+    `COSTS`, the first if not given. published: label -> column -> value, from ``source``. elsewhere: rows that this scale cannot
+    compute. replaced: models that another one stands in for. labels: all rows in the file's order. scale: empty without scales.
+    """
+
+    name: str
+    title: str
+    references: tuple[str, ...]
+    rows: dict[str, list[str]]
+    figures: dict[str, list[str]]
+    published: dict[str, dict[str, Published]] = field(default_factory=dict)
+    source: str = ""
+    elsewhere: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    cost: str = next(iter(COSTS))
+    replaced: tuple[str, ...] = ()
+    scale: str = ""
+
+    @classmethod
+    def read(cls, path: Path, extra: Sequence[str] = (), scale: str | None = None) -> "Experiment":
+        """``extra`` overrides apply to every row, after its own. Raises `ConfigError`.
+
+        The file's ``variants``, ending of the label -> overrides, make several rows of each. Its ``scales``: name -> {overrides: of
+        all rows, replace: an override -> the list that takes its place, or null for rows that this scale cannot compute}. scale:
+        which one; None: ``paper`` where there is a GPU, else ``small``.
+        """
+        try:
+            entry = yaml.safe_load(path.read_text(encoding="utf-8"))
+            chosen, everywhere, replaced = _scale(path, entry.get("scales") or {}, scale)
+            pairs = [
+                (label + ending, [*entry.get("common", []), *own, *variant])
+                for label, own in entry["rows"].items()
+                for ending, variant in (entry.get("variants") or {"": []}).items()
+            ]
+            labels = tuple(label for label, _ in pairs)
+            done = {label: _replace(overrides, replaced) for label, overrides in pairs}
+            rows = {label: [*found, *everywhere, *extra] for label, found in done.items() if found is not None}
+            given = entry.get("reference") or []
+            experiment = cls(
+                name=path.stem,
+                title=entry["title"],
+                references=tuple([given] if isinstance(given, str) else given),
+                rows=rows,
+                figures=entry.get("figures") or {},
+                published=_published(entry.get("published") or {}),
+                source=entry.get("source") or "",
+                elsewhere=tuple(label for label in labels if label not in rows),
+                labels=labels,
+                cost=entry.get("cost", cls.cost),
+                replaced=tuple(key.removeprefix("model=") for key, to in replaced.items() if key.startswith("model=") and to),
+                scale=chosen,
+            )
+        except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+            raise ConfigError(f"{path} is not an experiment file ({error!r}); see experiments/bundled.yaml.") from error
+        if len(done) < len(pairs):
+            raise ConfigError(f"{path}: two rows have the same label, an ending of the variants included. Rename one.")
+        experiment._check(path)
+        return experiment
+
+    def _check(self, path: Path) -> None:
+        for label in self.references:
+            if label not in self.labels:
+                raise ConfigError(f"{path}: reference {label!r} is not one of its rows {list(self.labels)}.")
+        if self.cost not in COSTS:
+            raise ConfigError(f"{path}: cost: {self.cost!r}; choose one of {', '.join(map(repr, COSTS))}.")
+        unknown = {label for labels in self.figures.values() for label in labels} - set(self.labels)
+        if unknown:
+            raise ConfigError(f"{path}: its figures name {sorted(unknown)}, which are not rows. Correct the labels.")
+        if strange := self.published.keys() - set(self.labels):
+            raise ConfigError(f"{path}: values are published for {sorted(strange)}, which are not rows. Correct the labels.")
+
+    def cells(self) -> dict[str, Cell]:
+        """label -> checked cell. Raises `ConfigError` naming the row whose overrides cannot be composed, and what a row lacks."""
+        return self.available(())[0]
+
+    def available(self, forgiven: tuple[type[E], ...]) -> tuple[dict[str, Cell], dict[str, E]]:
+        """label -> checked cell, and label -> error of the rows that end in one of the errors ``forgiven``; raises all others."""
+        register()
+        cells: dict[str, Cell] = {}
+        errors: dict[str, E] = {}
+        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            for label, overrides in self.rows.items():
+                try:
+                    cells[label] = _cell(label, overrides)
+                except forgiven as error:
+                    errors[label] = error
+        return cells, errors
+
+    def command(self, label: str) -> str:
+        """The command that computes a row alone."""
+        return "python run.py " + " ".join(f"'{o}'" if set(o) & set(" []{}()") else o for o in self.rows[label])
+
+
+def _cell(label: str, overrides: list[str]) -> Cell:
+    try:
+        return Cell.from_config(compose("config", overrides=overrides))
+    except HydraException as error:
+        raise ConfigError(f"Row {label!r} ({' '.join(overrides)}): {error}") from error
+
+
+def _scale(path: Path, scales: Mapping[str, Any], wanted: str | None) -> tuple[str, list[str], Mapping[str, list[str] | None]]:
+    """The name of the scale, what it adds to all rows, and what it replaces."""
+    if not scales:
+        if wanted is not None:
+            raise ConfigError(f"{path} has no scales; leave scale={wanted} out.")
+        return "", [], {}
+    name = wanted or ("paper" if torch.cuda.is_available() else "small")
+    if name not in scales:
+        raise ConfigError(f"{path} has no scale {name!r}; choose one of {', '.join(scales)}.")
+    return name, scales[name].get("overrides") or [], scales[name].get("replace") or {}
+
+
+def _replace(overrides: list[str], replaced: Mapping[str, list[str] | None]) -> list[str] | None:
+    """None if one of the overrides cannot be had."""
+    found: list[str] = []
+    for override in overrides:
+        instead = replaced.get(override, [override])
+        if instead is None:
+            return None
+        found += instead
+    return found
+
+
+def _published(entry: Mapping[str, Mapping[str, list[Any]]]) -> dict[str, dict[str, Published]]:
+    """``label: {FID: [4.32, secondary]}``. Raises `ConfigError` for evidence of no known kind."""
+    values = {label: {column: Published(*pair) for column, pair in columns.items()} for label, columns in entry.items()}
+    for label, columns in values.items():
+        for column, value in columns.items():
+            if value.evidence not in EVIDENCE or (value.value is None) != (value.evidence == "unknown"):
+                raise ConfigError(
+                    f"published: {label}: {column}: [{value.value}, {value.evidence}] needs one of {', '.join(EVIDENCE)}, and null "
+                    "with unknown."
+                )
+    return values

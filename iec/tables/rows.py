@@ -1,0 +1,108 @@
+"""The rows of a table: what is known about each finished cell, beside a reference cell from the same noise."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from iec.efficiency.cost import CallCost, Cost
+from iec.errors import MetricError
+from iec.metrics.paired import psnr, relative_distance
+from iec.runs.runner import Result
+from iec.tables.plots import Interval
+
+PSNR = "PSNR to ref. (dB)"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table. scores, and the paired distances to the reference row, as label -> interval."""
+
+    label: str
+    result: Result
+    scores: dict[str, Interval]
+    errors: np.ndarray | None
+    """Relative distance to the reference trajectory, [n, T + 1]; None where the number of steps differs."""
+
+    @property
+    def higher_is_better(self) -> dict[str, bool]:
+        """Of each of the scores."""
+        record = self.result.record or {"scores": {}}
+        return {s["label"]: s["higher_is_better"] for s in record["scores"].values()} | {PSNR: True}
+
+    @property
+    def image_cost(self) -> CallCost | None:
+        """Of one image, from the measured calls; None where the technique does not tell."""
+        cost = self.result.cost
+        return None if cost is None else cost.per_image(self.result.manifest["calls_per_image"])
+
+    def cells(self) -> dict[str, str]:
+        """column -> formatted value."""
+        manifest = self.result.manifest
+        calls = manifest["calls_per_image"]
+        corrections = calls["correction"] + calls["cached_correction"]
+        cost, image = self.result.cost, self.image_cost
+        return {
+            "": self.label,
+            "N": str(manifest["num_images"]),
+            "calls (full+cached+corr.)": f"{calls['total']:g} ({calls['full']:g}+{calls['cached']:g}+{corrections:g})",
+            "s / image": f"{manifest['seconds_per_image']:.3f}{' sim.' if self.result.cell.technique.simulated else ''}",
+            **({} if cost is None or image is None else _cost(cost, image)),
+            **{name: _text(score) for name, score in self.scores.items()},
+        }
+
+
+def _digits(value: float) -> str:
+    return np.format_float_positional(value, precision=4, unique=False, fractional=False, trim="k").rstrip(".")
+
+
+def _cost(cost: Cost, image: CallCost) -> dict[str, str]:
+    return {
+        "weights (MB)": f"{cost.weight_bytes / 1e6:.2f}",
+        "GMACs / image": _digits(image.macs / 1e9),
+        "TBOPs / image": _digits(image.bops / 1e12),
+    }
+
+
+def _text(score: Interval) -> str:
+    """Four significant digits."""
+    if np.isinf(score.value):
+        return "same images"
+    value, low, high = (_digits(v) for v in (score.value, score.low, score.high))
+    return value if np.isnan(score.low) else f"{value} [{low}, {high}]"
+
+
+def _require_one_reference(results: dict[str, Result]) -> None:
+    """Raises `MetricError` where rows of one data set were scored against different references or extractors."""
+    seen: dict[tuple[str, str], tuple[str, tuple[str, str]]] = {}
+    for label, result in results.items():
+        if (record := result.record) is None:
+            continue
+        key = result.cell.card.reference, record["protocol"]
+        made = record["reference_hash"], record["extractor_hash"]
+        other, held = seen.setdefault(key, (label, made))
+        if held != made:
+            raise MetricError(
+                f"'{label}' and '{other}' were scored against different references or extractors. Run the table again with --run."
+            )
+
+
+def build_rows(results: dict[str, Result], references: Sequence[str]) -> list[Row]:
+    """Scores and paired distances of every finished row, in the experiment's order. references: labels of rows that those of the
+    same model are paired with.
+    """
+    _require_one_reference(results)
+    bases = {results[label].cell.card.name: label for label in references if label in results}
+    rows = []
+    for label, result in results.items():
+        reference = bases.get(result.cell.card.name)
+        base = None if reference is None else results[reference]
+        record = result.record or {"scores": {}}
+        scores = {s["label"]: Interval(s["value"], s["low"], s["high"]) for s in record["scores"].values()}
+        errors = None
+        if base is not None and label != reference and result.cell.num_images == base.cell.num_images:
+            scores[PSNR] = Interval(*psnr(result.shards(), base.shards()))
+            if result.cell.trace_images and len(result.cell.sampler.timetable) == len(base.cell.sampler.timetable):
+                errors = relative_distance(result.states(), base.states())
+        rows.append(Row(label, result, scores, errors))
+    return rows

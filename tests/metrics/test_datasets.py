@@ -1,0 +1,85 @@
+import io
+import json
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from iec.errors import DatasetError
+from iec.io.captions import load_coco_captions
+from iec.metrics.images.datasets import load_cifar10
+from iec.metrics.references.prepare import open_dataset
+
+
+def test_png_rows_are_images(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (10_000, 1024, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "test_batch.png", compress_level=0)
+    images = load_cifar10(tmp_path, train=False)
+    assert images.shape == (10_000, 32, 32, 3)
+    assert np.array_equal(images[7, 1, 2], pixels[7, 34])
+
+
+def test_missing_wrong_and_foreign_files_are_refused(tmp_path):
+    with pytest.raises(DatasetError, match=r"cifar-10-batches-py nor .*test_batch\.png"):
+        load_cifar10(tmp_path, train=False)
+    Image.new("RGB", (4, 4)).save(tmp_path / "test_batch.png")
+    with pytest.raises(DatasetError, match=r"expected \(10000, 1024, 3\)"):
+        load_cifar10(tmp_path, train=False)
+    for k in range(1, 6):
+        Image.new("RGB", (1024, 10_000)).save(tmp_path / f"data_batch_{k}.png")
+    with pytest.raises(DatasetError, match="is not the CIFAR-10 training set: 50000 images with channel"):
+        load_cifar10(tmp_path)
+
+
+def write_coco(root, images, captions):
+    (root / "annotations").mkdir()
+    facts = {
+        "images": [{"id": k, "file_name": f"COCO_val2014_{k:012d}.jpg"} for k in images],
+        "annotations": [{"id": n, "image_id": k, "caption": text} for n, k, text in captions],
+    }
+    (root / "annotations/captions_val2014.json").write_text(json.dumps(facts))
+
+
+def test_coco_captions_are_one_an_image(tmp_path):
+    write_coco(tmp_path, (7, 3, 5), [(10, 7, "seven"), (4, 3, "second"), (2, 3, " first\n"), (9, 5, "five")])
+    path = tmp_path / "annotations/captions_val2014.json"
+    got = load_coco_captions(path, 2)
+    assert got == [("COCO_val2014_000000000003.jpg", "first"), ("COCO_val2014_000000000005.jpg", "five")]
+    with pytest.raises(DatasetError, match="3 images, not 5000"):
+        load_coco_captions(path)
+    path.write_text("{}")
+    with pytest.raises(DatasetError, match="no file of captions"):
+        load_coco_captions(path)
+
+
+def test_imagenet_is_a_folder_a_class(tmp_path):
+    for name in ("n02/b.JPEG", "n01/z.JPEG", "n01/a.JPEG"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("L", (300, 280)).save(tmp_path / name)
+    source = open_dataset("imagenet_256", tmp_path)
+    assert source.names == ["n01/a.JPEG", "n01/z.JPEG", "n02/b.JPEG"] and source.label == "ImageNet (ILSVRC 2012) train"
+    assert next(source.blocks()).shape == (3, 256, 256, 3)
+
+
+def test_lsun_is_an_lmdb_folder(tmp_path):
+    lmdb = pytest.importorskip("lmdb")
+    folder = tmp_path / "church_outdoor_train_lmdb"
+    folder.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 256, 300, 3), dtype=np.uint8)
+    with lmdb.open(str(folder), map_size=1 << 24) as database, database.begin(write=True) as transaction:
+        for k, image in enumerate(pixels):
+            buffer = io.BytesIO()
+            Image.fromarray(image).save(buffer, format="WEBP", lossless=True)
+            transaction.put(f"key{9 - k}".encode(), buffer.getvalue())
+    source = open_dataset("lsun_church_256", tmp_path)
+    assert source.names == tuple(f"key{k}" for k in range(5, 10))
+    assert np.array_equal(next(source.blocks()), pixels[::-1, :, 22:278])
+    with pytest.raises(DatasetError, match=r"bedroom_train_lmdb is no lmdb folder.*https://github.com/fyu/lsun"):
+        open_dataset("lsun_bedroom_256", tmp_path)
+
+
+def test_lsun_without_the_package_says_so(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lmdb", None)
+    with pytest.raises(DatasetError, match="pip install lmdb"):
+        open_dataset("lsun_church_256", tmp_path)

@@ -1,0 +1,91 @@
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from iec.errors import ConfigError, DeviceError, WeightsError
+from iec.models import card, load_model
+from iec.models.cards import FOLDER
+from iec.models.model import Source
+from iec.models.weights import CONFIG, WEIGHTS
+from iec.sampling.network import Step
+
+NAME = "ddim_cifar_small"
+
+
+@pytest.fixture
+def copy(tmp_path):
+    return shutil.copytree(FOLDER / NAME, tmp_path / "copy")
+
+
+def test_the_bundled_model_is_what_its_card_says():
+    model = load_model(NAME, device="cpu")
+    assert sum(p.numel() for p in model.unet.parameters()) == card(NAME).parameters == 4_180_451
+    assert not model.unet.training and model.weights_hash == card(NAME).packaged.sha256
+    out = model.network(torch.randn(2, *card(NAME).shape, dtype=torch.float64), Step(0, 500)).eps
+    assert out.shape == (2, 3, 32, 32) and out.dtype == torch.float32
+
+
+def test_it_predicts_noise():
+    """On a smooth synthetic image at a middle timestep most of the noise is found."""
+    model = load_model(NAME, device="cpu")
+    a = card(NAME).schedule.at(400)
+    ramp = torch.linspace(-1, 1, 32).expand(4, 3, 32, 32)
+    noise = torch.randn(4, 3, 32, 32)
+    eps = model.network(a**0.5 * ramp + (1 - a) ** 0.5 * noise, Step(0, 400)).eps
+    assert ((eps - noise).norm() / noise.norm()).item() < 0.35
+
+
+def test_random_weights_are_the_same_every_time_and_leave_the_global_generator_alone():
+    state = torch.random.get_rng_state()
+    a, b = (load_model(NAME, device="cpu", random_weights=True) for _ in range(2))
+    assert torch.equal(state, torch.random.get_rng_state()) and a.weights_hash == "random"
+    assert all(torch.equal(p, q) for p, q in zip(a.unet.parameters(), b.unet.parameters(), strict=True))
+
+
+def test_a_local_folder_is_used_and_recorded(copy):
+    held = load_model(NAME, device="cpu", weights=copy).weights_hash
+    assert held.startswith(card(NAME).packaged.sha256)
+    config = copy / CONFIG
+    config.write_text(config.read_text().replace('"norm_eps": 1e-06', '"norm_eps": 0.01'))
+    assert Source.of(NAME, copy).weights_hash != held  # the same tensors, another network
+    assert Source.of(NAME, copy, random_weights=True).weights_hash != "random"
+    state = load_file(copy / WEIGHTS)
+    state["conv_in.bias"] += 1
+    save_file(state, copy / WEIGHTS)
+    assert not Source.of(NAME, copy).weights_hash.startswith(card(NAME).packaged.sha256)
+
+
+def test_missing_truncated_and_foreign_weights_are_refused(copy, monkeypatch):
+    with pytest.raises(WeightsError, match=r"nowhere.*model\.weights"):
+        load_model(NAME, device="cpu", weights=copy / "nowhere")
+    data = (copy / WEIGHTS).read_bytes()
+    (copy / WEIGHTS).write_bytes(data[: len(data) // 2])
+    with pytest.raises(WeightsError, match="truncated"):
+        load_model(NAME, device="cpu", weights=copy)
+    monkeypatch.setattr("iec.models.weights.FOLDER", copy.parent)
+    (copy.parent / NAME).symlink_to(copy)
+    with pytest.raises(WeightsError, match="is damaged.*expected " + card(NAME).packaged.sha256):
+        load_model(NAME, device="cpu")
+
+
+@pytest.mark.parametrize("change", ["drop", "add", "shape"])
+def test_loading_is_strict(copy, change):
+    state = load_file(copy / WEIGHTS)
+    if change == "drop":
+        del state["conv_in.bias"]
+    elif change == "add":
+        state["extra"] = torch.zeros(1)
+    else:
+        state["conv_in.bias"] = torch.zeros(7)
+    save_file(state, copy / WEIGHTS)
+    with pytest.raises(WeightsError, match=f"does not fit the architecture of .*{CONFIG}"):
+        load_model(NAME, device="cpu", weights=copy)
+
+
+def test_unknown_model_and_device():
+    with pytest.raises(ConfigError, match=NAME):
+        load_model("ddim_mars")
+    with pytest.raises(DeviceError, match="device=cpu"):
+        load_model(NAME, device="warp")

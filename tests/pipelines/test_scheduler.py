@@ -1,0 +1,224 @@
+"""IECScheduler by itself, in the loop that every pipeline runs: against iec.Sampler and against DDIMScheduler."""
+
+import copy
+import math
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    PNDMScheduler,
+)
+
+from iec.errors import ConfigError
+from iec.pipelines.scheduler import IECScheduler
+from iec.sampling.correction import Correction
+from iec.sampling.ddim import Sampler
+from iec.sampling.network import Prediction
+from iec.sampling.placement import Placement
+from iec.sampling.timetable import NoiseSchedule, Timetable
+from tests.tiny_pipelines import (
+    LATENT,
+    Given,
+    X,
+    seeded,
+    table_of,
+    wave,
+)
+
+
+def loop(scheduler, network, x, **kwargs):
+    """What every pipeline does: the states, from the first on."""
+    states = [x]
+    for t in scheduler.timesteps:
+        states.append(scheduler.step(network(states[-1], int(t)), t, states[-1], **kwargs).prev_sample)
+    return states
+
+
+def by_sampler(table, correction, placement, network=wave, noises=()):
+    states = Sampler(table, correction, placement).trajectory(
+        lambda x, step, cond=None, cache=None: Prediction(network(x, step.timestep)), Given(X, noises)
+    )
+    return list(states)[-1].float()
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5])
+def test_a_list_of_timesteps_with_its_own_pairs(eta):
+    """quad spacing, whose steps have no common length and whose last ones coincide."""
+    schedule = NoiseSchedule()
+    table = Timetable.spaced("quad", 40, schedule, eta=eta)
+    assert any(table.is_noop(i) for i in range(40))
+    scheduler = IECScheduler(clip_sample=False, placement="first_last", fraction=0.25)
+    scheduler.set_timesteps(timesteps=[t for t, _ in table.pairs])
+    placement, noises = Placement("first_last", fraction=0.25), [torch.randn(X.shape) for _ in range(40)]
+    at = [i for i, k in scheduler.run.calls if k == 0]
+    assert at == list(range(40)) and {i for i, k in scheduler.run.calls if k} == Sampler(table, placement=placement).corrected
+    x = X
+    for t in scheduler.timesteps:
+        z = noises[scheduler.call(t).index]
+        x = scheduler.step(wave(x, int(t)), t, x, eta=eta, variance_noise=z).prev_sample
+    expected = by_sampler(table, Correction(tolerance=0), placement, noises=noises)
+    torch.testing.assert_close(x, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("spacing", "steps"), [("leading", 10), ("trailing", 7), ("linspace", 9)])
+def test_steps_end_where_the_next_ones_begin(spacing, steps):
+    scheduler = IECScheduler(clip_sample=False, timestep_spacing=spacing)
+    theirs = DDIMScheduler(timestep_spacing=spacing)
+    scheduler.set_timesteps(steps)
+    theirs.set_timesteps(steps)
+    assert torch.equal(scheduler.timesteps[::2], theirs.timesteps) and torch.equal(scheduler.timesteps[1::2], theirs.timesteps)
+    table = table_of(scheduler.config, theirs.timesteps.tolist())
+    expected = by_sampler(table, Correction(tolerance=0), Placement("all_steps"))
+    torch.testing.assert_close(loop(scheduler, wave, X)[-1], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["v_prediction", "sample"])
+def test_other_predictions_are_corrected_through_eps(kind):
+    """The network's output is turned into the same eps as that of an epsilon network, at the state that it was given."""
+    schedule, eps_only = NoiseSchedule(), IECScheduler(clip_sample=False, iterations=2)
+
+    def network(y, t):
+        a, eps = schedule.at(t), wave(y, t)
+        x0 = (y - math.sqrt(1 - a) * eps) / math.sqrt(a)
+        return x0 if kind == "sample" else math.sqrt(a) * eps - math.sqrt(1 - a) * x0
+
+    other = IECScheduler(clip_sample=False, iterations=2, prediction_type=kind)
+    for scheduler in (eps_only, other):
+        scheduler.set_timesteps(10)
+    torch.testing.assert_close(loop(other, network, X)[-1], loop(eps_only, wave, X)[-1], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("options", [{"clip_sample": True}, {"thresholding": True, "sample_max_value": 1.5}])
+@pytest.mark.parametrize("use_clipped", [False, True])
+def test_clipping_acts_on_every_target(options, use_clipped):
+    """A correction is DDIMScheduler's own step from x_t, with the output at the corrected state, mixed in."""
+    scheduler, theirs = IECScheduler(**options), DDIMScheduler(**options)
+    scheduler.set_timesteps(8)
+    theirs.set_timesteps(8)
+    x = X
+    for t in theirs.timesteps:
+
+        def target(y, t=t, x=x):
+            return theirs.step(wave(y, int(t)), t, x, use_clipped_model_output=use_clipped).prev_sample
+
+        y = target(x)
+        x = y + 0.5 * (target(y) - y)
+    assert (theirs.step(wave(X, 875), 875, X).pred_original_sample.abs().max()) <= 1.5  # there was something to clip
+    torch.testing.assert_close(loop(scheduler, wave, X, use_clipped_model_output=use_clipped)[-1], x, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("criterion", ["change", "residual"])
+def test_tolerance_freezes_single_images_and_saves_no_call(criterion):
+    correction = Correction(6, (0.5,), 2e-2, criterion=criterion)
+    scheduler = IECScheduler(clip_sample=False, iterations=6, tolerance=2e-2, criterion=criterion)
+    scheduler.set_timesteps(10)
+    assert len(scheduler.timesteps) == 70
+    table, scale = table_of(scheduler.config, list(range(900, -1, -100))), torch.tensor([0.02, 0.3, 1.0]).view(3, 1, 1, 1)
+
+    def network(x, t):
+        """Every image converges at its own rate."""
+        return wave(x, t) * scale
+
+    states = [list(Sampler(table, correction, Placement("all_steps")).trajectory(
+        lambda x, step, cond=None, cache=None, i=i: Prediction(wave(x, step.timestep) * scale[i]), Given(X[i : i + 1])
+    ))[-1].float() for i in range(3)]  # fmt: skip
+    torch.testing.assert_close(loop(scheduler, network, X)[-1], torch.cat(states), rtol=1e-4, atol=1e-4)
+
+
+def test_scheduler_is_saved_and_loaded(tmp_path):
+    scheduler = IECScheduler.from_config(LATENT.config, iterations=2, lambdas=[1.0, 0.5], placement="first_last", count=1)
+    scheduler.save_pretrained(tmp_path)
+    loaded = IECScheduler.from_pretrained(tmp_path)
+    assert (loaded.correction, loaded.placement) == (scheduler.correction, scheduler.placement)
+    assert loaded.correction == Correction(2, (1.0, 0.5), tolerance=0.0) and loaded.placement == Placement("first_last", count=1)
+    for kept in (loaded, DDIMScheduler.from_config(loaded.config)):
+        assert all(kept.config[key] == LATENT.config[key] for key in LATENT.config if not key.startswith("_"))
+    from_other = IECScheduler.from_config(PNDMScheduler(beta_schedule="scaled_linear", beta_end=0.012, steps_offset=1).config)
+    assert (from_other.config["beta_end"], from_other.config["steps_offset"]) == (0.012, 1)
+    again = IECScheduler.from_config(loaded.config, placement="none", count=None)
+    assert again.placement == Placement() and again.correction == loaded.correction
+
+
+def test_half_precision_is_computed_in_float32():
+    scheduler = IECScheduler(clip_sample=False)
+    scheduler.set_timesteps(10)
+    half, x = loop(scheduler, lambda y, t: wave(y.float(), t).half(), X.half()), X
+    assert {state.dtype for state in half} == {torch.float16}
+    scheduler.set_timesteps(10)
+    torch.testing.assert_close(half[-1].float(), loop(scheduler, wave, x)[-1], rtol=1e-2, atol=5e-2)
+    scheduler.set_timesteps(10)  # one rounding a call, none inside
+    t, out = scheduler.timesteps[0], wave(X, 900).half()
+    first = scheduler.step(out, t, X.half()).prev_sample
+    scheduler.set_timesteps(10)
+    assert torch.equal(first, scheduler.step(out.float(), t, X.half().float()).prev_sample.half())
+
+
+def test_views_can_keep_their_own_state():
+    """MultiDiffusion (the panorama pipeline) saves and restores the scheduler's __dict__ around every view's step."""
+    shared, single = IECScheduler(clip_sample=False), IECScheduler(clip_sample=False)
+    views = [X, X.flip(0)]
+    shared.set_timesteps(6)
+    kept = [copy.deepcopy(shared.__dict__) for _ in views]
+    for t in shared.timesteps:
+        for i, view in enumerate(views):
+            shared.__dict__.update(kept[i])
+            views[i] = shared.step(wave(view, int(t)), t, view).prev_sample
+            kept[i] = copy.deepcopy(shared.__dict__)
+    for start, view in zip([X, X.flip(0)], views, strict=True):
+        single.set_timesteps(6)
+        assert torch.equal(loop(single, wave, start)[-1], view)
+
+
+def test_deepcache_helper_is_refused():
+    """By the lookup that its wrapper makes (DeepCache/extension/deepcache.py), in a module of its name."""
+    module = ModuleType("DeepCache.extension.deepcache")
+    exec("def lookup(pipe, t):\n    return list(pipe.scheduler.timesteps).index(t)", module.__dict__)
+    scheduler = IECScheduler()
+    scheduler.set_timesteps(10)
+    with pytest.raises(ConfigError, match="iec.apply"):
+        module.lookup(SimpleNamespace(scheduler=scheduler), 800)
+    plain = IECScheduler(placement="none")
+    plain.set_timesteps(10)
+    assert module.lookup(SimpleNamespace(scheduler=plain), 800) == 1
+
+
+def test_misuse_is_refused():
+    scheduler = IECScheduler(clip_sample=False, iterations=2)
+    with pytest.raises(ConfigError, match="Call set_timesteps"):
+        scheduler.step(X, 901, X)
+    with pytest.raises(ConfigError, match="one of them"):
+        scheduler.set_timesteps(10, timesteps=[5, 1])
+    with pytest.raises(ConfigError, match="Step 0 goes"):
+        scheduler.set_timesteps(timesteps=[1, 5])
+    scheduler.set_timesteps(10)
+    with pytest.raises(ConfigError, match="not the first call"):
+        scheduler.set_begin_index(4)
+    scheduler.step(X, 900, X)
+    with pytest.raises(ConfigError, match="Timestep 800 is not that of call 1"):
+        scheduler.step(X, 800, X)
+    scheduler.set_timesteps(10)
+    with pytest.raises(ConfigError, match="not both"):
+        scheduler.step(X, 900, X, eta=1.0, variance_noise=X, generator=seeded())
+    scheduler.set_timesteps(1)
+    loop(scheduler, wave, X)
+    with pytest.raises(ConfigError, match="call 3 of the 3"):
+        scheduler.step(X, 0, X)
+    for wrong in ({"prediction_type": "flow"}, {"placement": "some"}, {"preset": "mine"}, {"iterations": 2, "lambdas": [1, 1, 1]}):
+        with pytest.raises(ConfigError):
+            IECScheduler(**wrong)
+
+
+def test_a_timestep_without_signal_cannot_be_corrected():
+    options = {
+        "rescale_betas_zero_snr": True,
+        "timestep_spacing": "trailing",
+        "prediction_type": "v_prediction",
+        "clip_sample": False,
+    }
+    with pytest.raises(ConfigError, match="rescale_betas_zero_snr"):
+        IECScheduler(**options).set_timesteps(10)
+    rest = IECScheduler(**options, placement="explicit", steps=list(range(1, 10)))
+    rest.set_timesteps(10)
+    assert torch.isfinite(loop(rest, wave, X)[-1]).all()

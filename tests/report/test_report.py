@@ -1,0 +1,344 @@
+"""The page holds every finished number, says what is missing, shows the very pixels, and needs nothing from outside."""
+
+import base64
+import io
+import json
+import re
+import shutil
+import subprocess
+import warnings
+from contextlib import suppress
+from html import unescape
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from iec.errors import MetricError, NonFiniteError
+from iec.io.images import grid
+from iec.metrics.frechet import FewSamplesWarning
+from iec.report.__main__ import EXPERIMENTS, main, tables
+from iec.report.pictures import GAP, LARGEST_SIDE, _smaller, plots_of
+from iec.report.reading import to_html
+from iec.runs.failures import failure_recorded
+from iec.runs.runner import finished_result, run_cell
+from iec.tables.experiment import Experiment
+from iec.tables.plots import Interval
+from iec.tables.rows import PSNR, build_rows
+from iec.tables.table import table_of
+
+SPEC = """
+title: 'a <b>tiny</b> & "quoted" table'
+source: a paper, Table 7
+reference: base
+scales:
+  small:
+    overrides: [num_images=6, batch_size=4, trace_images=2, metrics.bootstrap=5, device=cpu]
+    replace: {model=ldm_imagenet: null}
+  paper: {overrides: []}
+common: [sampler.steps=2]
+rows:
+  base: [iec=none]
+  base + IEC: [iec=all_steps]
+  a < b & "c": [iec=none, sampler.steps=4]
+  other seed: [iec=none, seed=9]
+  elsewhere: [model=ldm_imagenet]
+published:
+  base: {FID: [4.19, known]}
+  elsewhere: {FID: [3.5, review]}
+"""
+FINISHED = ("base", "base + IEC", 'a < b & "c"')
+READING = """IEC **raises** the <score> & `a*b`.
+
+* one
+  line
+* two **bold** marks
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """An experiment with three finished rows, a reading and an analysis; and one that cannot be read."""
+    folder = tmp_path_factory.mktemp("project") / "experiments"
+    (folder / "results" / "tiny").mkdir(parents=True)
+    (folder / "results" / "analysis").mkdir()
+    (folder / "tiny.yaml").write_text(SPEC)
+    (folder / "broken.yaml").write_text("only text")
+    (folder / "results" / "tiny" / "reading.md").write_text(READING)
+    Image.new("RGB", (20, 10)).save(folder / "results" / "analysis" / "errors-x.png")
+    values = {"analysis": "errors", "label": "<X>", "date": "2026-01-02", "machine": "a & b"}
+    (folder / "results" / "analysis" / "errors-x.json").write_text(json.dumps(values))
+    cells = read(folder).cells()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FewSamplesWarning)
+        for label in FINISHED:
+            run_cell(cells[label])
+    return folder
+
+
+def read(folder):
+    return Experiment.read(folder / "tiny.yaml", [f"paths.output={folder.parent / 'out'}"], "small")
+
+
+def rows_of(folder):
+    experiment = read(folder)
+    results = {label: result for label, cell in experiment.cells().items() if (result := finished_result(cell)) is not None}
+    return build_rows(results, experiment.references), experiment
+
+
+@pytest.fixture(scope="module")
+def html(folder):
+    return report(folder, "tiny.yaml", "broken.yaml")
+
+
+def report(folder, *files):
+    out = folder.parent / "out"
+    main([*(str(folder / name) for name in files), "--scale", "small", f"paths.output={out}"])
+    return (out / "report.html").read_text(encoding="utf-8")
+
+
+class Page(HTMLParser):
+    """All tags as (tag, attributes), and the text of the page: outside of script and style."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.text, self.open = [], "", []
+        self.feed(html)
+        self.text = " ".join(self.text.split())
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        while self.open and self.open.pop() != tag:
+            pass
+
+    def handle_data(self, data):
+        if not {"script", "style"} & set(self.open):
+            self.text += f"{data} "
+
+    def images(self):
+        return {values["alt"]: values["src"] for tag, values in self.tags if tag == "img"}
+
+
+def pixels(uri):
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.removeprefix("data:image/png;base64,")))))
+
+
+def test_nothing_is_asked_for_from_outside(html):
+    page = Page(html)
+    ids = {values["id"] for _, values in page.tags if "id" in values}
+    for tag, values in page.tags:
+        assert tag not in ("link", "iframe", "object", "embed", "base", "form")
+        for name in ("src", "href", "srcset", "poster", "action", "data", "background", "style"):
+            if name in values:
+                value = values[name]
+                assert value.startswith("data:image/png;base64,") or (value[0] == "#" and value[1:] in ids), (tag, name, value[:80])
+    assert not re.search(r"@import|url\(|fetch\(|XMLHttpRequest|import\s*\(|https?:|WebSocket|sendBeacon", html)
+    assert "default-src 'none'" in html
+
+
+def test_every_finished_number_and_its_provenance_is_there(folder, html):
+    rows, experiment = rows_of(folder)
+    text = Page(html).text
+    header, body = table_of(rows, experiment)
+    assert [row.label for row in rows] == list(FINISHED) and len(body) == 4
+    for cell in [*header, *(cell for line in body for cell in line)]:
+        assert cell in text, cell
+    for row in rows:
+        facts = [row.result.cell.slug, row.result.manifest["hash"], row.result.record["reference_hash"]]
+        facts += [row.result.record["extractor_hash"], experiment.command(row.label), *row.result.manifest["machines"]]
+        assert all(fact in text for fact in facts)
+    assert "4.19 (k)" in text and "k: read in the primary source" in text and "EfficientNet-Lite0, not of Inception" in text
+    columns = [name for name in re.findall(r'<th scope="col">(.*?)</th>', html) if name]
+    assert columns[:2] == ["FID, published", "FID (EffNet-Lite0)"]  # beside each other
+
+
+def test_what_is_missing_is_said_with_its_command_and_breaks_nothing(folder, html):
+    text, command = Page(html).text, read(folder).command("other seed")
+    assert "other seed not there: nothing yet" in text and f"Compute it {command}" in text
+    assert (
+        "elsewhere not there: not at this scale" in text
+        and "python -m iec.tables experiments/tiny.yaml --run --scale paper" in text
+    )
+    assert "Not assembled:" in text and "broken.yaml is not an experiment file" in text  # and the other section is there
+    assert "3 of 5 rows" in text
+    assert not list((folder.parent / "out").glob("*seed9*"))
+
+
+def test_a_failed_row_says_why(folder):
+    cell = read(folder).cells()["other seed"]
+    with suppress(NonFiniteError), failure_recorded(cell.folder):
+        raise NonFiniteError("NaN at <step> 3")
+    text = Page(report(folder, "tiny.yaml")).text
+    shutil.rmtree(cell.folder)
+    assert "other seed failed" in text and "NaN at <step> 3" in text and "3 of 5 rows" in text
+
+
+def test_rows_that_do_not_fit_together_break_their_section_alone(folder, monkeypatch):
+    from iec.report import sections
+
+    def refuse(*_):
+        raise MetricError("scored against different <references>")
+
+    monkeypatch.setattr(sections, "build_rows", refuse)
+    page = Page(report(folder, "tiny.yaml"))
+    assert "Not assembled: scored against different <references>" in page.text and "3.5 (r)" in page.text
+    assert "0 of 5 rows" in page.text and not [alt for alt in page.images() if "samples" in alt]
+
+
+def files_of(cell):
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in sorted(cell.folder.rglob("*")) if path.is_file()}
+
+
+def test_nothing_is_written_to_the_cells(folder):
+    cells = read(folder).cells()
+    held = {label: files_of(cells[label]) for label in FINISHED}
+    report(folder, "tiny.yaml")
+    assert held == {label: files_of(cells[label]) for label in FINISHED} and all(held.values())
+
+
+@pytest.mark.parametrize(
+    "file, content, row, said",
+    [
+        ("scores", None, False, "base + IEC not there: to be scored"),
+        ("shards", None, False, "base + IEC not there: 1 of 2 shards"),
+        ("shards/000000-000003.json", "{}", False, "base + IEC not there: KeyError"),
+        ("environment.json", "{}", True, "environment.json of the cell is missing or damaged"),
+    ],
+)
+def test_a_damaged_cell_costs_its_own_row_alone(folder, file, content, row, said):
+    cell = read(folder).cells()["base + IEC"].folder
+    shutil.copytree(cell, folder.parent / "kept")
+    try:
+        if file == "scores":
+            shutil.rmtree(cell / "scores")
+            (cell / "scores.json").unlink()
+        elif file == "shards":
+            (cell / "shards" / "000000-000003.npz").unlink()
+        else:
+            (cell / file).write_text(content)
+        html = report(folder, "tiny.yaml")
+    finally:
+        shutil.rmtree(cell)
+        (folder.parent / "kept").rename(cell)
+    text = Page(html).text
+    assert said in text and f"{2 + row} of 5 rows" in text
+    if not row and content is None:
+        state = said.partition(": ")[2]
+        assert f">{state}</td>" in html
+        assert "the reading may speak of numbers that are not above" in text
+
+
+def test_files_beside_the_cells_that_cannot_be_read_do_not_break_the_page(folder):
+    analysis, reading = folder / "results" / "analysis", folder / "results" / "tiny" / "reading.md"
+    (analysis / "broken.png").write_bytes(b"no picture")
+    (analysis / "broken.json").write_text("[1]")
+    reading.write_bytes(b"caf\xe9")
+    try:
+        text = Page(report(folder, "tiny.yaml")).text
+    finally:
+        (analysis / "broken.png").unlink()
+        (analysis / "broken.json").unlink()
+        reading.write_text(READING)
+    assert "3 of 5 rows" in text and "caf\ufffd" in text and "errors: <X>" in text
+
+
+def test_the_scale_is_said_when_it_was_not_asked_for(folder):
+    out = folder.parent / "out"
+    main([str(folder / "tiny.yaml"), f"paths.output={out}", "--output", str(out / "default.html")])
+    assert f"scale {read_default(folder)}" in Page((out / "default.html").read_text(encoding="utf-8")).text
+
+
+def read_default(folder):
+    return Experiment.read(folder / "tiny.yaml").scale
+
+
+def test_labels_are_escaped(html):
+    assert "<b>tiny" not in html and "a &lt;b&gt;tiny&lt;/b&gt; &amp; &#34;quoted&#34; table" in html
+    assert 'a < b & "c"' in Page(html).text and 'a < b & "c"' not in html
+    assert {values["data-label"] for _, values in Page(html).tags if "data-label" in values} == set(FINISHED)
+
+
+def test_the_sprites_are_the_images_and_pairs_are_found(folder, html):
+    images = Page(html).images()
+    for row in rows_of(folder)[0]:
+        assert np.array_equal(pixels(images[f"6 samples of {row.label}"]), grid(row.result.first_images(6), columns=2, gap=GAP))
+    (pair,) = re.findall(r'<div class="pair">(.*?)</div>', html, re.DOTALL)
+    assert re.findall(r'data-label="(.*?)"', pair) == ["base", "base + IEC"]
+    plots = [values["src"] for tag, values in Page(html).tags if tag == "img" and "samples" not in values["alt"]]
+    assert len(plots) == 4 and all(np.asarray(pixels(uri)).size for uri in plots)  # error, scores, cost, and the analysis
+
+
+def test_a_row_of_the_same_images_has_no_place_among_the_psnrs(folder):
+    rows, experiment = rows_of(folder)
+    for row in rows[1:]:
+        row.scores[PSNR] = Interval(np.inf, np.inf, np.inf)
+    cost = next(plot for plot in plots_of(rows, experiment) if plot.title.startswith("Quality"))
+    both = next(plot for plot in plots_of(rows_of(folder)[0], experiment) if plot.title.startswith("Quality"))
+    assert cost.width < 0.6 * both.width  # the panel of FID alone
+
+
+def test_large_images_are_block_means():
+    images = np.random.default_rng(0).integers(0, 256, (2, 4 * LARGEST_SIDE, 4 * LARGEST_SIDE, 3), np.uint8)
+    small = _smaller(images, 4)
+    assert small.shape == (2, LARGEST_SIDE, LARGEST_SIDE, 3) and _smaller(images, 1) is images
+    for y, x in [(0, 0), (3, 100), (127, 127)]:
+        mean = images[1, 4 * y : 4 * y + 4, 4 * x : 4 * x + 4].astype(float).mean(axis=(0, 1))
+        assert np.abs(small[1, y, x] - mean).max() <= 0.5
+
+
+def test_the_page_is_the_same_again(folder, html):
+    assert report(folder, "tiny.yaml", "broken.yaml") == html
+
+
+def test_the_reading_and_the_analysis(html):
+    assert "<p>IEC <strong>raises</strong> the &lt;score&gt; &amp; <code>a*b</code>.</p>" in html
+    assert "<ul><li>one line</li><li>two <strong>bold</strong> marks</li></ul>" in html
+    text = Page(html).text
+    assert "errors: <X>" in text and "experiments/results/analysis/errors-x.json" in text
+    assert "2026-01-02" in text and "a & b" in text
+    assert to_html("**a * b** c `<i>` ** ` [x](y)\n* <b>") == (
+        "<p><strong>a * b</strong> c <code>&lt;i&gt;</code> ** ` [x](y)</p><ul><li>&lt;b&gt;</li></ul>"
+    )
+    assert to_html(" \n\n") == ""
+
+
+def test_the_shipped_tables_are_found():
+    names = [path.stem for path in tables(EXPERIMENTS)]
+    assert names[:5] == ["table1", "table2", "table3", "table4", "table5"] and names[5:8] == ["figure3", "figure4", "figure5"]
+    assert "controls" in names and not {"figure1", "figure2", "bundled"} & set(names)
+
+
+PROBE = """<script>
+const flips = [...document.querySelectorAll(".flip")];
+const seen = (flip) => [...flip.querySelectorAll("img")].filter((i) => getComputedStyle(i).visibility === "visible").length;
+const shown = () => flips.map((flip) => flip.querySelector(".shown").textContent + seen(flip));
+const states = [shown()];
+flips[0].dispatchEvent(new PointerEvent("pointerenter", {pointerType: "mouse"})); states.push(shown());
+flips[0].dispatchEvent(new PointerEvent("pointerleave", {pointerType: "mouse"})); states.push(shown());
+flips[0].click(); states.push(shown());
+const menu = document.querySelector(".compare select"); menu.selectedIndex = 1; menu.dispatchEvent(new Event("change"));
+states.push([document.querySelector(".compare .shown").textContent]);
+parent.postMessage(JSON.stringify({states, width: document.documentElement.clientWidth,
+  page: document.documentElement.scrollWidth}), "*");
+</script>"""
+FRAME = """<iframe src="probed.html" width="390" height="3000"></iframe><pre></pre>
+<script>addEventListener("message", (event) => { document.querySelector("pre").textContent = event.data; });</script>"""
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on the PATH")
+def test_in_a_browser_the_grids_flip_and_a_phone_does_not_scroll_sideways(html, tmp_path):
+    (tmp_path / "probed.html").write_text(html.replace("</body>", f"{PROBE}</body>"))
+    (tmp_path / "frame.html").write_text(FRAME)
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+    options += ["--disable-component-update", "--disable-sync", "--virtual-time-budget=5000", "--dump-dom"]
+    command = ["chromium", *options, f"--user-data-dir={tmp_path / 'profile'}", (tmp_path / "frame.html").as_uri()]
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    found = json.loads(unescape(re.search(r"<pre>(.*?)</pre>", dom, re.DOTALL)[1]))
+    other = 'a < b & "c"1'  # in the comparison; of the two images on top of each other one is to be seen
+    plain, changed = ["base1", other], ["base + IEC1", other]
+    assert found["states"] == [plain, changed, plain, changed, ["base + IEC"]]
+    assert found["page"] == found["width"] <= 390

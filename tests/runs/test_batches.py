@@ -1,0 +1,52 @@
+"""`iec.sample`: the library without Hydra and without a folder."""
+
+import numpy as np
+import pytest
+
+import iec
+from iec.errors import ConfigError
+from iec.runs.batches import sample_batch
+from iec.sampling.timetable import Timetable
+
+
+@pytest.fixture(scope="module")
+def model():
+    return iec.load_model("ddim_cifar_small", device="cpu")
+
+
+def test_plain_and_corrected(model):
+    plain = iec.sample(model, 3, steps=2, batch_size=2, trace=3)
+    corrected = iec.sample(model, 3, steps=2, batch_size=2, correction=iec.Correction())
+    assert plain.images.shape == (3, 32, 32, 3) and plain.images.dtype == np.uint8
+    assert plain.states.shape == (3, 3, 3, 32, 32)
+    assert (plain.calls.full, plain.calls.correction) == (8, 0) and (corrected.calls.full, corrected.calls.correction) == (8, 8)
+    assert not np.array_equal(plain.images, corrected.images) and plain.seconds > 0
+    nowhere = iec.sample(model, 3, steps=2, batch_size=2, correction=iec.Correction(), placement=iec.Placement("none"))
+    assert np.array_equal(plain.images, nowhere.images)
+
+
+def test_an_image_has_the_same_bytes_however_many_are_asked_for(model):
+    few, many = (iec.sample(model, n, steps=2, batch_size=4).images for n in (3, 6))
+    assert np.array_equal(few, many[:3])
+
+
+def test_across_batch_sizes_only_floating_point_drift_remains(model):
+    a, b = (iec.sample(model, 4, steps=3, batch_size=size, trace=4).states[-1] for size in (1, 4))
+    assert np.abs(a - b).max() < 1e-4
+
+
+def test_a_given_timetable(model):
+    table = Timetable.from_timesteps([700, 300], model.card.schedule)
+    assert iec.sample(model, 1, timetable=table).calls.full == 2
+
+
+def test_progress_is_called_once_a_step(model):
+    sampler, ticks = iec.Sampler(Timetable.spaced("quad", 3, model.card.schedule)), []
+    sample_batch(model, model.network, sampler, 0, (0,), on_step=lambda: ticks.append(1))
+    assert len(ticks) == 3
+
+
+@pytest.mark.parametrize("bad", [{"num_images": 0}, {"num_images": 1, "batch_size": 0}, {"num_images": 1, "steps": 1001}])
+def test_bad_requests_are_refused(model, bad):
+    with pytest.raises(ConfigError):
+        iec.sample(model, **bad)

@@ -1,0 +1,142 @@
+"""The command itself: killed, resumed, doubled, damaged, misused. Tiny cells of the bundled model with random weights."""
+
+import hashlib
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from iec.errors import NonFiniteError, StoreError
+from iec.models.cards import FOLDER
+from iec.models.weights import WEIGHTS
+from iec.runs.runner import finished_result, missing_batches, run_cell
+from iec.runs.store import Store
+from tests.conftest import ENV
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.usefixtures("one_thread")
+CELL = [
+    "model.random_weights=true",
+    "iec=all_steps",
+    "sampler.steps=2",
+    "num_images=10",
+    "batch_size=2",
+    "metrics=none",
+    "device=cpu",
+]
+
+
+def start(output, *overrides):
+    command = [sys.executable, "run.py", *CELL, f"paths.output={output}", *overrides]
+    return subprocess.Popen(command, cwd=ROOT, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def run(output, *overrides):
+    process = start(output, *overrides)
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out + err
+
+
+def shard_hashes(output):
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in Path(output).glob("*/shards/*.npz")}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    output = tmp_path_factory.mktemp("uninterrupted")
+    code, text = run(output)
+    assert code == 0, text
+    hashes = shard_hashes(output)
+    assert len(hashes) == 5
+    return output, hashes, text
+
+
+def test_a_cell_leaves_its_config_environment_manifest_and_picture(uninterrupted):
+    output, hashes, text = uninterrupted
+    (folder,) = [p.parent for p in output.glob("*/cell.json")]
+    names = {p.name for p in folder.iterdir()}
+    assert {"cell.json", "config.yaml", "environment.json", "manifest.json", "grid.png", "shards", "traces"} <= names
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["num_images"] == 10 and set(manifest["shards"]) == set(hashes)
+    assert manifest["calls_per_image"] == {"full": 2, "cached": 0, "correction": 2, "cached_correction": 0, "total": 4}
+    assert "network calls per image: full 2" in text
+    environment = json.loads((folder / "environment.json").read_text())
+    assert {"device", "packages", "revision"} <= set(environment)
+
+
+def test_killed_at_any_moment_it_resumes_to_the_same_bytes(uninterrupted, tmp_path):
+    for wanted, kill in [(1, signal.SIGKILL), (3, signal.SIGINT)]:  # in the middle of the next shard
+        process = start(tmp_path)
+        while process.poll() is None and len(list(tmp_path.glob("*/shards/*.json"))) < wanted:
+            time.sleep(0.005)
+        process.send_signal(kill)
+        err = process.communicate(timeout=60)[1]
+        finished = process.returncode == 0  # on a busy machine it may be done before the signal arrives
+        assert finished or process.returncode == -signal.SIGKILL or "goes on from there" in err
+    assert len(shard_hashes(tmp_path)) >= 3
+    code, text = run(tmp_path)
+    assert code == 0, text
+    assert shard_hashes(tmp_path) == uninterrupted[1]
+
+
+def test_two_processes_on_one_folder_and_a_damaged_shard(uninterrupted, tmp_path):
+    pair = [start(tmp_path), start(tmp_path)]
+    assert [p.communicate(timeout=300) and p.returncode for p in pair] == [0, 0]
+    assert shard_hashes(tmp_path) == uninterrupted[1]
+    victim = sorted(tmp_path.glob("*/shards/*.npz"))[2]
+    victim.write_bytes(victim.read_bytes()[:50])
+    code, text = run(tmp_path)
+    assert code == 0 and "1 of 5 micro-batches to sample" in text
+    assert shard_hashes(tmp_path) == uninterrupted[1]
+
+
+def test_more_images_continue_the_same_cell(uninterrupted, tmp_path, make_cell):
+    overrides = [*CELL, f"paths.output={tmp_path}"]
+    run_cell(make_cell(*overrides, "num_images=3"))
+    cell = make_cell(*overrides)
+    assert missing_batches(cell, Store(cell.folder)) == cell.batches[1:]  # the half-kept second shard is made again, whole
+    assert finished_result(cell) is None
+    result = run_cell(cell)
+    assert finished_result(cell).manifest == result.manifest
+    assert shard_hashes(tmp_path) == uninterrupted[1]
+
+
+def test_bad_input_exits_with_its_message_and_no_traceback(tmp_path):
+    code, text = run(tmp_path, "iec.lambda=-1")
+    assert code == 2 and "ConfigError: iec.lambda" in text and "Traceback" not in text
+    assert not list(tmp_path.glob("*/cell.json"))
+
+
+def test_a_folder_that_holds_another_cell_is_refused(uninterrupted, make_cell):
+    (folder,) = [p.parent for p in uninterrupted[0].glob("*/cell.json")]
+    with pytest.raises(StoreError, match="they differ in seed"):
+        run_cell(make_cell(*CELL, f"paths.cell={folder}", "seed=1"))
+
+
+def test_deepcache_counts_its_calls_and_an_interval_of_one_changes_nothing(tmp_path, make_cell):
+    def images(*overrides):
+        result = run_cell(make_cell(*CELL, *overrides, "num_images=2", "sampler.steps=4", f"paths.output={tmp_path}"))
+        return result.first_images(2), result.manifest["calls_per_image"]
+
+    plain, _ = images()
+    every, _ = images("efficiency=deepcache", "efficiency.interval=1")
+    cached, calls = images("efficiency=deepcache", "efficiency.interval=2")
+    assert (plain == every).all() and not (plain == cached).all()
+    assert calls == {"full": 2, "cached": 2, "correction": 2, "cached_correction": 0, "total": 6}
+
+
+def test_nan_weights_stop_the_run_and_write_nothing(tmp_path, make_cell):
+    folder = shutil.copytree(FOLDER / "ddim_cifar_small", tmp_path / "weights")
+    state = load_file(folder / WEIGHTS)
+    state["conv_out.bias"][0] = float("nan")
+    save_file(state, folder / WEIGHTS)
+    overrides = [override for override in CELL if "random" not in override]
+    with pytest.raises(NonFiniteError, match=r"step 0 \(timestep 800"):
+        run_cell(make_cell(*overrides, f"model.weights={folder}", f"paths.output={tmp_path}"))
+    assert not list(tmp_path.glob("*/shards/*"))

@@ -1,0 +1,128 @@
+import errno
+import os
+import time
+
+import numpy as np
+import pytest
+
+from iec.errors import StoreError
+from iec.io import files
+from iec.io.files import write_atomic
+from iec.runs.batches import Samples, micro_batches
+from iec.runs.store import Store
+from iec.sampling.network import Calls
+
+BATCHES = micro_batches(10, 4)
+
+
+def samples(indices, trace=0):
+    images = np.stack([np.full((4, 4, 3), n, np.uint8) for n in indices])
+    return Samples(images, np.zeros((3, trace, 3, 4, 4), np.float32), Calls(full=2 * len(indices), correction=len(indices)), 1.0)
+
+
+def filled(folder, num_images=10):
+    store = Store.open(folder, {"cell": 1})
+    for indices in micro_batches(num_images, 4):
+        store.write(indices, samples(indices, 2 if indices[0] == 0 else 0), min(4, num_images - indices[0]), "test")
+    return store
+
+
+def test_the_grid_of_micro_batches_is_whole_and_fixed():
+    assert BATCHES == [(0, 1, 2, 3), (4, 5, 6, 7), (8, 9, 10, 11)]
+
+
+def test_round_trip_and_totals(tmp_path):
+    store = filled(tmp_path / "cell")
+    assert all(store.is_finished(b, min(4, 10 - b[0]), 0) for b in BATCHES)
+    images = np.concatenate(list(store.read_images(BATCHES, 10)))
+    assert images[:, 0, 0, 0].tolist() == list(range(10))
+    assert store.read_states(BATCHES, 2).shape == (3, 2, 3, 4, 4)
+    manifest = store.write_manifest(BATCHES, 10)
+    assert manifest["calls_per_image"] == {"full": 2.0, "cached": 0.0, "correction": 1.0, "cached_correction": 0, "total": 3.0}
+    with np.load(store.shard(BATCHES[2])) as shard:
+        assert shard["indices"].tolist() == [8, 9] and shard["images"].dtype == np.uint8
+
+
+def test_the_same_images_are_the_same_bytes_and_the_same_manifest_hash(tmp_path):
+    a, b = filled(tmp_path / "a"), filled(tmp_path / "b", 12)
+    assert a.shard(BATCHES[0]).read_bytes() == b.shard(BATCHES[0]).read_bytes()
+    assert a.write_manifest(BATCHES, 10)["hash"] == b.write_manifest(BATCHES, 10)["hash"]
+    assert a.write_manifest(BATCHES, 10)["hash"] != b.write_manifest(BATCHES, 12)["hash"]
+
+
+def test_more_images_or_trajectories_than_kept_are_not_finished(tmp_path):
+    store = filled(tmp_path / "cell")
+    assert not store.is_finished(BATCHES[2], 3, 0)
+    assert not store.is_finished(BATCHES[0], 4, 3)
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "commit", "trace"])
+def test_a_damaged_shard_is_found(tmp_path, damage):
+    store = filled(tmp_path / "cell")
+    path = store.shard(BATCHES[0])
+    if damage == "flip":
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+    elif damage == "truncate":
+        path.write_bytes(path.read_bytes()[:-10])
+    elif damage == "remove":
+        path.unlink()
+    elif damage == "commit":
+        path.with_suffix(".json").write_text("{")
+    else:
+        store.trace(BATCHES[0]).write_bytes(b"")
+    assert not store.is_finished(BATCHES[0], 4, 0)
+    assert store.is_finished(BATCHES[1], 4, 0)
+
+
+def test_a_folder_of_another_cell_is_refused(tmp_path):
+    filled(tmp_path / "cell")
+    with pytest.raises(StoreError, match=r"differ in cell.*paths\.cell"):
+        Store.open(tmp_path / "cell", {"cell": 2})
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.png").touch()
+    with pytest.raises(StoreError, match="holds no cell.json"):
+        Store.open(tmp_path / "photos", {"cell": 1})
+
+
+def test_an_unwritable_folder_is_a_clear_error(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match=r"paths\.output"):
+        Store.open(tmp_path / "file" / "cell", {"cell": 1})
+
+
+def test_a_full_disk_leaves_finished_shards_intact(tmp_path, monkeypatch):
+    store = filled(tmp_path / "cell")
+    before = {p: p.read_bytes() for p in store.folder.rglob("*") if p.is_file()}
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(StoreError, match="No space left.*intact"):
+        store.write(BATCHES[1], samples(BATCHES[1]), 4, "test")
+    assert {p: p.read_bytes() for p in store.folder.rglob("*") if p.is_file()} == before
+
+
+def test_stale_temporaries_are_cleared_and_young_ones_left(tmp_path):
+    store = filled(tmp_path / "cell")
+    old, young = store.folder / "shards" / ".x.npz.1.tmp", store.folder / "shards" / ".y.npz.2.tmp"
+    for path in (old, young):
+        path.touch()
+    os.utime(old, (time.time() - 7200,) * 2)
+    Store.open(store.folder, {"cell": 1})
+    assert not old.exists() and young.exists()
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"old")
+
+    def interrupted(file):
+        file.write(b"new")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_atomic(path, interrupted)
+    assert [p.name for p in tmp_path.iterdir()] == ["a"] and path.read_bytes() == b"old"

@@ -1,0 +1,248 @@
+"""An experiment file becomes a table with scores, paired distances and pictures; what is missing is said with its command."""
+
+import csv
+import json
+import warnings
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from iec.errors import ConfigError, WeightsError
+from iec.metrics.frechet import FewSamplesWarning
+from iec.tables.experiment import Experiment
+from iec.tables.plots import pareto_front
+from iec.tables.table import main
+
+SPEC = """
+title: a tiny table
+common: [sampler.steps=2, num_images=6, batch_size=4, trace_images=2, metrics.bootstrap=5, device=cpu]
+reference: base
+rows:
+  base: [iec=none]
+  corrected: [iec=all_steps]
+  four steps: [iec=none, sampler.steps=4]
+"""
+VARIED = """
+title: two techniques, each plain and corrected
+common: [sampler.steps=2, num_images=4, batch_size=4, trace_images=2, metrics=none, device=cpu]
+reference: full
+variants:
+  "": [iec=none]
+  " + IEC": [iec=all_steps]
+rows:
+  full: [efficiency=none]
+  cached: [efficiency=deepcache, efficiency.interval=2]
+figures:
+  a: [cached, cached + IEC]
+  b: [full + IEC]
+"""
+
+
+@pytest.fixture
+def spec(tmp_path):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(SPEC)
+    return path
+
+
+def run(spec, *arguments):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FewSamplesWarning)
+        main([str(spec), *arguments, f"paths.output={spec.parent / 'out'}"])
+
+
+def test_nothing_is_computed_without_run_and_the_missing_commands_are_listed(spec, caplog):
+    caplog.set_level("INFO")
+    run(spec)
+    assert "missing: corrected" in caplog.text and "python run.py sampler.steps=2" in caplog.text
+    assert not (spec.parent / "out").exists()
+
+
+def test_rows_whose_weights_are_missing_do_not_stop_the_others(spec, tmp_path, caplog, capsys):
+    absent = f"[model.weights={tmp_path / 'absent'}]"
+    spec.write_text(f"{SPEC}  absent: {absent}\n  absent too: {absent}\n")
+    with pytest.raises(WeightsError, match="absent"):
+        run(spec, "--run", "metrics=none")
+    assert caplog.text.count("cannot run here: absent, absent too: ") == 1
+    table = next((spec.parent / "out" / "tables").glob("*/table.md")).read_text()
+    assert table.count("\n| ") == 4 and "Not there: absent (cannot run here: WeightsError: " in table
+    run(spec, "metrics=none")  # shows what is there, and fails nothing
+    capsys.readouterr()
+    run(spec, "--status", "metrics=none")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].startswith("  base: done in") and lines[4].startswith("  absent: cannot run here: WeightsError: ")
+
+
+def test_the_table_and_its_pictures(spec, capsys):
+    run(spec, "--run")
+    (folder,) = (spec.parent / "out" / "tables").iterdir()
+    rows = {row["label"]: row for row in json.loads((folder / "table.json").read_text())}
+    assert list(rows) == ["base", "corrected", "four steps"]
+    assert rows["corrected"]["manifest"]["calls_per_image"] == {
+        "full": 2,
+        "cached": 0,
+        "correction": 2,
+        "cached_correction": 0,
+        "total": 4,
+    }
+    assert rows["base"]["scores"]["FID (EffNet-Lite0)"]["value"] > 0
+    assert rows["corrected"]["relative_distance_mean"][0] == 0 < rows["corrected"]["relative_distance_mean"][2]
+    assert rows["four steps"]["relative_distance_mean"] is None and "PSNR to ref. (dB)" in rows["four steps"]["scores"]
+    body = list(csv.DictReader((folder / "table.csv").open()))
+    assert [row["label"] for row in body] == list(rows) and body[0]["N"] == "6"
+    markdown = (folder / "table.md").read_text()
+    assert "**a tiny table**" in markdown and markdown.count("\n| ") == 4 and "Seed 0" in markdown
+    for name in ("grid", "error", "scores", "cost"):
+        with Image.open(folder / f"{name}.png") as picture:
+            assert np.asarray(picture).std() > 5
+    assert "corrected" in capsys.readouterr().out
+
+    def stamps():
+        return {p: p.stat().st_mtime_ns for p in (spec.parent / "out").glob("*/shards/*")}
+
+    before = stamps()
+    run(spec, "--run")  # reuses everything
+    assert stamps() == before
+    record = next((spec.parent / "out").glob("*-none-none-T2-*/scores.json"))
+    assert {"manifest_hash", "reference_hash", "extractor_hash", "versions"} <= set(json.loads(record.read_text()))
+
+
+def test_variants_and_figures(tmp_path):
+    path = tmp_path / "varied.yaml"
+    path.write_text(VARIED)
+    run(path, "--run")
+    (folder,) = (tmp_path / "out" / "tables").iterdir()
+    assert {p.name for p in folder.glob("*.png")} == {"grid.png", "error-a.png", "error-b.png", "cost.png"}
+    body = {row["label"]: row for row in csv.DictReader((folder / "table.csv").open())}
+    assert list(body) == ["full", "full + IEC", "cached", "cached + IEC"]
+    assert body["cached + IEC"]["calls (full+cached+corr.)"] == "3 (1+1+1)"
+    macs = {label: float(row["GMACs / image"]) for label, row in body.items()}
+    assert macs["full + IEC"] == pytest.approx(2 * macs["full"], rel=1e-3)
+    assert macs["cached + IEC"] - macs["cached"] == pytest.approx(macs["full"] / 2, rel=2e-3)
+    assert {row["weights (MB)"] for row in body.values()} == {"16.72"}
+    path.write_text(VARIED.replace("[full + IEC]", "[full + EIC]"))
+    with pytest.raises(ConfigError, match=r"full \+ EIC"):
+        Experiment.read(path)
+
+
+def test_bad_experiments_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="not an experiment file"):
+        Experiment.read(tmp_path / "missing.yaml")
+    path = tmp_path / "bad.yaml"
+    path.write_text(SPEC.replace("reference: base", "reference: nobody"))
+    with pytest.raises(ConfigError, match="nobody"):
+        Experiment.read(path)
+    path.write_text(VARIED.replace("  cached: [", "  full + IEC: ["))
+    with pytest.raises(ConfigError, match="same label"):
+        Experiment.read(path)
+    path.write_text(SPEC.replace("iec=all_steps", "iec=everywhere"))
+    with pytest.raises(ConfigError, match="Row 'corrected'"):
+        Experiment.read(path).cells()
+    path.write_text(SPEC.replace("iec=all_steps", "iec.lambda=-1"))
+    with pytest.raises(ConfigError, match="iec.lambda"):
+        Experiment.read(path).cells()
+
+
+PUBLISHED = """
+title: what a paper says, beside what is measured
+source: a paper
+reference: [small, large]
+scales:
+  small:
+    overrides: [num_images=2, metrics=none, device=cpu]
+    replace: {model=ddim_cifar: [model=ddim_cifar_small], model=ldm_imagenet: null}
+  paper: {overrides: [num_images=7]}
+common: [sampler.steps=2]
+rows:
+  small: [model=ddim_cifar]
+  small & corrected: [model=ddim_cifar, iec=all_steps]
+  large: [model=ldm_imagenet]
+  larger: [model=ldm_imagenet, iec=all_steps]
+published:
+  small: {FID: [4.19, known]}
+  small & corrected: {FID: [null, unknown]}
+  large: {FID: [3.5, review], IS: [200, secondary]}
+"""
+
+
+def test_published_values_stand_beside_measured_ones_and_scales_choose_the_model(tmp_path, capsys):
+    path = tmp_path / "published.yaml"
+    path.write_text(PUBLISHED)
+    experiment = Experiment.read(path, scale="paper")
+    assert experiment.rows["large"] == ["sampler.steps=2", "model=ldm_imagenet", "num_images=7"] and not experiment.elsewhere
+    run(path, "--run", "--scale", "small")
+    (folder,) = (tmp_path / "out" / "tables").iterdir()
+    body = {row["label"]: row for row in csv.DictReader((folder / "table.csv").open())}
+    assert list(body) == ["small", "small & corrected", "large"]  # nothing is known of the last one
+    assert [row["FID, published"] for row in body.values()] == ["4.19 (k)", "?", "3.5 (r)"]
+    assert body["large"]["N"] == "" and body["small"]["N"] == "2" and body["large"]["IS, published"] == "200 (s)"
+    text = (folder / "table.md").read_text()
+    assert "Published: a paper (k: read in the primary source; s:" in text
+    tex = (folder / "table.tex").read_text()
+    assert r"small \& corrected &" in tex and tex.count(r" \\") == 4 and tex.startswith("% what a paper says")
+    for change in [("[4.19, known]", "[4.19, rumour]"), ("[null, unknown]", "[null, known]")]:
+        path.write_text(PUBLISHED.replace(*change))
+        with pytest.raises(ConfigError, match="needs one of known"):
+            Experiment.read(path, scale="small")
+    path.write_text(PUBLISHED)
+    with pytest.raises(ConfigError, match="no scale 'huge'; choose one of small, paper"):
+        Experiment.read(path, scale="huge")
+
+
+def test_the_pareto_front_is_what_no_other_row_beats():
+    draw = np.random.default_rng(0)
+    for n in range(1, 30):
+        places = {f"row {k}": (float(a), float(b)) for k, (a, b) in enumerate(draw.integers(0, 6, (n, 2)))}
+        for sign in (1, -1):
+            front = pareto_front(places, sign < 0)
+            beaten = {
+                a: any(places[b][0] <= x and sign * places[b][1] <= sign * y and places[b] != (x, y) for b in places)
+                for a, (x, y) in places.items()
+            }
+            assert {places[label] for label in front} == {places[label] for label in places if not beaten[label]}
+            assert [places[label][0] for label in front] == sorted({places[label][0] for label in front})
+
+
+def test_a_row_that_fails_does_not_stop_the_others(spec, monkeypatch, caplog):
+    from iec.errors import NonFiniteError
+    from iec.tables import table as tables
+
+    compute = tables.run_cell
+
+    def failing(cell):
+        if cell.config.iec.placement != "none":
+            raise NonFiniteError("the network returned NaN")
+        return compute(cell)
+
+    monkeypatch.setattr(tables, "run_cell", failing)
+    caplog.set_level("INFO")
+    with pytest.raises(NonFiniteError):
+        run(spec, "--run", "metrics=none")
+    assert "failed: corrected: the network returned NaN" in caplog.text
+    (folder,) = (spec.parent / "out" / "tables").iterdir()
+    assert [row["label"] for row in json.loads((folder / "table.json").read_text())] == ["base", "four steps"]
+    assert "Not there: corrected (nothing yet): `python run.py" in (folder / "table.md").read_text()
+
+
+def test_the_status_says_how_far_every_row_is(spec, capsys):
+    run(spec, "--run", "metrics=none", "num_images=4")
+    capsys.readouterr()
+    run(spec, "--status", "metrics=none", "num_images=4")
+    assert capsys.readouterr().out.count(": done in ") == 3
+    run(spec, "--status", "metrics=none", "num_images=9")
+    assert capsys.readouterr().out.count(": 1 of 3 shards in ") == 3
+    run(spec, "--status", "metrics=none", "seed=5")
+    assert capsys.readouterr().out.count(": nothing yet") == 3
+
+
+@pytest.mark.parametrize("scale", ["small", "paper"])
+def test_every_shipped_experiment_composes(scale, monkeypatch):
+    from iec.models.model import Source
+    from tests.conftest import CONFIGS
+
+    made = Source.of
+    monkeypatch.setattr(Source, "of", lambda name, *_, **__: made(name, random_weights=True))  # the paper's weights are not here
+    for path in (CONFIGS.parent / "experiments").glob("*.yaml"):
+        has_scales = "\nscales:" in path.read_text()
+        assert Experiment.read(path, ["device=cpu"], scale if has_scales else None).cells()
