@@ -1,3 +1,4 @@
+import gzip
 import io
 import json
 import sys
@@ -8,7 +9,8 @@ from PIL import Image
 
 from iec.errors import DatasetError
 from iec.io.captions import load_coco_captions
-from iec.metrics.images.datasets import load_cifar10
+from iec.metrics.images import datasets
+from iec.metrics.images.datasets import load_cifar10, load_fashion_mnist, pad_to_32
 from iec.metrics.references.prepare import open_dataset
 
 
@@ -30,6 +32,37 @@ def test_missing_wrong_and_foreign_files_are_refused(tmp_path):
         Image.new("RGB", (1024, 10_000)).save(tmp_path / f"data_batch_{k}.png")
     with pytest.raises(DatasetError, match="is not the CIFAR-10 training set: 50000 images with channel"):
         load_cifar10(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["FashionMNIST/raw/t10k-images-idx3-ubyte", "t10k-images-idx3-ubyte.gz"])
+def test_fashion_mnist_is_an_idx_file(tmp_path, monkeypatch, name):
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 28, 28), dtype=np.uint8)
+    data = bytes.fromhex("00000803 00000003 0000001c 0000001c") + pixels.tobytes()
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pack = gzip.compress if name.endswith(".gz") else bytes
+    path.write_bytes(pack(data))
+    with pytest.raises(DatasetError, match=r"is not Fashion-MNIST: shape \(3, 28, 28\).*expected \(10000, 28, 28\)"):
+        load_fashion_mnist(tmp_path, train=False)
+    monkeypatch.setitem(datasets.FASHION_MNIST, False, ("t10k", 3, pixels.mean() / 255))
+    images = load_fashion_mnist(tmp_path, train=False)
+    assert np.array_equal(images, pixels)
+    padded = pad_to_32(images)
+    assert padded.shape == (3, 32, 32, 1) and padded.sum() == images.sum() and np.array_equal(padded[:, 2:30, 2:30, 0], images)
+
+    for damaged in (data[:-1], data[:10], b"\0\0\x08\x01" + data[4:]):
+        path.write_bytes(pack(damaged))
+        with pytest.raises(DatasetError, match="no idx file of images, or truncated"):
+            load_fashion_mnist(tmp_path, train=False)
+
+
+def test_missing_and_damaged_fashion_mnist(tmp_path):
+    with pytest.raises(DatasetError, match=r"(?s)none of .*FashionMNIST/raw/train-images-idx3-ubyte, .*dataset-fashion-mnist"):
+        load_fashion_mnist(tmp_path)
+    for damaged in (b"no gzip", gzip.compress(bytes(100))[:-9]):
+        (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(damaged)
+        with pytest.raises(DatasetError, match="cannot be read"):
+            load_fashion_mnist(tmp_path)
 
 
 def write_coco(root, images, captions):

