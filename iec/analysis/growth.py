@@ -15,21 +15,10 @@ import numpy as np
 
 from iec.analysis.errors import RESOLUTION, Errors
 from iec.errors import ConfigError
-from iec.metrics.interval import LEVEL, resample_counts
+from iec.metrics.interval import LEVEL, Interval, resample_counts
 
 RESAMPLES = 1000
 LEAST_STEPS = 4
-
-
-class Value(NamedTuple):
-    """With the ends of its 95 % bootstrap interval over images."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
 
 
 class Growth(NamedTuple):
@@ -41,13 +30,13 @@ class Growth(NamedTuple):
 
     first: int
     last: int
-    rate: Value
-    exponent: Value
+    rate: Interval
+    exponent: Interval
     r2_exponential: float
     r2_power: float
-    delta_aic: Value
+    delta_aic: Interval
     power_share: float
-    amplification: Value
+    amplification: Interval
     above_one: float
     below_one: float
 
@@ -59,7 +48,7 @@ class Growth(NamedTuple):
         )
 
     def as_dict(self) -> dict[str, Any]:
-        return {key: list(v) if isinstance(v, Value) else v for key, v in self._asdict().items()}
+        return {key: list(v) if isinstance(v, Interval) else v for key, v in self._asdict().items()}
 
 
 def growth(errors: Errors, resamples: int = RESAMPLES, seed: int = 0) -> Growth:
@@ -109,10 +98,10 @@ def fit(logs: np.ndarray, u: np.ndarray, weights: np.ndarray) -> tuple[np.ndarra
     return slopes, np.square(residuals).sum(axis=1), np.square(means).sum(axis=1)
 
 
-def _value(values: np.ndarray) -> Value:
+def _value(values: np.ndarray) -> Interval:
     """Entry 0, with the interval of the others."""
     low, high = _interval(values[1:])
-    return Value(float(values[0]), float(low), float(high))
+    return Interval(float(values[0]), float(low), float(high))
 
 
 def _interval(resampled: np.ndarray) -> np.ndarray:

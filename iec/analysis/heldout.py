@@ -3,13 +3,10 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
-
-from iec.analysis.growth import Value
 from iec.analysis.setup import Setup
 from iec.analysis.suggest import SEED, Suggestion, eligible, final_errors, relative_change, with_steps
 from iec.errors import ConfigError
-from iec.metrics.interval import mean_interval
+from iec.metrics.interval import Interval
 from iec.sampling.ddim import Sampler
 
 PAPER = 0.5
@@ -24,8 +21,8 @@ class Line(NamedTuple):
     label: str
     steps: tuple[int, ...]
     corrections: int
-    error: Value
-    change: Value
+    error: Interval
+    change: Interval
 
 
 def ends(steps: Sequence[int], count: int) -> tuple[int, ...]:
@@ -48,7 +45,7 @@ def held_out(setup: Setup, suggestion: Suggestion, seed: int, indices: Sequence[
     samplers: list[Sampler] = [with_steps(setup.sampler, *way) for way in ways.values()]
     errors = final_errors(setup, samplers, seed, indices)
     return [
-        Line(label, where, len(where), _mean(error), relative_change(error, errors[0]))
+        Line(label, where, len(where), Interval.of_mean(error), relative_change(error, errors[0]))
         for (label, (where, _)), error in zip(ways.items(), errors, strict=True)
     ]
 
@@ -61,8 +58,3 @@ def markdown(lines: Sequence[Line]) -> str:
         change = "" if line is lines[0] else f"{percent[0]} [{percent[1]}, {percent[2]}]"
         rows.append(f"| {line.label} | {line.corrections} | {line.error} | {change} |")
     return "\n".join(rows)
-
-
-def _mean(values: np.ndarray) -> Value:
-    low, high = mean_interval(values)
-    return Value(float(values.mean()), float(low), float(high))

@@ -24,13 +24,12 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from iec.analysis.growth import Value
 from iec.analysis.setup import Setup, sizes
 from iec.analysis.state import NOTHING_KEPT, Arrays, State
 from iec.efficiency.technique import Prepared
 from iec.errors import ConfigError
 from iec.io.progress import stage
-from iec.metrics.interval import mean_interval
+from iec.metrics.interval import Interval, mean_interval
 from iec.models import Model
 from iec.sampling.correction import Correction
 from iec.sampling.ddim import Sampler
@@ -79,7 +78,7 @@ class Suggestion:
     steps: tuple[int, ...]
     lam: float
     predicted: float
-    measured: Value
+    measured: Interval
     responses: Responses
     considered: tuple[int, ...]
 
@@ -255,8 +254,7 @@ def final_errors(setup: Setup, samplers: Sequence[Sampler], seed: int, indices: 
     return found
 
 
-def relative_change(before: np.ndarray, after: np.ndarray) -> Value:
+def relative_change(before: np.ndarray, after: np.ndarray) -> Interval:
     """Mean of after - before over the mean of before, paired image by image, with its interval."""
-    low, high = mean_interval(after - before)
-    scale = before.mean()
-    return Value(float((after - before).mean() / scale), float(low / scale), float(high / scale))
+    scale = float(before.mean())
+    return Interval(*(end / scale for end in Interval.of_mean(after - before)))

@@ -19,7 +19,7 @@ from torch import Tensor
 from iec.errors import MetricError, WeightsError
 from iec.io.files import canonical_hash, sha256
 from iec.metrics.extractors.features import regroup
-from iec.metrics.interval import mean_interval
+from iec.metrics.interval import Interval
 from iec.metrics.scores import Score
 
 BACKBONE = "openai/clip-vit-large-patch14"
@@ -125,8 +125,8 @@ def clip_score(
 ) -> Score:
     """Mean over the pairs, in -100 .. 100, with its bootstrap interval over pairs."""
     values = scorer.per_image(images, captions)
-    low, high = mean_interval(values, resamples, seed) if resamples else (np.nan, np.nan)
-    return Score("clip", scorer.label, float(values.mean()), float(low), float(high), len(values), True, resamples, seed)
+    mean = Interval.of_mean(values, resamples, seed)
+    return Score(*mean, name="clip", label=scorer.label, n=len(values), higher_is_better=True, resamples=resamples, seed=seed)
 
 
 def _folder(backbone: Path | str) -> Path:

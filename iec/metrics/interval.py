@@ -22,9 +22,46 @@ So it is right where the score is clearly above its floor and too wide near the 
 row's and first row's generator).
 """
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import numpy as np
 
 LEVEL = 0.95
+"""Of every interval."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A measured value with the ends of its 95 % interval, which are nan where there is none. Unpacks as (value, low, high)."""
+
+    value: float
+    low: float = float("nan")
+    high: float = float("nan")
+
+    @classmethod
+    def of_mean(cls, values: np.ndarray, resamples: int = 1000, seed: int = 0) -> "Interval":
+        """Mean of values [n], one for each image, with its bootstrap interval over images; none without resamples."""
+        low, high = mean_interval(values, resamples, seed) if resamples else (np.nan, np.nan)
+        return cls(float(np.mean(values)), float(low), float(high))
+
+    @classmethod
+    def centred(cls, scores: np.ndarray) -> "Interval":
+        """Score of the images themselves, entry 0 of [1 + B], with the `centred_interval` of its B resamples."""
+        value = float(scores[0])
+        return cls(value, *centred_interval(value, scores[1:]))
+
+    @property
+    def known(self) -> bool:
+        """Whether there is an interval."""
+        return not np.isnan(self.low)
+
+    def __iter__(self) -> Iterator[float]:
+        return iter((self.value, self.low, self.high))
+
+    def __str__(self) -> str:
+        ends = f" [{self.low:.3g}, {self.high:.3g}]" if self.known else ""
+        return f"{self.value:.3g}{ends}"
 
 
 def resample_counts(n: int, resamples: int, seed: int) -> np.ndarray:

@@ -5,20 +5,11 @@ Both runs start from the same noise, so these need no reference set and have far
 
 from collections.abc import Iterable
 from itertools import zip_longest
-from typing import NamedTuple
 
 import numpy as np
 
 from iec.errors import MetricError
-from iec.metrics.interval import mean_interval
-
-
-class Paired(NamedTuple):
-    """Mean over images and its bootstrap interval."""
-
-    value: float
-    low: float
-    high: float
+from iec.metrics.interval import Interval
 
 
 def psnr_per_image(images: np.ndarray, reference: np.ndarray) -> np.ndarray:
@@ -40,7 +31,7 @@ Blocks = np.ndarray | Iterable[np.ndarray]
 """Images uint8 [N, H, W, C], whole or in blocks of any iterable."""
 
 
-def psnr(images: Blocks, reference: Blocks, resamples: int = 1000, seed: int = 0) -> Paired:
+def psnr(images: Blocks, reference: Blocks, resamples: int = 1000, seed: int = 0) -> Interval:
     """Mean PSNR over images, in dB, with a 95 % bootstrap interval over images.
 
     Blocks must be cut alike on both sides; no more than one of each is held. An identical pair counts as the least difference
@@ -57,10 +48,9 @@ def psnr(images: Blocks, reference: Blocks, resamples: int = 1000, seed: int = 0
     if not len(values):
         raise MetricError("No images to compare; use num_images >= 1.")
     if np.isinf(values).all():
-        return Paired(np.inf, np.inf, np.inf)
+        return Interval(np.inf, np.inf, np.inf)
     values = np.minimum(values, 10 * np.log10(255.0**2 * np.prod(shape)))
-    low, high = mean_interval(values, resamples, seed)
-    return Paired(float(values.mean()), float(low), float(high))
+    return Interval.of_mean(values, resamples, seed)
 
 
 def _blocks(images: Blocks) -> Iterable[np.ndarray]:

@@ -96,7 +96,7 @@ class Record:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values; ``scores`` is name -> {label, value, low, high, ...}."""
-        return asdict(self)
+        return asdict(self) | {"scores": {name: score.as_dict() for name, score in self.scores.items()}}
 
     def save(self, path: Path) -> None:
         """Write JSON atomically. A missing interval (no resamples) is written as NaN, as Python's json does."""

@@ -2,7 +2,8 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from iec.metrics.frechet import FewSamplesWarning, GaussianStatistics, frechet_d
 from iec.metrics.inception_score import CHUNKS, TORCH_FIDELITY_SPLITS, inception_score_of_chunks
 from iec.metrics.infinity import SHARE, frechet_infinity
 from iec.metrics.influence import linear_interval
-from iec.metrics.interval import LEVEL, centred_interval, resample_counts
+from iec.metrics.interval import LEVEL, Interval, resample_counts
 from iec.metrics.kid import SUBSET, kid_of_resamples, kid_of_subsets
 from iec.metrics.precision_recall import NEIGHBOURS, precise, recalled
 from iec.metrics.references.reference import Reference
@@ -49,25 +50,26 @@ class Rules:
 OWN_RULES = Rules()
 
 
-@dataclass(frozen=True)
-class Score:
-    """One score of n images, as it is printed.
+@dataclass(frozen=True, kw_only=True)
+class Score(Interval):
+    """One score of n images, as it is printed, with its 95 % interval for another draw of n images.
 
-    low, high: 95 % interval for another draw of n images; nan without resamples, and for scores that have none. resamples: as asked
-    for. interval: how it was found, ``bootstrap`` (`iec.metrics.interval`), ``linear`` (`iec.metrics.influence`) or ``none``.
+    resamples: as asked for. interval: how it was found, ``bootstrap`` (`iec.metrics.interval`), ``linear``
+    (`iec.metrics.influence`) or ``none``.
     """
 
     name: str
     label: str
-    value: float
-    low: float
-    high: float
     n: int
     higher_is_better: bool
     resamples: int
     seed: int
     level: float = LEVEL
     interval: str = "bootstrap"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values, the name first."""
+        return {"name": self.name, "label": self.label, **asdict(self)}
 
 
 def score(
@@ -107,10 +109,17 @@ def score_features(
     counts = np.concatenate([np.ones((1, n)), resample_counts(n, bootstrap, seed)]) if bootstrap else np.ones((1, n))
     scores = {}
     for name in names:
-        value, low, high = _measure(name, features, reference, counts, seed, rules)
-        how = "none" if np.isnan(low) else "linear" if rules.linear and name in ("fid", "sfid") else "bootstrap"
-        text, higher = LABELS[name].format(label), name in ("is", "precision", "recall")
-        scores[name] = Score(name, text, value, low, high, n, higher, bootstrap, seed, interval=how)
+        measured = _measure(name, features, reference, counts, seed, rules)
+        scores[name] = Score(
+            *measured,
+            name=name,
+            label=LABELS[name].format(label),
+            n=n,
+            higher_is_better=name in ("is", "precision", "recall"),
+            resamples=bootstrap,
+            seed=seed,
+            interval="none" if not measured.known else "linear" if rules.linear and name in ("fid", "sfid") else "bootstrap",
+        )
     return scores
 
 
@@ -156,48 +165,40 @@ def require_images(names: Sequence[str], n: int, reference: Reference, rules: Ru
             )
 
 
-def _measure(
-    name: str, features: Features, reference: Reference, counts: np.ndarray, seed: int, rules: Rules
-) -> tuple[float, float, float]:
-    """(value, low, high); counts [B, N] are the resamples, the first of them all ones: the images themselves."""
-    x, nan = features.pooled, float("nan")
+def _measure(name: str, features: Features, reference: Reference, counts: np.ndarray, seed: int, rules: Rules) -> Interval:
+    """counts [B, N] are the resamples, the first of them all ones: the images themselves."""
+    x = features.pooled
     if name in ("fid", "sfid"):
         x, real = (x, reference.pooled) if name == "fid" else (features.spatial, reference.spatial)
         assert real is not None  # require_parts
         return _frechet(x, real, counts, rules.linear)
     if name == "is":
-        return _centred(inception_score_of_chunks(features.logits, counts, CHUNKS[rules.chunks](len(features))))
+        return Interval.centred(inception_score_of_chunks(features.logits, counts, CHUNKS[rules.chunks](len(features))))
     if name == "fid_inf":
         assert reference.pooled is not None
-        return frechet_infinity(x, reference.pooled, seed), nan, nan
+        return Interval(frechet_infinity(x, reference.pooled, seed))
     assert reference.kid is not None
     if name == "kid":
         if rules.kid_subsets:
-            return float(kid_of_subsets(x, reference.kid, rules.kid_subsets).mean()), nan, nan
-        return _centred(kid_of_resamples(x, reference.kid, counts))
+            return Interval(float(kid_of_subsets(x, reference.kid, rules.kid_subsets).mean()))
+        return Interval.centred(kid_of_resamples(x, reference.kid, counts))
     if name == "precision":  # the real images' balls are the same in every resample
-        return _centred(counts @ precise(x, reference.kid).astype(np.float64) / len(x))
-    return float(recalled(x, reference.kid).mean()), nan, nan  # a copy would be its image's nearest neighbour
+        return Interval.centred(counts @ precise(x, reference.kid).astype(np.float64) / len(x))
+    return Interval(float(recalled(x, reference.kid).mean()))  # a copy would be its image's nearest neighbour
 
 
-def _frechet(x: np.ndarray, real: GaussianStatistics, counts: np.ndarray, linear: bool) -> tuple[float, float, float]:
+def _frechet(x: np.ndarray, real: GaussianStatistics, counts: np.ndarray, linear: bool) -> Interval:
     if linear:
         own = GaussianStatistics.of(x)
         value = frechet_distance(own, real)
-        return value, *(linear_interval(value, x, own, real) if len(counts) > 1 else (float("nan"),) * 2)
+        return Interval(value, *linear_interval(value, x, own, real)) if len(counts) > 1 else Interval(value)
     values, x = [], x.astype(np.float64)
     for k, c in enumerate(counts):
         with warnings.catch_warnings():
             if k:  # the warning about few images is for the score, not for each of its resamples
                 warnings.simplefilter("ignore", FewSamplesWarning)
             values.append(frechet_distance(GaussianStatistics.of(x, c), real))
-    return _centred(np.array(values))
-
-
-def _centred(values: np.ndarray) -> tuple[float, float, float]:
-    """The first value, and its interval from the others."""
-    value = float(values[0])
-    return value, *centred_interval(value, values[1:])
+    return Interval.centred(np.array(values))
 
 
 def _check(features: Features, reference: Reference) -> None:

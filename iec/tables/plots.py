@@ -13,20 +13,12 @@ from matplotlib.transforms import BboxBase
 
 from iec.io.files import write_atomic
 from iec.io.images import grid
+from iec.metrics.interval import Interval
 
 COLOURS = (
     *("#4c4c4c", "#999999", "#0072b2", "#56b4e9", "#d55e00", "#e69f00", "#009e73", "#cc79a7"),
     *("#8c564b", "#17becf", "#6a3d9a", "#bcbd22", "#920000", "#1b4d3e", "#ff7fa7", "#3b3bff"),
 )
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A measured value with the ends of its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ import numpy as np
 
 from iec.efficiency.cost import CallCost, Cost
 from iec.errors import MetricError
+from iec.metrics.interval import Interval
 from iec.metrics.paired import psnr, relative_distance
 from iec.runs.runner import Result
-from iec.tables.plots import Interval
 
 PSNR = "PSNR to ref. (dB)"
 
@@ -68,8 +68,8 @@ def _text(score: Interval) -> str:
     """Four significant digits."""
     if np.isinf(score.value):
         return "same images"
-    value, low, high = (_digits(v) for v in (score.value, score.low, score.high))
-    return value if np.isnan(score.low) else f"{value} [{low}, {high}]"
+    value, low, high = (_digits(v) for v in score)
+    return f"{value} [{low}, {high}]" if score.known else value
 
 
 def _require_one_reference(results: dict[str, Result]) -> None:
@@ -101,7 +101,7 @@ def build_rows(results: dict[str, Result], references: Sequence[str]) -> list[Ro
         scores = {s["label"]: Interval(s["value"], s["low"], s["high"]) for s in record["scores"].values()}
         errors = None
         if base is not None and label != reference and result.cell.num_images == base.cell.num_images:
-            scores[PSNR] = Interval(*psnr(result.shards(), base.shards()))
+            scores[PSNR] = psnr(result.shards(), base.shards())
             if result.cell.trace_images and len(result.cell.sampler.timetable) == len(base.cell.sampler.timetable):
                 errors = relative_distance(result.states(), base.states())
         rows.append(Row(label, result, scores, errors))

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from iec.analysis.growth import Value
 from iec.analysis.heldout import ends, held_out
 from iec.analysis.setup import Setup
 from iec.analysis.state import State
@@ -24,6 +23,7 @@ from iec.analysis.suggest import (
 )
 from iec.efficiency.prepare import CALIBRATION_SEED
 from iec.errors import ConfigError
+from iec.metrics.interval import Interval
 from iec.models import load_model
 from iec.sampling.correction import Correction
 from iec.sampling.ddim import Sampler
@@ -168,7 +168,7 @@ def test_the_overrides_make_the_sampler_that_is_suggested(make_cell):
     none = np.zeros((0, 1, 1))
     responses = Responses((), np.zeros((1, 1)), none, none)
     for steps in ((4, 1), ()):
-        found = Suggestion(cell.sampler, steps, 0.3, 0.0, Value(0, 0, 0), responses, steps)
+        found = Suggestion(cell.sampler, steps, 0.3, 0.0, Interval(0, 0, 0), responses, steps)
         composed = make_cell(*own, *found.overrides.split()).sampler
         assert composed.corrected == found.suggested.corrected == set(steps)
         if steps:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from iec.errors import MetricError
-from iec.metrics.interval import mean_interval
+from iec.metrics.interval import Interval, mean_interval
 from iec.metrics.paired import psnr, psnr_per_image, relative_distance
 
 draw = np.random.default_rng(0)
@@ -17,7 +17,7 @@ def test_known_values():
 
 
 def test_identical_pairs():
-    assert psnr(REAL, REAL) == (np.inf, np.inf, np.inf)
+    assert psnr(REAL, REAL) == Interval(np.inf, np.inf, np.inf)
     nearly = REAL.copy()
     nearly[0, 0, 0, 0] += 1  # the least difference two images can have
     value, low, high = psnr(nearly, REAL)
@@ -31,8 +31,8 @@ def test_interval_over_images():
     value, low, high = psnr(noisy, REAL)
     assert value == pytest.approx(psnr_per_image(noisy, REAL).mean())
     assert low < value < high
-    assert psnr(noisy, REAL) == (value, low, high)
-    assert psnr(iter([noisy[:4], noisy[4:]]), [REAL[:4], REAL[4:]]) == (value, low, high)
+    assert psnr(noisy, REAL) == Interval(value, low, high)
+    assert psnr(iter([noisy[:4], noisy[4:]]), [REAL[:4], REAL[4:]]) == Interval(value, low, high)
 
 
 def test_relative_distance():

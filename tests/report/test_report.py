@@ -18,13 +18,13 @@ from PIL import Image
 from iec.errors import MetricError, NonFiniteError
 from iec.io.images import grid
 from iec.metrics.frechet import FewSamplesWarning
+from iec.metrics.interval import Interval
 from iec.report.__main__ import EXPERIMENTS, main, tables
 from iec.report.pictures import GAP, LARGEST_SIDE, _smaller, plots_of
 from iec.report.reading import to_html
 from iec.runs.failures import failure_recorded
 from iec.runs.runner import finished_result, run_cell
 from iec.tables.experiment import Experiment
-from iec.tables.plots import Interval
 from iec.tables.rows import PSNR, build_rows
 from iec.tables.table import table_of
 
