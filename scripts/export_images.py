@@ -9,9 +9,10 @@ import argparse
 import logging
 from pathlib import Path
 
+from iec.io.outputs import require_writable
 from iec.io.progress import reported
 from iec.io.runtime import entry_point
-from iec.metrics.images.export import export_npz, export_pngs
+from iec.metrics.images.export import export_npz, export_pngs, name_of
 from iec.runs.cell_images import CellSource
 
 
@@ -22,8 +23,10 @@ def main() -> None:
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     source = CellSource.open(args.cell)
+    export, first = (export_npz, args.output) if args.output.suffix.lower() == ".npz" else (export_pngs, args.output / name_of(0))
+    require_writable(first, "export_images.py CELL OUTPUT")
     with reported("exporting") as report:
-        (export_npz if args.output.suffix == ".npz" else export_pngs)(source, args.output, report)
+        export(source, args.output, report)
     print(args.output)
 
 

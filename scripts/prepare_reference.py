@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from iec.errors import ArtifactError, ConfigError
+from iec.io.outputs import require_writable
 from iec.io.progress import reported
 from iec.io.runtime import entry_point, keep_freed_memory, resolve_device
 from iec.metrics.extractors.features import Extractor
@@ -133,6 +134,8 @@ def main() -> None:
     statistics = args.npz is not None and "mu" in npz_keys(args.npz)
     extractor = rules.extractor(device if statistics else "cpu")
     output = args.output or user_folder() / file_name(args.dataset, extractor.name)
+    if not output.is_file():  # an existing one is never replaced
+        require_writable(output, "--output FILE.safetensors")
     if statistics:
         reference = import_npz(args, extractor, output)
     else:

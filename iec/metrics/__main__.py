@@ -16,6 +16,7 @@ from typing import Any
 
 from iec.errors import ConfigError, MetricError
 from iec.io.files import read_json, write_atomic
+from iec.io.outputs import require_writable
 from iec.io.progress import reported
 from iec.io.runtime import entry_point, keep_freed_memory, resolve_device
 from iec.metrics.extractors.features import Extractor, Features, extract
@@ -57,7 +58,7 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
 
 def open_images(path: Path, recursive: bool = False, skip_damaged: bool = False) -> Source:
     """A cell's folder, an npz with images, or a folder of image files. Raises `MetricError` or `StoreError`."""
-    if path.suffix == ".npz":
+    if path.suffix.lower() == ".npz":
         return NpzSource(ImageArray.open(path))
     if (path / "cell.json").is_file():
         return CellSource.open(path)
@@ -72,7 +73,7 @@ def open_reference(name: str, extractor: Extractor, resolution: int, origin: str
     path = Path(name)
     if not path.is_file():
         raise ConfigError(f"--reference {name} is neither a file nor one of {', '.join(dataset_names())}.")
-    if path.suffix == ".npz":
+    if path.suffix.lower() == ".npz":
         return import_statistics(path, extractor, origin, resolution, images=False)
     return load_reference(path, extractor, resolution)
 
@@ -119,6 +120,8 @@ def score(args: argparse.Namespace) -> dict[str, Any]:
     """The record of the scores as JSON values, with the source added. Everything that can be refused is, before the extractor
     runs."""
     rules, device = protocol(args.protocol), resolve_device(args.device)
+    if args.json is not None:
+        require_writable(args.json, "--json OUT")
     if args.bootstrap < 0:
         raise ConfigError(f"--bootstrap {args.bootstrap} must not be negative.")
     source = open_images(args.images, args.recursive, args.skip_damaged)
@@ -177,10 +180,10 @@ def main(words: list[str] | None = None) -> None:
     keep_freed_memory()
     record = score(args)
     text = json.dumps(record, indent=1, allow_nan=False) + "\n"
+    print(table(record))
+    print("".join(f"note: {note}\n" for note in record["notes"]) + "\n" + text, end="", flush=True)
     if args.json is not None:
         write_atomic(args.json, lambda file: file.write(text.encode()))
-    print(table(record))
-    print("".join(f"note: {note}\n" for note in record["notes"]) + "\n" + text, end="")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,9 @@ import numpy as np
 from scipy.special import log_softmax
 
 from iec.errors import MetricError
+from iec.metrics.interval import Interval
+from iec.metrics.metric import Metric, Resamples, Rules
+from iec.metrics.references.reference import Reference
 
 SHUFFLE_SEED = 2020
 CHUNK = 5000
@@ -92,3 +95,15 @@ def inception_score_of_chunks(logits: np.ndarray, counts: np.ndarray, chunks: li
         average = (mean * np.log(np.maximum(mean, np.finfo(np.float64).tiny))).sum(axis=1)
         scores[k, filled] = np.exp(own - average)
     return np.nanmean(scores, axis=0)
+
+
+def measure(logits: np.ndarray, real: None, resamples: Resamples, rules: Rules) -> Interval:
+    """Over the chunks of ``rules``."""
+    return Interval.centred(inception_score_of_chunks(logits, resamples.counts, CHUNKS[rules.chunks](len(logits))))
+
+
+def _least(rules: Rules, reference: Reference) -> int:
+    return TORCH_FIDELITY_SPLITS if rules.chunks == "torch_fidelity" else 2
+
+
+INCEPTION_SCORE = Metric("is", "IS ({})", measure, features="logits", higher_is_better=True, least=_least)

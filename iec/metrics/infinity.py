@@ -9,6 +9,9 @@ import numpy as np
 
 from iec.errors import MetricError
 from iec.metrics.frechet import GaussianStatistics, frechet_distance
+from iec.metrics.interval import Interval
+from iec.metrics.metric import Metric, Resamples, Rules
+from iec.metrics.references.reference import Reference
 
 SIZES, SHARE = 15, 10
 
@@ -28,3 +31,15 @@ def frechet_infinity(features: np.ndarray, real: GaussianStatistics, seed: int =
     sizes = np.linspace(n // SHARE, n, SIZES).astype(int)
     distances = [frechet_distance(GaussianStatistics.of(features[np.sort(draw.permutation(n)[:size])]), real) for size in sizes]
     return float(np.polynomial.Polynomial.fit(1 / sizes, distances, 1).convert().coef[0])
+
+
+def measure(x: np.ndarray, real: GaussianStatistics, resamples: Resamples, rules: Rules) -> Interval:
+    """Without an interval."""
+    return Interval(frechet_infinity(x, real, resamples.seed))
+
+
+def _least(rules: Rules, reference: Reference) -> int:
+    return SHARE * ((0 if reference.pooled is None else len(reference.pooled.mean)) + 1)
+
+
+FID_INFINITY = Metric("fid_inf", "FID at infinity ({})", measure, part="pooled", least=_least)

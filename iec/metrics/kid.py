@@ -10,6 +10,9 @@ the paper and torch-fidelity do. Expectation 0 when both sides have one distribu
 import numpy as np
 
 from iec.errors import MetricError
+from iec.metrics.interval import Interval
+from iec.metrics.metric import Metric, Resamples, Rules
+from iec.metrics.references.reference import Reference
 
 ROWS, ENTRIES = 1024, 2**23
 """Rows and entries of the kernel matrix held at a time, whichever is less."""
@@ -90,3 +93,21 @@ def _mean_off_diagonal(y: np.ndarray) -> float:
         total += float(kernel(y[start : start + height], y).sum())
     diagonal = float(((np.square(y).sum(axis=1) / y.shape[1] + 1) ** 3).sum())
     return (total - diagonal) / (len(y) * (len(y) - 1))
+
+
+def measure(x: np.ndarray, real: np.ndarray, resamples: Resamples, rules: Rules) -> Interval:
+    """All pairs with a bootstrap interval, or the mean over ``rules.kid_subsets``, which has none."""
+    if rules.kid_subsets:
+        return Interval(float(kid_of_subsets(x, real, rules.kid_subsets).mean()))
+    return Interval.centred(kid_of_resamples(x, real, resamples.counts))
+
+
+def _least_real(rules: Rules) -> int:
+    return SUBSET if rules.kid_subsets else 2
+
+
+def _least(rules: Rules, reference: Reference) -> int:
+    return _least_real(rules)
+
+
+KID = Metric("kid", "KID ({})", measure, part="kid", least=_least, least_real=_least_real)

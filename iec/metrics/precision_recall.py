@@ -13,6 +13,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from iec.errors import MetricError
+from iec.metrics.interval import Interval
+from iec.metrics.metric import Metric, Resamples, Rules
+from iec.metrics.references.reference import Reference
 
 NEIGHBOURS = 3
 ENTRIES = 2**23
@@ -65,3 +68,25 @@ def _squared_distances(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[int, np.n
         strip += np.square(x).sum(axis=1)[:, None]
         strip += norms
         yield start, np.maximum(strip, 0.0, out=strip)
+
+
+def measure_precision(x: np.ndarray, real: np.ndarray, resamples: Resamples, rules: Rules) -> Interval:
+    """The real images' balls are the same in every resample."""
+    return Interval.centred(resamples.counts @ precise(x, real).astype(np.float64) / len(x))
+
+
+def measure_recall(x: np.ndarray, real: np.ndarray, resamples: Resamples, rules: Rules) -> Interval:
+    """Without an interval: in a resample an image's copy would be its nearest neighbour."""
+    return Interval(float(recalled(x, real).mean()))
+
+
+def _centres(rules: Rules) -> int:
+    return NEIGHBOURS + 1
+
+
+def _least(rules: Rules, reference: Reference) -> int:
+    return _centres(rules)
+
+
+PRECISION = Metric("precision", "precision ({})", measure_precision, part="kid", higher_is_better=True, least_real=_centres)
+RECALL = Metric("recall", "recall ({})", measure_recall, part="kid", higher_is_better=True, least=_least)

@@ -29,8 +29,9 @@ from iec.errors import ConfigError
 from iec.metrics.extractors.efficientnet import EffNetLite0
 from iec.metrics.extractors.features import Extractor, Features
 from iec.metrics.extractors.inception import PYTORCH_FID, Inception
+from iec.metrics.metric import OWN_RULES, Rules
 from iec.metrics.references.reference import Reference
-from iec.metrics.scores import NAMES, OWN_RULES, Rules, Score, score_features
+from iec.metrics.scores import NAMES, Score, score_features
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ from iec.errors import ArtifactError
 from iec.io.files import write_atomic
 from iec.metrics.extractors.features import Extractor
 from iec.metrics.inception_score import CHUNKS, SHUFFLE_SEED
+from iec.metrics.metric import OWN_RULES, Rules
 from iec.metrics.references.reference import Reference
-from iec.metrics.scores import OWN_RULES, Rules, Score
+from iec.metrics.scores import Score
 
 PACKAGES = ("iec", "torch", "timm", "torch-fidelity", "numpy", "scipy")
 
@@ -33,7 +34,7 @@ class Record:
 
     protocol: name of the set of rules (extractor, reference, scores). seed: the run's; image n comes from (seed, n), n = 0 .. N-1.
     manifest_hash: of the images that were scored. resize, dtype: what the extractor does to an image, and computes in.
-    inception_shuffle_seed: None in file order. rules: the protocol's `iec.metrics.scores.Rules`. requested: the scores that were
+    inception_shuffle_seed: None in file order. rules: the protocol's `iec.metrics.metric.Rules`. requested: the scores that were
     asked for; None: the protocol's default ones. real_features: of how many real images the reference holds single features, which
     KID, precision and recall depend on. clip: the identity of the CLIP model of a CLIP score.
     """

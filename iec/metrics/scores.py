@@ -1,53 +1,33 @@
 """Features in, scores with intervals out."""
 
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from iec.errors import MetricError
+from iec.errors import ConfigError, MetricError
 from iec.metrics.extractors.features import Extractor, Features, extract
-from iec.metrics.frechet import FewSamplesWarning, GaussianStatistics, frechet_distance
-from iec.metrics.inception_score import CHUNKS, TORCH_FIDELITY_SPLITS, inception_score_of_chunks
-from iec.metrics.infinity import SHARE, frechet_infinity
-from iec.metrics.influence import linear_interval
-from iec.metrics.interval import LEVEL, Interval, resample_counts
-from iec.metrics.kid import SUBSET, kid_of_resamples, kid_of_subsets
-from iec.metrics.precision_recall import NEIGHBOURS, precise, recalled
+from iec.metrics.fid import FID, SFID
+from iec.metrics.inception_score import INCEPTION_SCORE
+from iec.metrics.infinity import FID_INFINITY
+from iec.metrics.interval import LEVEL, Interval
+from iec.metrics.kid import KID
+from iec.metrics.metric import OWN_RULES, PARTS, Metric, Resamples, Rules
+from iec.metrics.precision_recall import PRECISION, RECALL
 from iec.metrics.references.reference import Reference
 
+METRICS: dict[str, Metric] = {m.name: m for m in (FID, KID, INCEPTION_SCORE, SFID, PRECISION, RECALL, FID_INFINITY)}
+"""All scores of features, by name; `register` adds one."""
 NAMES = ("fid", "kid", "is", "sfid")
 """The scores that are given unless others are asked for."""
-LABELS = {
-    "fid": "FID ({})",
-    "kid": "KID ({})",
-    "is": "IS ({})",
-    "sfid": "sFID ({})",
-    "precision": "precision ({})",
-    "recall": "recall ({})",
-    "fid_inf": "FID at infinity ({})",
-}
-NEEDS = {"fid": "pooled", "fid_inf": "pooled", "sfid": "spatial", "kid": "kid", "precision": "kid", "recall": "kid"}
-"""The part of the reference that a score compares with; the inception score needs none."""
-PARTS = {"pooled": "statistics of pooled features", "spatial": "statistics of spatial features", "kid": "features of real images"}
 
 
-@dataclass(frozen=True)
-class Rules:
-    """Where conventions differ in how features become scores.
-
-    chunks: of the inception score, a name of `iec.metrics.inception_score.CHUNKS`. kid_subsets: random subsets of 1000 to average
-    over; 0: all pairs. linear: intervals of Frechet distances by `iec.metrics.influence` instead of resampling.
-    """
-
-    chunks: str = "shuffled"
-    kid_subsets: int = 0
-    linear: bool = False
-
-
-OWN_RULES = Rules()
+def register(metric: Metric) -> Metric:
+    """Make a metric known by its name. Raises `ConfigError` if another has that name."""
+    if METRICS.setdefault(metric.name, metric) is not metric:
+        raise ConfigError(f"There is a score {metric.name!r} already; give this one another name.")
+    return metric
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,99 +86,57 @@ def score_features(
     _check(features, reference)
     n = len(features)
     require_images(names, n, reference, rules)
-    counts = np.concatenate([np.ones((1, n)), resample_counts(n, bootstrap, seed)]) if bootstrap else np.ones((1, n))
+    resamples = Resamples.draw(n, bootstrap, seed)
     scores = {}
-    for name in names:
-        measured = _measure(name, features, reference, counts, seed, rules)
-        scores[name] = Score(
+    for metric in map(METRICS.__getitem__, names):
+        real = None if metric.part is None else getattr(reference, metric.part)
+        measured = metric.measure(getattr(features, metric.features), real, resamples, rules)
+        scores[metric.name] = Score(
             *measured,
-            name=name,
-            label=LABELS[name].format(label),
+            name=metric.name,
+            label=metric.label.format(label),
             n=n,
-            higher_is_better=name in ("is", "precision", "recall"),
+            higher_is_better=metric.higher_is_better,
             resamples=bootstrap,
             seed=seed,
-            interval="none" if not measured.known else "linear" if rules.linear and name in ("fid", "sfid") else "bootstrap",
+            interval="none" if not measured.known else "linear" if rules.linear and metric.linear else "bootstrap",
         )
     return scores
 
 
 def available(names: Sequence[str], reference: Reference) -> tuple[str, ...]:
     """Those of ``names`` that the reference has the part for."""
-    return tuple(name for name in names if name not in NEEDS or getattr(reference, NEEDS[name]) is not None)
+    return tuple(name for name in names if (part := METRICS[name].part) is None or getattr(reference, part) is not None)
 
 
 def require_parts(names: Sequence[str], reference: Reference) -> None:
     """Raises `MetricError` for an unknown score, or one that the reference has no part for, naming the part and what gives it."""
-    unknown = [name for name in names if name not in LABELS]
+    unknown = [name for name in names if name not in METRICS]
     if unknown:
-        raise MetricError(f"Unknown score {unknown[0]!r}; choose from {', '.join(LABELS)}.")
+        raise MetricError(f"Unknown score {unknown[0]!r}; choose from {', '.join(METRICS)}.")
     for name in names:
-        if name not in available([name], reference):
+        part = METRICS[name].part
+        if part is not None and getattr(reference, part) is None:
             raise MetricError(
-                f"The reference has no {PARTS[NEEDS[name]]} (its part '{NEEDS[name]}'), which {name} compares with. A reference "
+                f"The reference has no {PARTS[part]} (its part '{part}'), which {name} compares with. A reference "
                 "made from the real images has all parts (scripts/prepare_reference.py); or leave this score out."
             )
 
 
 def require_images(names: Sequence[str], n: int, reference: Reference, rules: Rules) -> None:
     """Raises `MetricError` for a score that n images, or the real ones, are too few for. To be called before they are made."""
-    width = 0 if reference.pooled is None else len(reference.pooled.mean)
-    least = {
-        "is": TORCH_FIDELITY_SPLITS if rules.chunks == "torch_fidelity" else 2,
-        "kid": SUBSET if rules.kid_subsets else 2,
-        "recall": NEIGHBOURS + 1,
-        "fid_inf": SHARE * (width + 1),
-    }
-    for name in names:
-        if n < least.get(name, 2):
-            raise MetricError(
-                f"{n} images are too few for {name}, which needs {least.get(name, 2)} by these rules. Generate more "
-                "(num_images=N), ask for other scores, or use metrics=inception."
-            )
     real = 0 if reference.kid is None else len(reference.kid)
-    for name, wanted in (("kid", least["kid"]), ("precision", NEIGHBOURS + 1)):
-        if name in names and real < wanted:
+    for metric in map(METRICS.__getitem__, names):
+        if n < (least := metric.least(rules, reference)):
             raise MetricError(
-                f"The reference holds features of {real} real images, {name} needs {wanted} by these rules. Make it from more "
-                "(scripts/prepare_reference.py), ask for other scores, or use metrics=inception."
+                f"{n} images are too few for {metric.name}, which needs {least} by these rules. Use more images, other scores, or "
+                "the protocol 'inception'."
             )
-
-
-def _measure(name: str, features: Features, reference: Reference, counts: np.ndarray, seed: int, rules: Rules) -> Interval:
-    """counts [B, N] are the resamples, the first of them all ones: the images themselves."""
-    x = features.pooled
-    if name in ("fid", "sfid"):
-        x, real = (x, reference.pooled) if name == "fid" else (features.spatial, reference.spatial)
-        assert real is not None  # require_parts
-        return _frechet(x, real, counts, rules.linear)
-    if name == "is":
-        return Interval.centred(inception_score_of_chunks(features.logits, counts, CHUNKS[rules.chunks](len(features))))
-    if name == "fid_inf":
-        assert reference.pooled is not None
-        return Interval(frechet_infinity(x, reference.pooled, seed))
-    assert reference.kid is not None
-    if name == "kid":
-        if rules.kid_subsets:
-            return Interval(float(kid_of_subsets(x, reference.kid, rules.kid_subsets).mean()))
-        return Interval.centred(kid_of_resamples(x, reference.kid, counts))
-    if name == "precision":  # the real images' balls are the same in every resample
-        return Interval.centred(counts @ precise(x, reference.kid).astype(np.float64) / len(x))
-    return Interval(float(recalled(x, reference.kid).mean()))  # a copy would be its image's nearest neighbour
-
-
-def _frechet(x: np.ndarray, real: GaussianStatistics, counts: np.ndarray, linear: bool) -> Interval:
-    if linear:
-        own = GaussianStatistics.of(x)
-        value = frechet_distance(own, real)
-        return Interval(value, *linear_interval(value, x, own, real)) if len(counts) > 1 else Interval(value)
-    values, x = [], x.astype(np.float64)
-    for k, c in enumerate(counts):
-        with warnings.catch_warnings():
-            if k:  # the warning about few images is for the score, not for each of its resamples
-                warnings.simplefilter("ignore", FewSamplesWarning)
-            values.append(frechet_distance(GaussianStatistics.of(x, c), real))
-    return Interval.centred(np.array(values))
+        if real < (least := metric.least_real(rules)):
+            raise MetricError(
+                f"The reference holds features of {real} real images, {metric.name} needs {least} by these rules. Make it from "
+                "more (scripts/prepare_reference.py), or use other scores, or the protocol 'inception'."
+            )
 
 
 def _check(features: Features, reference: Reference) -> None:

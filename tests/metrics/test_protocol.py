@@ -9,14 +9,14 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
 from iec.errors import ConfigError, MetricError
-from iec.metrics import scores as scores_module
 from iec.metrics.extractors.features import Features
 from iec.metrics.extractors.inception import Inception
 from iec.metrics.frechet import GaussianStatistics
 from iec.metrics.kid import kid_of_subsets
+from iec.metrics.metric import OWN_RULES
 from iec.metrics.protocol import PROTOCOLS, Protocol, protocol
 from iec.metrics.references.reference import Reference
-from iec.metrics.scores import LABELS, NAMES, available, require_images, score_features
+from iec.metrics.scores import METRICS, NAMES, available, require_images, score_features
 from tests.metrics import adm
 
 N, M, D = 1203, 1100, 24
@@ -112,7 +112,7 @@ def test_names():
     assert {"inception", "inception_adm_exact", "pytorch_fid", "torch_fidelity", "efficientnet_lite0"} == set(PROTOCOLS)
     protocols = [protocol(name) for name in PROTOCOLS]
     assert [p.name for p in protocols] == list(PROTOCOLS) and len({p.label for p in protocols}) == len(protocols)
-    assert all(set(p.scores) <= set(LABELS) and len(set(p.scores)) == len(p.scores) for p in protocols)
+    assert all(set(p.scores) <= set(METRICS) and len(set(p.scores)) == len(p.scores) for p in protocols)
     assert protocol("efficientnet_lite0").default == NAMES
     with pytest.raises(ConfigError, match=r"Unknown metrics 'fid'; choose one of .*inception, inception_adm_exact"):
         protocol("fid")
@@ -173,4 +173,4 @@ def test_the_extractor_is_made_for_the_device():
     made = Protocol("p", "P", seen.append, ("fid",))
     made.extractor("cuda")
     assert seen == ["cuda"] and protocol("inception").make is Inception
-    assert protocol("efficientnet_lite0").rules == scores_module.OWN_RULES
+    assert protocol("efficientnet_lite0").rules == OWN_RULES

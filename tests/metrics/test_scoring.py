@@ -14,10 +14,10 @@ from omegaconf import OmegaConf
 from iec.errors import ArtifactError, ConfigError, MetricError
 from iec.metrics.extractors.features import extract
 from iec.metrics.frechet import GaussianStatistics
+from iec.metrics.metric import Rules
 from iec.metrics.protocol import Protocol
 from iec.metrics.record import Record
 from iec.metrics.references.reference import Reference
-from iec.metrics.scores import Rules
 from iec.models.prompts import prompts_of
 from iec.runs import scoring as module
 from iec.runs.scoring import Scorer, stored_record

@@ -1,6 +1,5 @@
 """From the bytes of an image file to an array, with nothing converted in silence."""
 
-import io
 import struct
 import zlib
 from dataclasses import dataclass
@@ -9,10 +8,12 @@ import numpy as np
 from PIL import Image
 
 from iec.errors import ConfigError, MetricError
+from iec.metrics.images.formats import PNG, open_image
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-FORMATS = ("PNG", "JPEG", "WEBP")
-PNG_SIGNATURE, PNG_BIT_DEPTH = b"\x89PNG\r\n\x1a\n", 24
+PNG_BIT_DEPTH = 24
+MOST_PIXELS = 2**29
+"""Of an image: 1.5 GiB in memory."""
 DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
 """What Pillow raises for the bytes of a damaged file."""
 FILTERS = {
@@ -88,12 +89,14 @@ def decode(data: bytes, name: str, preprocess: Preprocess) -> np.ndarray:
     """uint8 [R, R, 3] of the bytes of a PNG, JPEG or WebP file.
 
     Raises `DamagedImageError` when they cannot be decoded, `MetricError` for an image that is not 8-bit RGB (or cannot be made
-    so) or, without a resolution to crop to, not square; each names the file.
+    so), has more than `MOST_PIXELS`, or, without a resolution to crop to, is not square; each names the file.
     """
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with open_image(data) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise MetricError(f"{name} has {image.width} x {image.height} pixels, too many to decode; make it smaller first.")
             image.load()
-    except (*DAMAGE, Image.DecompressionBombError) as error:
+    except DAMAGE as error:
         raise DamagedImageError(
             f"{name} is damaged or no PNG, JPEG or WebP ({error}). Make it again, or pass --skip-damaged."
         ) from error
@@ -107,7 +110,7 @@ def decode(data: bytes, name: str, preprocess: Preprocess) -> np.ndarray:
 
 
 def _rgb(image: Image.Image, data: bytes, name: str, convert: bool) -> Image.Image:
-    if data.startswith(PNG_SIGNATURE) and data[PNG_BIT_DEPTH] == 16:  # Pillow would cut 16-bit RGB to 8 bits without a word
+    if data.startswith(PNG) and data[PNG_BIT_DEPTH] == 16:  # Pillow would cut 16-bit RGB to 8 bits without a word
         raise MetricError(f"{name} has 16 bits a channel; save it with 8.")
     if image.mode == "RGB" and "transparency" not in image.info:
         return image

@@ -1,6 +1,5 @@
 """Image files in folders and databases as a source."""
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,6 +13,7 @@ import numpy as np
 
 from iec.errors import MetricError
 from iec.metrics.images.decode import SUFFIXES, DamagedImageError, Preprocess, decode
+from iec.metrics.images.listing import files_below
 from iec.metrics.images.sources import AS_STORED, BLOCK, state_of
 
 THREADS = 4
@@ -47,12 +47,15 @@ class Files:
         return state_of([self.folder / name for name in names])
 
     def _read(self, name: str) -> bytes:
+        path = self.folder / name
         try:
-            return (self.folder / name).read_bytes()
+            return path.read_bytes()
         except OSError as error:
-            raise MetricError(
-                f"{self.folder / name} cannot be read: {error.strerror}. Check the folder and its permissions."
-            ) from error
+            if path.is_symlink() and not path.exists():
+                raise DamagedImageError(
+                    f"{path} is a link to {path.readlink()}, which is not there. Mend the link, or pass --skip-damaged."
+                ) from error
+            raise MetricError(f"{path} cannot be read: {error.strerror}. Check the folder and its permissions.") from error
 
 
 @dataclass(frozen=True)
@@ -125,14 +128,14 @@ def open_folder(
     skip_damaged: bool = False,
     label: str | None = None,
 ) -> EncodedSource:
-    """The PNG, JPEG and WebP files of a folder, sorted by name ("10.png" before "2.png"), sub-folders included if ``recursive``.
+    """The PNG, JPEG and WebP files of a folder, sorted by name ("10.png" before "2.png"), sub-folders included if ``recursive``:
+    those of `iec.metrics.images.listing.files_below`.
 
-    Raises `MetricError` when there are none.
+    Raises `MetricError` when there are none, or a sub-folder cannot be read.
     """
     if not folder.is_dir():
         raise MetricError(f"{folder} is not a folder. Give a folder of PNG, JPEG or WebP files, an npz file, or a cell's folder.")
-    found = (Path(place, name).relative_to(folder).as_posix() for place, _, names in os.walk(folder) for name in names)
-    images = sorted(name for name in found if name.lower().endswith(SUFFIXES))
+    images = sorted(name for name in files_below(folder) if name.lower().endswith(SUFFIXES))
     chosen = images if recursive else [name for name in images if "/" not in name]
     if not chosen:
         below = f", but {len(images)} in sub-folders: pass --recursive" if images else "; give another folder"

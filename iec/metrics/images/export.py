@@ -13,7 +13,10 @@ from iec.metrics.images.decode import SUFFIXES
 from iec.metrics.images.npz import write_images
 from iec.metrics.images.sources import Source
 
-DIGITS = 6
+
+def name_of(n: int) -> str:
+    """Of image n."""
+    return f"{n:06d}.png"
 
 
 def export_pngs(source: Source, folder: Path, report: Report) -> None:
@@ -21,14 +24,14 @@ def export_pngs(source: Source, folder: Path, report: Report) -> None:
 
     Raises `MetricError` for a folder with other images in it, which those tools would score together with these.
     """
-    ours = {f"{n:0{DIGITS}d}.png" for n in range(len(source))}
+    ours = {name_of(n) for n in range(len(source))}
     others = [path.name for path in folder.glob("*") if path.suffix.lower() in SUFFIXES and path.name not in ours]
     if others:
         raise MetricError(f"{folder} holds {len(others)} other images ({min(others)}, ...). Delete them, or take another folder.")
     k = 0
     for block in source.blocks():
         for image in block:
-            save_png(folder / f"{k:0{DIGITS}d}.png", image)
+            save_png(folder / name_of(k), image)
             k += 1
         report(k, len(source))
 

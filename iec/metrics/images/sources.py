@@ -5,6 +5,7 @@ they are stored in.
 """
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,6 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from iec.errors import MetricError
 from iec.io.files import canonical_hash
 from iec.metrics.images.decode import Preprocess
 from iec.metrics.images.npz import ImageArray
@@ -131,6 +133,13 @@ class NpzSource:
 
 
 def state_of(paths: Iterable[Path]) -> str:
-    """Of names, sizes and modification times."""
-    files = ((path, path.stat()) for path in paths)
-    return canonical_hash([[str(path), facts.st_size, facts.st_mtime_ns] for path, facts in files])
+    """Of names, sizes and modification times; of the link itself where it leads nowhere. Raises `MetricError` for no such file."""
+    files = ((path, _status(path)) for path in paths)
+    return canonical_hash([[str(path), status.st_size, status.st_mtime_ns] for path, status in files])
+
+
+def _status(path: Path) -> os.stat_result:
+    try:
+        return path.stat() if path.exists() else path.lstat()
+    except OSError as error:
+        raise MetricError(f"{path} cannot be read: {error.strerror}. Check the folder and its permissions.") from error
