@@ -4,7 +4,7 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -84,28 +84,6 @@ def _complete(url: str, part: Path, by_hand: str) -> None:
                 ) from error
             log.info("%s: %s; trying again", url, error)
         time.sleep(PAUSE * attempt)
-
-
-def hub_folder(repository: str, revision: str | None, patterns: Sequence[str]) -> Path:
-    """The files of a hub repository that match ``patterns``, from the local hub cache or fetched there.
-
-    Only those: never a pickle. Raises `WeightsError`, at once where offline is asked for and the cache has none.
-    """
-    from huggingface_hub import snapshot_download  # reads its environment when it is imported
-    from huggingface_hub.errors import HTTPError as HubError  # its client's: refusals and broken connections alike
-
-    try:
-        found = snapshot_download(repository, revision=revision, allow_patterns=list(patterns), local_files_only=offline())
-    except (HubError, OSError, ValueError) as error:  # nothing cached is an OSError, a malformed name a ValueError
-        at = f" --revision {revision}" if revision else ""
-        files = " ".join(f"--include '{pattern}'" for pattern in patterns)
-        raise WeightsError(
-            f"{repository} is no folder here, is not in the hub's cache and could not be fetched ({type(error).__name__}). "
-            "On a machine with access, its licence accepted on its page where it has one to accept:\n"
-            f"    hf download {repository}{at} {files}\n"
-            "and copy the folder that it names: model.weights=DIR"
-        ) from error
-    return Path(found)
 
 
 def _receive(url: str, part: Path, report: Report) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from iec.errors import MetricError, WeightsError
 from iec.io.files import canonical_hash, sha256
+from iec.io.hub import hub_folder
 from iec.metrics.extractors.features import regroup
 from iec.metrics.interval import Interval
 from iec.metrics.scores import Score
@@ -35,7 +36,7 @@ class CLIPScorer:
     """A CLIP model with its tokenizer, in float32. Images and captions are taken in batches of 32, whoever calls."""
 
     def __init__(self, backbone: Path | str = BACKBONE, device: torch.device | str = "cpu") -> None:
-        """backbone: a folder in transformers' layout, or the id of a repository that is in the hub's cache; nothing is downloaded.
+        """backbone: a folder in transformers' layout, or the id of a repository, see `iec.io.hub.hub_folder`.
 
         Raises `WeightsError` for missing, damaged or unfitting files, with the command that fetches them.
         """
@@ -45,13 +46,13 @@ class CLIPScorer:
         folder = _folder(backbone)
         try:
             load: Any = CLIPModel.from_pretrained
-            self.model, found = load(
+            self.model, loading = load(
                 folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
             )
             self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         except Exception as error:  # transformers raises whatever the broken part happens to raise
             raise WeightsError(f"{folder} cannot be read as a CLIP model: {error}. {_way_out(backbone)}") from error
-        problems = [*found["missing_keys"], *found["mismatched_keys"], *found["unexpected_keys"]]
+        problems = [*loading["missing_keys"], *loading["mismatched_keys"], *loading["unexpected_keys"]]
         problems = [str(name) for name in problems if not str(name).endswith(HARMLESS)]
         if problems:
             raise WeightsError(
@@ -130,16 +131,9 @@ def clip_score(
 
 
 def _folder(backbone: Path | str) -> Path:
-    if Path(backbone).is_dir():
-        folder = Path(backbone)
-    else:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-        try:
-            folder = Path(snapshot_download(str(backbone), allow_patterns=list(FILES), local_files_only=True))
-        except (LocalEntryNotFoundError, HFValidationError) as error:
-            raise WeightsError(f"CLIP's {backbone} is neither a folder nor in the hub's cache. {_way_out(backbone)}") from error
+    folder = Path(backbone)
+    if not folder.is_dir():
+        folder = hub_folder(str(backbone), None, FILES, "metrics.clip=DIR")
     if not (folder / "model.safetensors").is_file():
         raise WeightsError(f"{folder} holds no model.safetensors. {_way_out(backbone)}")
     return folder

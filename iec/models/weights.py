@@ -17,8 +17,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from iec.errors import WeightsError
-from iec.io.download import hub_folder
 from iec.io.files import canonical_hash, sha256
+from iec.io.hub import hub_folder
 from iec.models.architecture import differences
 from iec.models.cards import FOLDER, Card, Component
 
@@ -88,10 +88,10 @@ def _is_hub_id(given: str) -> bool:
 
 def _from_hub(card: Card, given: str) -> Path:
     if given != "hub":
-        return hub_folder(given, None, _patterns(card))
+        return hub_folder(given, None, _patterns(card), "model.weights=DIR")
     if card.hub is None:
         raise WeightsError(f"No hub repository is known to hold the weights of {card.name}. {get(card)}")
-    return hub_folder(card.hub.repository, card.hub.revision, _patterns(card))
+    return hub_folder(card.hub.repository, card.hub.revision, _patterns(card), "model.weights=DIR")
 
 
 def _patterns(card: Card) -> list[str]:

@@ -6,11 +6,10 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from huggingface_hub.errors import HTTPError as HubError
 
 from iec.errors import StoreError, WeightsError
 from iec.io import download as module
-from iec.io.download import fetch, hub_folder
+from iec.io.download import fetch
 from iec.models.cards import Original
 from iec.models.checkpoints.source import download
 
@@ -171,16 +170,6 @@ def test_a_passing_refusal_is_tried_again(server, tmp_path, code):
     assert fetch(server.url, tmp_path / "file.ckpt", sha256=SHA).read_bytes() == DATA
 
 
-@pytest.mark.parametrize("error", [HubError("proxy"), ValueError("no name of a repository"), FileNotFoundError("not cached")])
-def test_whatever_the_hub_raises_ends_as_a_typed_error(monkeypatch, error):
-    def fail(*args, **options):
-        raise error
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
-    with pytest.raises(WeightsError, match=r"hf download a/b --revision 1 --include '\*\.json'"):
-        hub_folder("a/b", "1", ["*.json"])
-
-
 @pytest.mark.parametrize(("status", "requests"), [(404, 1), (403, 1), (503, 5)])
 def test_a_refusal_says_what_to_do(server, tmp_path, status, requests):
     server.status = status
@@ -195,8 +184,6 @@ def test_offline_opens_no_connection(server, tmp_path, monkeypatch, variable):
     monkeypatch.setenv(variable, "1")
     with pytest.raises(WeightsError, match=rf"{variable}.*forbids fetching.*by hand"):
         fetch(server.url, tmp_path / "file.ckpt")
-    with pytest.raises(WeightsError, match=r"hf download CompVis/stable-diffusion-v1-4 --include 'unet/config.json'"):
-        hub_folder("CompVis/stable-diffusion-v1-4", None, ["unet/config.json"])
     assert not server.requests
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from iec.errors import ArtifactError, ConfigError, DatasetError, IECError, MetricError
+from iec.errors import ArtifactError, ConfigError, DatasetError, IECError, MetricError, StoreError
 from iec.metrics import __main__ as cli
 from iec.metrics.extractors.features import extract
 from iec.metrics.protocol import PROTOCOLS
@@ -29,7 +29,8 @@ def test_the_command_scores_any_kind_of_images_alike(tmp_path, real_images, refe
     """On 50 real images: the values of the library, the same from a folder, an npz and a cell."""
     images = real_images[:50]
     np.savez(tmp_path / "x.npz", images)
-    places = [write_folder(tmp_path / "pngs", images), tmp_path / "x.npz", write_cell(tmp_path / "cell", images)]
+    (tmp_path / "x.npz").rename(tmp_path / "X.NPZ")
+    places = [write_folder(tmp_path / "pngs", images), tmp_path / "X.NPZ", write_cell(tmp_path / "cell", images)]
     cli.main(["score", str(places[0]), *SCORE, "--json", str(tmp_path / "out.json"), "--bootstrap", "5", "--device", "cpu"])
     text = capsys.readouterr().out
     record = json.loads((tmp_path / "out.json").read_text())
@@ -70,6 +71,8 @@ def test_the_first_images_and_damaged_ones(tmp_path, real_images, extractor):
         (["--metrics", "fid_inf"], "4 images are too few for fid_inf"),
         (["--metrics", "recall", "--num", "3"], "3 images are too few for recall"),
         (["--bootstrap", "-1"], "must not be negative"),
+        (["--json", "."], "is a folder, not a file to write. Choose another path: --json OUT"),
+        (["--json", "/proc/x.json"], "cannot be written.*--json OUT"),
         (["--reference", "nothing"], "neither a file nor one of cifar10_train"),
         (["--reference", "imagenet_256"], "prepare_reference.py --dataset imagenet_256"),
     ],
@@ -165,3 +168,31 @@ def test_prepare_says_where_to_get_what_is_missing(tmp_path, monkeypatch):
         prepare(monkeypatch, "--data", tmp_path, "--output", tmp_path / "x")
     with pytest.raises(DatasetError, match=r"one folder a class.*https://www.image-net.org"):
         prepare(monkeypatch, "--dataset", "imagenet_256", "--data", tmp_path / "no", "--output", tmp_path / "x")
+
+
+def test_scores_are_printed_before_they_are_written(tmp_path, real_images, monkeypatch, capsys):
+    def full(path, write):
+        raise StoreError("the disk is full")
+
+    monkeypatch.setattr(cli, "write_atomic", full)
+    folder = write_folder(tmp_path / "pngs", real_images[:4])
+    with pytest.raises(StoreError, match="disk is full"):
+        cli.main(["score", str(folder), *SCORE, "--metrics", "is", "--json", str(tmp_path / "out.json"), "--device", "cpu"])
+    assert "| IS (" in capsys.readouterr().out
+
+
+def test_prepare_checks_its_output_before_the_images(tmp_path, real_images, monkeypatch):
+    folder = write_folder(tmp_path / "pngs", real_images[:4])
+    (tmp_path / "out").mkdir()
+    for output in (tmp_path / "out", folder / "0000.png" / "x.safetensors"):
+        with pytest.raises(StoreError, match="Choose another path: --output"):
+            prepare(monkeypatch, "--folder", folder, "--output", output)
+
+
+def test_prepare_skips_a_link_to_nothing_on_request(tmp_path, real_images, monkeypatch):
+    folder, output = write_folder(tmp_path / "pngs", real_images[:4]), tmp_path / "out.safetensors"
+    (folder / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(MetricError, match="gone.png is a link to"):
+        prepare(monkeypatch, "--folder", folder, "--output", output)
+    prepare(monkeypatch, "--folder", folder, "--output", output, "--skip-damaged")
+    assert b"gone.png" in output.read_bytes()

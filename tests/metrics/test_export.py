@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from iec.errors import MetricError
+from iec.errors import MetricError, StoreError
 from iec.metrics.images.encoded import open_folder
 from iec.metrics.images.export import export_npz, export_pngs
 from iec.metrics.images.npz import ImageArray
@@ -82,10 +82,22 @@ def test_pngs_do_not_join_other_images(tmp_path, images, source):
 
 def test_the_script(tmp_path, images, monkeypatch):
     cell = write_cell(tmp_path / "cell", images[:40])
-    for output in ("pngs", "x.npz"):
+    for output in ("pngs", "x.npz", "CAPITALS.NPZ"):
         monkeypatch.setattr(sys, "argv", ["export_images.py", str(cell), str(tmp_path / output)])
         runpy.run_path(str(SCRIPT))["main"]()
-    with np.load(tmp_path / "x.npz") as file:
-        assert np.array_equal(file["arr_0"], images[:40])
+    for name in ("x.npz", "CAPITALS.NPZ"):
+        with np.load(tmp_path / name) as file:
+            assert np.array_equal(file["arr_0"], images[:40])
     with Image.open(tmp_path / "pngs/000039.png") as image:
         assert np.array_equal(np.asarray(image), images[39])
+
+
+@pytest.mark.parametrize("output", ["folder.npz", "file", "file/x.npz"])
+def test_an_output_that_cannot_be_written_is_known_before_any_image_is_read(tmp_path, images, monkeypatch, output):
+    cell = write_cell(tmp_path / "cell", images[:40])
+    (tmp_path / "folder.npz").mkdir()
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("iec.runs.cell_images.CellSource.blocks", lambda *_: pytest.fail("images were read"))
+    monkeypatch.setattr(sys, "argv", ["export_images.py", str(cell), str(tmp_path / output)])
+    with pytest.raises(StoreError, match="Choose another path: export_images.py CELL OUTPUT"):
+        runpy.run_path(str(SCRIPT))["main"]()

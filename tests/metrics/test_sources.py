@@ -194,6 +194,30 @@ def test_a_file_that_vanishes_is_not_taken_for_damage(tmp_path, images):
         list(source.blocks(skipped=[]))
 
 
+def test_a_link_to_nothing_is_damage_and_has_a_state(tmp_path, images):
+    folder = write_folder(tmp_path / "pngs", images[:3])
+    whole = open_folder(folder).state
+    (folder / "0001a.png").symlink_to(tmp_path / "gone.png")
+    (folder / "0002a.png").symlink_to("0002a.png")
+    source, skipped = open_folder(folder, skip_damaged=True), []
+    assert np.array_equal(joined(source.blocks(skipped=skipped)), images[:3])
+    assert skipped == ["0001a.png", "0002a.png"] and source.state != whole
+    with pytest.raises(DamagedImageError, match=r"0001a.png is a link to .*gone.png, which is not there.*--skip-damaged"):
+        list(source.blocks())
+    (folder / "0002.png").unlink()
+    with pytest.raises(MetricError, match=r"0002.png cannot be read: No such file"):
+        source.state  # noqa: B018  # computed
+
+
+def test_linked_class_folders_are_scored_and_copies_of_editors_are_not(tmp_path, images):
+    folder = write_folder(tmp_path / "pngs", images[:3])
+    write_folder(folder / ".ipynb_checkpoints", images[:3])
+    (folder / "._0000.png").write_bytes(b"\0\5\x16\7")
+    (folder / "more").symlink_to(write_folder(tmp_path / "elsewhere", images[3:5], suffix="PNG"), target_is_directory=True)
+    assert np.array_equal(joined(open_folder(folder, recursive=True).blocks()), images[:5])
+    assert np.array_equal(joined(open_folder(folder).blocks()), images[:3])
+
+
 def test_state_follows_the_files(tmp_path, images):
     source = open_folder(write_folder(tmp_path, images[:3]))
     before = source.state
@@ -258,6 +282,10 @@ def test_unfinished_and_damaged_cells(tmp_path, images):
     with pytest.raises(StoreError, match=r"not finished: it has no manifest.json. Run the cell again"):
         CellSource.open(cell)
     (tmp_path / "held").rename(cell / "manifest.json")
+    for record in ("{}", "[]", '{"count": 32}'):
+        shard.with_suffix(".json").write_text(record)
+        with pytest.raises(StoreError, match="image 32 is missing"):
+            CellSource.open(cell)
     shard.with_suffix(".json").unlink()
     with pytest.raises(StoreError, match="image 32 is missing"):
         CellSource.open(cell)

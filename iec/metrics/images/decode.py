@@ -94,8 +94,10 @@ def decode(data: bytes, name: str, preprocess: Preprocess) -> np.ndarray:
     try:
         with open_image(data) as image:
             if image.width * image.height > MOST_PIXELS:
-                raise MetricError(f"{name} has {image.width} x {image.height} pixels, too many to decode; make it smaller first.")
+                raise MetricError(f"{name} has too many pixels ({image.width} x {image.height}); make it smaller first.")
             image.load()
+    except Image.DecompressionBombError as error:  # WebP has this limit of Pillow's own, of 179 million pixels
+        raise MetricError(f"{name} has too many pixels ({error}); make it smaller first.") from error
     except DAMAGE as error:
         raise DamagedImageError(
             f"{name} is damaged or no PNG, JPEG or WebP ({error}). Make it again, or pass --skip-damaged."

@@ -13,7 +13,7 @@ import numpy as np
 
 from iec.errors import MetricError
 from iec.metrics.images.decode import SUFFIXES, DamagedImageError, Preprocess, decode
-from iec.metrics.images.listing import files_below
+from iec.metrics.images.listing import files_of
 from iec.metrics.images.sources import AS_STORED, BLOCK, state_of
 
 THREADS = 4
@@ -129,18 +129,22 @@ def open_folder(
     label: str | None = None,
 ) -> EncodedSource:
     """The PNG, JPEG and WebP files of a folder, sorted by name ("10.png" before "2.png"), sub-folders included if ``recursive``:
-    those of `iec.metrics.images.listing.files_below`.
+    those of `iec.metrics.images.listing.files_of`.
 
     Raises `MetricError` when there are none, or a sub-folder cannot be read.
     """
     if not folder.is_dir():
         raise MetricError(f"{folder} is not a folder. Give a folder of PNG, JPEG or WebP files, an npz file, or a cell's folder.")
-    images = sorted(name for name in files_below(folder) if name.lower().endswith(SUFFIXES))
-    chosen = images if recursive else [name for name in images if "/" not in name]
-    if not chosen:
-        below = f", but {len(images)} in sub-folders: pass --recursive" if images else "; give another folder"
-        raise MetricError(f"{folder} holds no PNG, JPEG or WebP files{below}.")
-    return open_encoded(Files(folder), chosen, label or f"folder {folder.resolve().name}", preprocess, skip_damaged)
+    images = _images(folder, recursive)
+    if not images:
+        below = 0 if recursive else len(_images(folder, recursive=True))
+        way_out = f", but {below} in sub-folders: pass --recursive" if below else "; give another folder"
+        raise MetricError(f"{folder} holds no PNG, JPEG or WebP files{way_out}.")
+    return open_encoded(Files(folder), images, label or f"folder {folder.resolve().name}", preprocess, skip_damaged)
+
+
+def _images(folder: Path, recursive: bool) -> list[str]:
+    return sorted(name for name in files_of(folder, recursive) if name.lower().endswith(SUFFIXES))
 
 
 def in_order(pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item], ahead: int) -> Iterator[Result]:
