@@ -17,7 +17,7 @@ from iec.io.environment import describe_device, git_revision
 from iec.io.files import canonical_hash, write_atomic
 from iec.runs.cell import Cell
 from iec.runs.runner import prepare
-from iec.sampling.multistep import MultistepSampler
+from iec.sampling.ddim import takes_single_steps
 from iec.tables.experiment import Experiment
 
 DIGITS = 6
@@ -45,7 +45,7 @@ class Subject:
         if images < 1:
             raise ConfigError(f"--images {images} must be at least 1.")
         found = experiment.cells().items()
-        if wrong := [label or cell.slug for label, cell in found if isinstance(cell.sampler, MultistepSampler)]:
+        if wrong := [label or cell.slug for label, cell in found if not takes_single_steps(cell.sampler)]:
             raise ConfigError(
                 f"{', '.join(wrong)}: analyses take single steps, which a multistep solver has none of. Use sampler=ddim."
             )
@@ -55,7 +55,9 @@ class Subject:
         """Loads the model and prepares the technique."""
         model = self.cell.model.load(str(self.cell.device))
         prepared = prepare(self.cell, model)
-        return Setup.of(model, prepared.network, self.cell.sampler_of(prepared))
+        sampler = self.cell.sampler_of(prepared)
+        assert takes_single_steps(sampler)  # `rows` lets no other pass
+        return Setup.of(model, prepared.network, sampler)
 
     @property
     def batches(self) -> list[range]:

@@ -15,8 +15,8 @@ from iec.efficiency.cost import Cost
 from iec.errors import ConfigError, IECError
 from iec.io.files import sha256
 from iec.models import Card, Model
-from iec.sampling.ddim import Sampler
 from iec.sampling.network import Network
+from iec.sampling.solver import Solver
 from iec.sampling.timetable import Timetable
 
 BUILT_IN = "iec.efficiency.techniques"
@@ -60,7 +60,7 @@ class Technique(ABC):
         return None
 
     def check(  # noqa: B027  # most techniques have nothing to refuse
-        self, card: Card, skeleton: nn.Module, sampler: Sampler
+        self, card: Card, skeleton: nn.Module, sampler: Solver
     ) -> None:
         """Refuse, by `ConfigError`, what cannot be run, before any weights are loaded. skeleton: the UNet without data."""
 

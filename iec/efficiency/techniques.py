@@ -17,7 +17,7 @@ from iec.efficiency.technique import Prepared, Technique
 from iec.errors import ConfigError
 from iec.models import Card, Model
 from iec.models.unet import parameter_bytes
-from iec.sampling.ddim import Sampler
+from iec.sampling.solver import Solver
 from iec.sampling.timetable import Timetable
 
 
@@ -60,7 +60,7 @@ def ptq_config(settings: PTQConfig) -> PTQConfig:
 class DeepCache(CachingConfig, Technique):
     """DeepCache (arXiv 2312.00858): steps between two refreshes reuse the deep feature of the last full call."""
 
-    def check(self, card: Card, skeleton: nn.Module, sampler: Sampler) -> None:
+    def check(self, card: Card, skeleton: nn.Module, sampler: Solver) -> None:
         find_cut(skeleton, self.cut_of(card))
 
     def refresh(self, num_steps: int) -> frozenset[int]:
@@ -104,7 +104,7 @@ class CacheQuant(CachingConfig, PTQConfig, Technique):
     def _schedules(self) -> tuple[str, ...]:
         return (*super()._schedules(), "dps")
 
-    def check(self, card: Card, skeleton: nn.Module, sampler: Sampler) -> None:
+    def check(self, card: Card, skeleton: nn.Module, sampler: Solver) -> None:
         find_cut(skeleton, self.cut_of(card))
         steps = len(sampler.timetable)
         self._config(self.cut_of(card), self.refresh(steps)).require_fits(steps)

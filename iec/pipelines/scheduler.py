@@ -7,7 +7,6 @@ timesteps of the steps that it corrects, and tells by position which step and wh
 """
 
 import inspect
-import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from iec.errors import ConfigError
-from iec.sampling.correction import Correction, converged
+from iec.sampling.correction import Correction, none_frozen, update
 from iec.sampling.ddim import Sampler
 from iec.sampling.network import Step
 from iec.sampling.placement import CachedSteps, Placement
@@ -110,11 +109,16 @@ class IECScheduler(DDIMScheduler):
 
     @property
     def timesteps(self) -> Tensor:
-        """The timestep of every network call, int64: that of a corrected step 1 + K times."""
-        if sys._getframe(1).f_globals.get("__name__", "").startswith("DeepCache.") and len(self.run.calls) > len(self.run.pairs):
+        """The timestep of every network call, int64: that of a corrected step 1 + K times.
+
+        Raises `ConfigError` between the calls of a corrected step. Pipelines read the list before their loop; what looks up a
+        timestep inside it would find the first of its entries, and count the repetitions as steps.
+        """
+        if self._pending is not None:
             raise ConfigError(
-                "DeepCacheSDHelper finds its step by list(timesteps).index(t), which is the same for all calls of a corrected step "
-                "and counts the repetitions: its schedule would shift or vanish. Disable it and use iec.apply(pipe, cache=...)."
+                "The timesteps are read between the calls of a corrected step, which all have the same one. DeepCacheSDHelper does "
+                "so to find its step, and its schedule would shift or vanish: call its disable(), and use iec.apply(pipe, "
+                "cache=...). Anything else can read them before the run, or after another set_timesteps."
             )
         return self._timesteps
 
@@ -193,11 +197,12 @@ class IECScheduler(DDIMScheduler):
             elif eta > 0 and generator is not None:
                 raise ConfigError("Give generator or variance_noise, and not both.")
             z = variance_noise if eta > 0 else None
-            self._pending = _Pending(y, eta, z, torch.zeros(len(y), dtype=torch.bool, device=y.device))
+            self._pending = _Pending(y, eta, z, none_frozen(y))
         assert self._pending is not None  # every run starts with the first call of a step
-        new, x0 = self._ddim(call, model_output.to(work), y, self._pending, use_clipped_model_output)
+        pending = self._pending
+        new, x0 = self._ddim(call, model_output.to(work), y, pending, use_clipped_model_output)
         if call.correction:
-            new = self._refined(y, new, call.correction, self._pending)
+            new, pending.frozen = update(y, new, call.correction, self.correction, pending.frozen)
         self.position = position = (self.position or 0) + 1
         if position == len(self.run.calls) or self.run.calls[position][1] == 0:
             self._pending = None
@@ -238,13 +243,3 @@ class IECScheduler(DDIMScheduler):
         sigma = pending.eta * ((1 - a_s) / b_t * (1 - a_t / a_s)) ** 0.5
         target = a_s**0.5 * x0 + (1 - a_s - sigma**2) ** 0.5 * eps
         return target if pending.z is None else target + sigma * pending.z.to(target.dtype), x0
-
-    def _refined(self, y: Tensor, target: Tensor, k: int, pending: _Pending) -> Tensor:
-        """y + lambda_k (target - y), as one iteration of `iec.sampling.correction.refine`; images that have converged keep y."""
-        weight, residual = self.correction.lambda_of(k), target - y
-        new = y + weight * residual
-        if self.correction.tolerance > 0:
-            done = pending.frozen | converged(y, residual, weight, self.correction)
-            keep = done if self.correction.criterion == "residual" else pending.frozen
-            new, pending.frozen = torch.where(keep.view(-1, *[1] * (y.ndim - 1)), y, new), done
-        return new

@@ -15,6 +15,7 @@ from iec.sampling.ddim import Sampler
 from iec.sampling.network import Calls, CountingNetwork, Network
 from iec.sampling.noise import Noise
 from iec.sampling.placement import Placement
+from iec.sampling.solver import Solver
 from iec.sampling.timetable import Timetable
 
 
@@ -34,7 +35,7 @@ class Samples:
 def sample_batch(
     model: Model,
     network: Network,
-    sampler: Sampler,
+    sampler: Solver,
     seed: int,
     indices: tuple[int, ...],
     trace: int = 0,

@@ -1,8 +1,7 @@
 """A cell: one resolved configuration, checked as a whole before anything is loaded, with its identity and its folder."""
 
 import json
-from dataclasses import dataclass, fields, replace
-from functools import partial
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,10 @@ from iec.models import Card
 from iec.models.model import Source
 from iec.runs.batches import micro_batches, require_count
 from iec.sampling.correction import Correction
-from iec.sampling.ddim import Sampler
-from iec.sampling.multistep import DDIM, SOLVERS, MultistepSampler
+from iec.sampling.ddim import DDIM, Sampler
+from iec.sampling.multistep import with_solver
 from iec.sampling.placement import Placement
+from iec.sampling.solver import Solver
 from iec.sampling.timetable import Timetable
 
 SOLVER_DTYPES = {"float64": torch.float64, "float32": torch.float32}
@@ -39,7 +39,7 @@ class Cell:
 
     config: DictConfig
     model: Source
-    sampler: Sampler
+    sampler: Solver
     technique: Technique
     num_images: int
     batch_size: int
@@ -77,14 +77,14 @@ class Cell:
         technique.check(facts, model.skeleton(), cell.sampler)
         return cell
 
-    def sampler_of(self, prepared: Prepared) -> Sampler:
+    def sampler_of(self, prepared: Prepared) -> Solver:
         """The sampler with the refresh steps that were found, where the technique finds them late."""
         if self.technique.late != (prepared.refresh is not None):
             raise ConfigError(
                 f"efficiency={self.config.efficiency.name}: a technique gives its refresh steps either by refresh(), or, if it is "
                 "late, with what prepare() returns; this one does both or neither."
             )
-        return replace(self.sampler, refresh=prepared.refresh) if self.technique.late else self.sampler
+        return self.sampler if prepared.refresh is None else self.sampler.refreshed_at(prepared.refresh)
 
     @property
     def card(self) -> Card:
@@ -130,7 +130,7 @@ class Cell:
             "batch_size": self.batch_size,
             "device": self.device.type,
         }
-        if isinstance(sampler, MultistepSampler):
+        if sampler.solver != DDIM:
             identity["sampler"]["solver"] = sampler.solver
         if self.config.model.uint8 != "round":
             identity["uint8"] = self.config.model.uint8
@@ -150,7 +150,7 @@ class Cell:
         if sampler.corrected:
             words[2] = "heun" if sampler.correction.evaluate_at == "s" else "iec"
             words.append(self.config.iec.placement)
-        if isinstance(sampler, MultistepSampler):
+        if sampler.solver != DDIM:
             words.append(sampler.solver)
         if sampler.epsilon_scale != 1:
             words.append(f"eps{sampler.epsilon_scale:g}")
@@ -179,7 +179,7 @@ def _plain(value: Any) -> dict[str, Any]:
     return {f.name: list(v) if isinstance(v := getattr(value, f.name), tuple) else v for f in fields(value)}
 
 
-def _sampler(config: DictConfig, facts: Card, technique: Technique) -> Sampler:
+def _sampler(config: DictConfig, facts: Card, technique: Technique) -> Solver:
     options = config.sampler
     if options.dtype not in SOLVER_DTYPES:
         raise ConfigError(f"sampler.dtype={options.dtype}; choose {' or '.join(SOLVER_DTYPES)}.")
@@ -191,10 +191,7 @@ def _sampler(config: DictConfig, facts: Card, technique: Technique) -> Sampler:
     else:
         spacing, steps = options.spacing or facts.spacing, facts.steps if options.steps is None else options.steps
         table = Timetable.spaced(spacing, steps, facts.schedule, final=final, eta=options.eta)
-    if options.solver not in SOLVERS:
-        raise ConfigError(f"Unknown sampler.solver {options.solver!r}; choose one of {', '.join(SOLVERS)}.")
-    kind = Sampler if options.solver == DDIM else partial(MultistepSampler, solver=options.solver)
-    return kind(
+    ddim = Sampler(
         timetable=table,
         correction=_correction(config.iec),
         placement=_placement(config.iec),
@@ -202,6 +199,7 @@ def _sampler(config: DictConfig, facts: Card, technique: Technique) -> Sampler:
         refresh=technique.refresh(len(table)),
         dtype=SOLVER_DTYPES[options.dtype],
     )
+    return with_solver(options.solver, ddim)
 
 
 def _correction(iec: DictConfig) -> Correction:

@@ -25,7 +25,7 @@ from iec.runs.failures import failure_recorded, forget_failure, memory_errors
 from iec.runs.parallel import UNSPLIT, WHOLE, Share, devices_of, run_workers
 from iec.runs.scoring import Scorer, stored_record
 from iec.runs.store import Store
-from iec.sampling.ddim import Sampler
+from iec.sampling.solver import Solver
 
 log = logging.getLogger(__name__)
 WORKER = "iec.runs.worker"
@@ -155,7 +155,7 @@ def prepare(cell: Cell, model: Model) -> Prepared:
         return cell.technique.prepare(model, table, Path(cell.config.paths.artifacts))
 
 
-def _record_prepared(cell: Cell, store: Store, sampler: Sampler, cost: Cost | None) -> None:
+def _record_prepared(cell: Cell, store: Store, sampler: Solver, cost: Cost | None) -> None:
     """Write prepared.json. Raises `StoreError` if images are there that were made with other refresh steps."""
     refresh = None if sampler.refresh is None else sorted(sampler.refresh)
     held = read_json(store.folder / PREPARED)

@@ -1,5 +1,7 @@
 """Iterative Error Correction: the damped fixed-point iteration that refines one denoising step.
 
+    y <- y + lambda_k (target(y) - y),   k = 1 .. K
+
 | here         | paper (arXiv 2511.06250, Algorithm 1) | official code (zysxmu/IEC)                    |
 |--------------|---------------------------------------|-----------------------------------------------|
 | y            | x^(k)                                 | the running estimate of the next latent       |
@@ -8,7 +10,6 @@
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -16,9 +17,6 @@ import torch
 from torch import Tensor
 
 from iec.errors import ConfigError
-
-Rows = slice | Tensor
-"""Which images of the batch: all of them (a slice), or the indices of those that have not converged."""
 
 PRESETS = ("paper", "official_ddpm", "official_latent")
 
@@ -28,7 +26,8 @@ class Correction:
     """How a step is refined:  y <- y + lambda_k (target(y) - y),  k = 1 .. K.
 
     iterations: K >= 0, each one more network call. lambdas: K values >= 0, or one for all.
-    tolerance: stop when the criterion falls below it; 0 never stops.
+    tolerance: an image is frozen when the criterion falls below it, and the step ends when all images of the batch are; 0 never.
+    Frozen images are evaluated with their batch-mates, so that only a batch that has converged as a whole saves calls.
     criterion: ``change`` is ||lambda (target - y)|| after the update, and the new iterate is returned (paper); ``residual`` is
     ||target - y|| / (||y|| + 1e-6) before it, and the old iterate is returned (official code).
     norm: over one ``image``, or over the ``batch`` as in the official code, where an image then depends on its batch-mates.
@@ -86,32 +85,23 @@ class Correction:
         return self.lambdas[k - 1] if len(self.lambdas) > 1 else self.lambdas[0]
 
 
-def refine(y: Tensor, target: Callable[[Tensor, int, Rows], Tensor], correction: Correction) -> Tensor:
-    """Refine the ordinary step y = x^(0), [B, ...].
+def update(y: Tensor, target: Tensor, k: int, correction: Correction, frozen: Tensor) -> tuple[Tensor, Tensor]:
+    """Correction k = 1 .. K: ``y + lambda_k (target - y)`` for the images that are not frozen, and who is frozen from now on.
 
-    ``target(y[rows], k, rows)`` is A x_t + B eps(y[rows], t) for those images. Images that have converged are not evaluated again.
+    y: x^(k-1), [B, ...]. target: A x_t + B eps(y, t) + sigma z, [B, ...]. frozen: bool [B], the images that converged in an earlier
+    correction of this step; none of them before the first. They keep their y, whatever the network said of them, while their
+    batch-mates go on: a batch is evaluated as a whole, until all of it has converged.
     """
-    rows: Rows = slice(None)
-    for k in range(1, correction.iterations + 1):
-        old, weight = y[rows], correction.lambda_of(k)
-        residual = target(old, k, rows) - old
-        new = old + weight * residual
-        done = None
-        if correction.tolerance > 0 and (correction.criterion == "residual" or k < correction.iterations):
-            done = converged(old, residual, weight, correction)
-            if correction.criterion == "residual":
-                new = torch.where(done.view(-1, *[1] * (y.ndim - 1)), old, new)
-        y = replace_rows(y, rows, new)
-        if done is not None and k < correction.iterations and bool(done.any()):
-            going = (~done).nonzero().squeeze(1)
-            rows = going if isinstance(rows, slice) else rows[going]
-            if not len(going):
-                break
-    return y
+    weight, residual = correction.lambda_of(k), target - y
+    new = y + weight * residual
+    if correction.tolerance == 0:
+        return new, frozen
+    done = frozen | converged(y, residual, weight, correction)
+    return keep(done if correction.criterion == "residual" else frozen, y, new), done
 
 
 def converged(y: Tensor, residual: Tensor, weight: float, correction: Correction) -> Tensor:
-    """Boolean [B]; the same for all images when the norm is over the batch."""
+    """Bool [B], by the criterion; the same for all images when the norm is over the batch."""
 
     def size(v: Tensor) -> Tensor:
         per_image = torch.linalg.vector_norm(v.flatten(1), dim=1)
@@ -122,5 +112,11 @@ def converged(y: Tensor, residual: Tensor, weight: float, correction: Correction
     return size(residual) / (size(y) + 1e-6) < correction.tolerance
 
 
-def replace_rows(whole: Tensor, rows: Rows, part: Tensor) -> Tensor:
-    return part if isinstance(rows, slice) else whole.index_copy(0, rows, part)
+def none_frozen(y: Tensor) -> Tensor:
+    """Bool [B], all False: before the first correction of a step to y [B, ...]."""
+    return torch.zeros(len(y), dtype=torch.bool, device=y.device)
+
+
+def keep(frozen: Tensor, old: Tensor, new: Tensor) -> Tensor:
+    """[B, ...]: old for the frozen images [B], new for the others."""
+    return torch.where(frozen.view(-1, *[1] * (new.ndim - 1)), old, new)

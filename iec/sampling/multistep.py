@@ -11,7 +11,7 @@ the solver alone.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,56 +19,67 @@ import torch
 from torch import Tensor
 
 from iec.errors import ConfigError
-from iec.sampling.ddim import Sampler
+from iec.sampling.correction import Correction
+from iec.sampling.ddim import DDIM, Sampler
 from iec.sampling.network import FeatureCache, Network, Step, require_finite
 from iec.sampling.noise import Noise
+from iec.sampling.placement import Placement
+from iec.sampling.solver import Solver
 from iec.sampling.timetable import Timetable
 
-DDIM = "ddim"
 SCHEDULERS = {"dpmsolver": "DPMSolverMultistepScheduler", "unipc": "UniPCMultistepScheduler"}
 """solver -> the class of diffusers, which is loaded with the first scheduler that is made."""
 SOLVERS = (DDIM, *SCHEDULERS)
 
 
+def with_solver(name: str, sampler: Sampler) -> Solver:
+    """The solver ``name`` at the steps of ``sampler``, which is itself the one named ddim.
+
+    Raises `ConfigError` for an unknown name, and for what is defined for DDIM alone.
+    """
+    if name not in SOLVERS:
+        raise ConfigError(f"Unknown sampler.solver {name!r}; choose one of {', '.join(SOLVERS)}.")
+    if name == DDIM:
+        return sampler
+    if sampler.corrected or sampler.epsilon_scale != 1:
+        raise ConfigError(f"sampler={name} is a control of its own: corrections refine DDIM's step. Use iec=none with it.")
+    return MultistepSampler(sampler.timetable, name, sampler.refresh, sampler.dtype)
+
+
 @dataclass(frozen=True)
-class MultistepSampler(Sampler):
-    """A `Sampler` whose solver is a scheduler of diffusers. Deterministic, uncorrected; the cache is refreshed as with DDIM.
+class MultistepSampler(Solver):
+    """A scheduler of diffusers as a `Solver`. Deterministic, uncorrected; the cache is refreshed as with DDIM.
 
     Steps that change nothing (t = s) are none of the solver's: they have no step size to divide by. Arithmetic is in ``dtype`` but
-    for DPMSolverMultistepScheduler's state, which it rounds to float32. Raises `ConfigError` for what is defined for DDIM alone.
+    for DPMSolverMultistepScheduler's state, which it rounds to float32. Raises `ConfigError` for a timetable with eta > 0.
     """
 
+    timetable: Timetable
     solver: str = "dpmsolver"
+    refresh: frozenset[int] | None = None
+    dtype: torch.dtype = torch.float64
+    correction: Correction = field(default=Correction(0), init=False)
+    placement: Placement = field(default=Placement("none"), init=False)
+    epsilon_scale: float = field(default=1.0, init=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.solver not in SCHEDULERS:
-            raise ConfigError(f"Unknown sampler.solver {self.solver!r}; choose one of {', '.join(SOLVERS)}.")
-        if self.corrected or self.epsilon_scale != 1:
-            raise ConfigError(
-                f"sampler={self.solver} is a control of its own: corrections refine DDIM's step. Use iec=none with it."
-            )
+            raise ConfigError(f"Unknown multistep solver {self.solver!r}; choose one of {', '.join(SCHEDULERS)}.")
         if self.timetable.eta:
             raise ConfigError(f"sampler={self.solver} is deterministic: sampler.eta={self.timetable.eta} needs sampler=ddim.")
 
     def trajectory(
         self, network: Network, noise: Noise, cond: Tensor | None = None, device: torch.device | str = "cpu"
     ) -> Iterator[Tensor]:
-        """See `Sampler.trajectory`."""
+        """See `Solver.trajectory`."""
         scheduler, cache = self.scheduler(), None
         x = noise.initial(self.dtype, device)
         yield x
         for i, (t, _) in enumerate(self.timetable.pairs):
-            mode = self._mode(i)
-            if not self.timetable.is_noop(i) or (self.refresh is not None and mode == "full"):
-                x, cache = self._advance(scheduler, network, Step(i, t, mode), x, cond, cache)
+            if not self.makes_no_call(i):
+                x, cache = self._advance(scheduler, network, Step(i, t, self.mode(i)), x, cond, cache)
             yield x
-
-    def step(self, *_: Any) -> tuple[Tensor, FeatureCache | None]:
-        """Raises `ConfigError`: a step depends on those before it."""
-        raise ConfigError(
-            f"A step of {self.solver} depends on those before it, and cannot be taken alone. Use sampler=ddim for this."
-        )
 
     @torch.no_grad()
     def _advance(
@@ -87,16 +98,16 @@ class MultistepSampler(Sampler):
         import diffusers
 
         table, clean = self.timetable, self.timetable.abar_s[-1] == 1
-        made = getattr(diffusers, SCHEDULERS[self.solver])(
+        scheduler = getattr(diffusers, SCHEDULERS[self.solver])(
             trained_betas=betas(table), solver_order=2, final_sigmas_type="zero" if clean else "sigma_min"
         )
         steps = [i for i in range(len(table)) if not table.is_noop(i)]
-        made.set_timesteps(len(steps))
-        made.set_begin_index(0)
+        scheduler.set_timesteps(len(steps))
+        scheduler.set_begin_index(0)
         abar = np.array([*table.abar_t[steps], table.abar_s[-1]])
-        made.timesteps = torch.tensor([table.pairs[i][0] for i in steps])
-        made.sigmas = torch.from_numpy(np.sqrt((1 - abar) / abar))  # float64, as ours; on the CPU, as diffusers keeps them
-        return made
+        scheduler.timesteps = torch.tensor([table.pairs[i][0] for i in steps])
+        scheduler.sigmas = torch.from_numpy(np.sqrt((1 - abar) / abar))  # float64, as ours; on the CPU, as diffusers keeps them
+        return scheduler
 
 
 def betas(table: Timetable) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 import copy
 import math
-from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -109,22 +108,24 @@ def test_clipping_acts_on_every_target(options, use_clipped):
     torch.testing.assert_close(loop(scheduler, wave, X, use_clipped_model_output=use_clipped)[-1], x, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("norm", ["image", "batch"])
 @pytest.mark.parametrize("criterion", ["change", "residual"])
-def test_tolerance_freezes_single_images_and_saves_no_call(criterion):
-    correction = Correction(6, (0.5,), 2e-2, criterion=criterion)
-    scheduler = IECScheduler(clip_sample=False, iterations=6, tolerance=2e-2, criterion=criterion)
+def test_a_tolerance_freezes_the_same_images_as_our_sampler_and_saves_no_call(criterion, norm):
+    options = {"tolerance": 2e-2, "criterion": criterion, "norm": norm}
+    scheduler = IECScheduler(clip_sample=False, iterations=6, **options)
     scheduler.set_timesteps(10)
     assert len(scheduler.timesteps) == 70
-    table, scale = table_of(scheduler.config, list(range(900, -1, -100))), torch.tensor([0.02, 0.3, 1.0]).view(3, 1, 1, 1)
+    scale = torch.tensor([0.02, 0.3, 1.0]).view(3, 1, 1, 1)
 
     def network(x, t):
         """Every image converges at its own rate."""
         return wave(x, t) * scale
 
-    states = [list(Sampler(table, correction, Placement("all_steps")).trajectory(
-        lambda x, step, cond=None, cache=None, i=i: Prediction(wave(x, step.timestep) * scale[i]), Given(X[i : i + 1])
-    ))[-1].float() for i in range(3)]  # fmt: skip
-    torch.testing.assert_close(loop(scheduler, network, X)[-1], torch.cat(states), rtol=1e-4, atol=1e-4)
+    table, last = table_of(scheduler.config, list(range(900, -1, -100))), loop(scheduler, network, X)[-1]
+    expected = by_sampler(table, Correction(6, (0.5,), **options), Placement("all_steps"), network)
+    torch.testing.assert_close(last, expected, rtol=1e-4, atol=1e-4)
+    endless = by_sampler(table, Correction(6, (0.5,), 0.0), Placement("all_steps"), network)
+    assert (expected - endless).abs().max() > 10 * (last - expected).abs().max()  # something was frozen
 
 
 def test_scheduler_is_saved_and_loaded(tmp_path):
@@ -171,17 +172,37 @@ def test_views_can_keep_their_own_state():
         assert torch.equal(loop(single, wave, start)[-1], view)
 
 
-def test_deepcache_helper_is_refused():
-    """By the lookup that its wrapper makes (DeepCache/extension/deepcache.py), in a module of its name."""
-    module = ModuleType("DeepCache.extension.deepcache")
-    exec("def lookup(pipe, t):\n    return list(pipe.scheduler.timesteps).index(t)", module.__dict__)
-    scheduler = IECScheduler()
+def helped(network, scheduler, found):
+    """A network wrapped as DeepCacheSDHelper 0.1.1 wraps a UNet's forward: it looks its step up in the list of timesteps."""
+
+    def forward(x, t):
+        found.append(list(scheduler.timesteps).index(t))
+        return network(x, t)
+
+    return forward
+
+
+def test_deepcache_helper_is_refused_at_the_first_correction():
+    scheduler, found = IECScheduler(clip_sample=False, placement="explicit", steps=[2]), []
     scheduler.set_timesteps(10)
-    with pytest.raises(ConfigError, match="iec.apply"):
-        module.lookup(SimpleNamespace(scheduler=scheduler), 800)
-    plain = IECScheduler(placement="none")
+    with pytest.raises(ConfigError, match=r"DeepCacheSDHelper.* iec\.apply\(pipe, cache=\.\.\.\)"):
+        loop(scheduler, helped(wave, scheduler, found), X)
+    assert found == [0, 1, 2]  # right so far
+    scheduler.set_timesteps(10)  # the way out for anybody else
+    assert len(scheduler.timesteps) == 11
+
+
+def test_timesteps_can_be_looked_up_where_they_tell_the_step():
+    """Without corrections in every call; with them before the run, and after it."""
+    plain, found = IECScheduler(clip_sample=False, placement="none"), []
     plain.set_timesteps(10)
-    assert module.lookup(SimpleNamespace(scheduler=plain), 800) == 1
+    loop(plain, helped(wave, plain, found), X)
+    assert found == list(range(10))
+    corrected = IECScheduler(clip_sample=False)
+    corrected.set_timesteps(10)
+    before = corrected.timesteps
+    loop(corrected, wave, X)
+    assert torch.equal(corrected.timesteps, before) and len(before) == 20
 
 
 def test_misuse_is_refused():

@@ -118,16 +118,55 @@ def test_duplicated_steps_cost_nothing_and_change_nothing(linear_network):
         assert states[i + 1] is states[i]
 
 
-def test_converged_images_save_their_calls():
-    """Image 0 sits on the fixed point (eps = 0); only the others are evaluated a second and third time."""
+@pytest.mark.parametrize(("moving", "corrections"), [((), 1), ((2,), 3), ((0, 1, 2), 3)])
+def test_a_batch_is_corrected_until_all_of_it_has_converged(moving, corrections):
+    """The other images sit on the fixed point (eps = 0); every call is one of the whole batch, and counted as such."""
+    moves = torch.tensor([n in moving for n in range(3)]).view(-1, 1, 1, 1)
 
     def network(x, step, cond=None, cache=None):
-        return Prediction(0.4 * x * (torch.arange(len(x)) > 3 - len(x)).view(-1, 1, 1, 1))
+        return Prediction(0.4 * x * moves)
 
-    counting = CountingNetwork(network)
-    table = Timetable.from_timesteps([500], DDPM, final=200)
-    run(Sampler(table, Correction(3, (0.5,), 1e-5), ALL), counting)
-    assert (counting.calls.full, counting.calls.correction) == (3, 3 + 2 + 2)
+    counting, table = CountingNetwork(network), Timetable.from_timesteps([500], DDPM, final=200)
+    start, end = run(Sampler(table, Correction(3, (0.5,), 1e-5), ALL), counting)
+    assert (counting.calls.full, counting.calls.correction) == (3, 3 * corrections)
+    still = ~moves.flatten()
+    assert torch.equal(end[still], (table.A[0] * start + table.B[0] * 0.4 * start * moves)[still])
+
+
+def test_a_batch_that_converges_in_parts_is_its_images_alone():
+    """Images of a batch stop at different corrections; alone they save the calls, and are the same."""
+    scales = torch.tensor([1e-6, 0.01, 1.0], dtype=torch.float64)
+
+    def images(*which):
+        def network(x, step, cond=None, cache=None):
+            return Prediction(0.4 * x * scales[list(which)].view(-1, 1, 1, 1))
+
+        sampler = Sampler(Timetable.spaced("uniform", 4, DDPM, eta=0.3), Correction(3, (0.5,), 0.05), ALL)
+        counting = CountingNetwork(network)
+        return run(sampler, counting, Noise(0, which, SHAPE))[-1], counting.calls.correction
+
+    together, calls = images(0, 1, 2)
+    alone, own = zip(*(images(n) for n in range(3)), strict=True)
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-12, atol=1e-12)
+    assert own[0] == 4 and len(set(own)) > 1 and max(own) <= calls / 3 <= 3 * 4 and sum(own) < calls
+
+
+@pytest.mark.parametrize("cache_from", ["first", "last"])
+def test_a_frozen_image_keeps_the_feature_of_its_last_evaluation(cache_from):
+    """The feature is the input: a frozen image's is what it was evaluated at before it froze, its batch-mates' is the newest."""
+    inputs, cached = [], []
+
+    def network(x, step, cond=None, cache=None):
+        (inputs if step.mode == "full" else cached).append(x if cache is None else cache.feature)
+        return Prediction(0.4 * x * torch.tensor([1e-6, 1e-6, 1.0]).view(-1, 1, 1, 1), x if step.mode == "full" else None)
+
+    correction = Correction(3, (0.5,), 1e-3, cache_from=cache_from)
+    sampler = Sampler(Timetable.spaced("uniform", 2, DDPM), correction, Placement("first_step"), frozenset({0}))
+    run(sampler, network)
+    assert len(inputs) == 4 and len(cached) == 1
+    expected = inputs[0] if cache_from == "first" else torch.cat([inputs[1][:2], inputs[3][2:]])
+    assert torch.equal(cached[0], expected)
+    assert not torch.equal(inputs[1][:2], inputs[2][:2])  # the criterion is met by the first correction, which is applied
 
 
 def test_heun_and_iec_are_one_rule_for_a_network_that_ignores_time(linear_network):

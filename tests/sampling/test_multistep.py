@@ -9,9 +9,8 @@ from iec.efficiency.caching.network import CachedUNetNetwork
 from iec.errors import ConfigError
 from iec.models.unet import UNetNetwork
 from iec.runs.runner import run_cell
-from iec.sampling.correction import Correction
-from iec.sampling.ddim import Sampler
-from iec.sampling.multistep import SCHEDULERS, MultistepSampler
+from iec.sampling.ddim import DDIM, Sampler
+from iec.sampling.multistep import SCHEDULERS, MultistepSampler, with_solver
 from iec.sampling.network import Prediction
 from iec.sampling.noise import Noise
 from iec.sampling.placement import Placement
@@ -187,16 +186,18 @@ def test_a_cell_goes_on_where_it_was_stopped(make_cell, tmp_path):
 
 def test_what_is_defined_for_ddim_alone_is_refused():
     table = Timetable.spaced("uniform", 5, DDPM)
-    for refused in (
-        {"placement": Placement("all_steps"), "correction": Correction()},
-        {"epsilon_scale": 1.005},
-        {"timetable": Timetable.spaced("uniform", 5, DDPM, eta=0.5)},
-        {"solver": "plms"},
-    ):
-        with pytest.raises(ConfigError, match=r"iec=none|sampler=ddim|choose one of ddim, dpmsolver, unipc"):
-            MultistepSampler(**{"timetable": table, **refused})
-    with pytest.raises(ConfigError, match="cannot be taken alone"):
-        MultistepSampler(table).step(None, 0)
+    corrected = Sampler(table, placement=Placement("all_steps"))
+    for sampler in (corrected, Sampler(table, epsilon_scale=1.005)):
+        with pytest.raises(ConfigError, match="Use iec=none"):
+            with_solver("unipc", sampler)
+    with pytest.raises(ConfigError, match="needs sampler=ddim"):
+        with_solver("unipc", Sampler(Timetable.spaced("uniform", 5, DDPM, eta=0.5)))
+    with pytest.raises(ConfigError, match="choose one of ddim, dpmsolver, unipc"):
+        with_solver("plms", corrected)
+    with pytest.raises(ConfigError, match="choose one of dpmsolver, unipc"):
+        MultistepSampler(table, DDIM)
+    with pytest.raises(ConfigError, match="first step"):
+        MultistepSampler(table, refresh=frozenset({1}))
 
 
 def test_a_solver_is_another_cell_and_ddim_the_same_as_ever(make_cell):

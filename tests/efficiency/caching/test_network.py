@@ -142,7 +142,7 @@ def test_a_correction_at_a_refresh_step_decides_what_the_next_step_reuses(cache_
     assert not torch.allclose(first, last)
 
 
-def test_a_correction_at_a_cached_step_runs_on_the_images_that_need_it():
+def test_a_correction_at_a_cached_step_moves_the_images_that_need_it():
     unet, _ = make("pixel")
     counted = CountingNetwork(CachedUNetNetwork(unet, "pixel"))
     refresh, plain = uniform(4, 2), Correction(2, (0.5,), tolerance=0)
@@ -153,7 +153,7 @@ def test_a_correction_at_a_cached_step_runs_on_the_images_that_need_it():
     between = change.sort().values[:2].mean().item()  # one of the three images stops after its first correction
     stopped = CountingNetwork(counted.network)
     some = run(Sampler(TABLE, Correction(2, tolerance=between), Placement("explicit", steps=(1,)), refresh=refresh), stopped)
-    assert stopped.calls.cached_correction == 5
+    assert stopped.calls.cached_correction == 6  # the frozen image is evaluated with the others
     quick = change.argmin()
     for i in range(3):
         torch.testing.assert_close(some[2][i], (once if i == quick else states)[2][i], rtol=1e-5, atol=1e-5)
