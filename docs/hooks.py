@@ -15,7 +15,7 @@ PLACES = {
     "sweeps": (2, 0),
     "tables": (1, 1),
     "runs": (1, 2),
-    "pipelines": (0, 3),
+    "pipelines": (0, 2),
     "efficiency": (1, 3),
     "metrics": (2, 3),
     "models": (1, 4),
@@ -50,14 +50,24 @@ def arrows() -> Iterator[tuple[str, str]]:
     yield from sorted(found)
 
 
+def needed(edges: set[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """The edges without those that a path over other edges replaces."""
+    for a, b in sorted(edges):
+        reached = {c for room, c in edges if room == a and c != b}
+        while more := {c for room, c in edges if room in reached} - reached:
+            reached |= more
+        if b not in reached:
+            yield a, b
+
+
 def diagram() -> str:
-    """The rooms as boxes and their imports as lines, SVG."""
+    """The rooms as boxes and their imports as lines, SVG. An import that follows from a path of others is left out."""
     width, height = BOX
     at = {room: (30 + column * WIDTH, 20 + line * HEIGHT) for room, (column, line) in PLACES.items()}
     lines = [
         f'<line x1="{at[a][0] + width / 2}" y1="{at[a][1] + height}" x2="{at[b][0] + width / 2}" y2="{at[b][1] - 5}"'
         ' stroke="#8a8a8a" stroke-width="1" marker-end="url(#head)"/>'
-        for a, b in arrows()
+        for a, b in needed(set(arrows()))
     ]
     boxes = [
         f'<rect x="{x}" y="{y}" width="{width}" height="{height}" rx="6" fill="#eef3fb" stroke="#3b5b92"/>'
