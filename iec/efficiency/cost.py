@@ -81,16 +81,16 @@ def network_cost(
     cond: Tensor | None = None,
     cut: int | Kind | None = None,
     config: PTQConfig = FLOAT,
-    rows: int = 1,
+    branches: int = 1,
 ) -> Cost:
     """The cost of ``unet`` quantized as ``config`` says and cached at ``cut``; arguments as of `operations`.
 
-    rows: that an image needs of the UNet, 2 under guidance.
+    branches: how often an image goes through the UNet, 2 under guidance.
     """
 
     def total(calls: list[Operation]) -> CallCost:
         bits = [operation.bits(config) for operation in calls]
-        return CallCost(sum(o.macs for o in calls), sum(o.macs * a * b for o, (a, b) in zip(calls, bits, strict=True))) * rows
+        return CallCost(sum(o.macs for o in calls), sum(o.macs * a * b for o, (a, b) in zip(calls, bits, strict=True))) * branches
 
     full, cached = operations(unet, shape, cond, cut)
     return Cost(weight_bytes, total(full), None if cut is None else total(cached))

@@ -49,8 +49,8 @@ class CacheQuantConfig:
             )
 
     def require_fits(self, num_steps: int, cond: Tensor | None = None) -> None:
-        """Raises `ConfigError` for an interval or refresh steps that T = ``num_steps`` does not have, and for too few rows of
-        ``cond``.
+        """Raises `ConfigError` for an interval or refresh steps that T = ``num_steps`` does not have, and for a ``cond``
+        that is too short.
         """
         if self.refresh is None:
             require_interval(num_steps, self.interval)
@@ -58,7 +58,7 @@ class CacheQuantConfig:
             explicit(num_steps, self.refresh)
         if cond is not None and len(cond) < self.images:
             raise ConfigError(
-                f"{len(cond)} rows of conditioning for {self.images} calibration images; give one row an image, or lower "
+                f"{len(cond)} conditionings for {self.images} calibration images; give each image its own, or lower "
                 "efficiency.calibration_images, dps_images and dec_images."
             )
 

@@ -78,7 +78,7 @@ def fill_calibration(quantized: QuantizedUNet, stored: dict[str, Tensor], path: 
         if _is_learned(quantized, layer):
             layer.set_rounding(unpack(stored[f"{name}.rounded_up"], layer.layer.weight.shape))
     for name, quantizer in quantized.quantizers().items():
-        quantizer.set_rows(*(stored[f"{name}.{key}"] for key in ("delta", "zero_point", "calibrated")))
+        quantizer.set_steps(*(stored[f"{name}.{key}"] for key in ("delta", "zero_point", "calibrated")))
 
 
 def pack(bits: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from iec.efficiency.quantization.config import OFF, PTQConfig
-from iec.efficiency.quantization.rows import ActivationQuantizer, RowContext
+from iec.efficiency.quantization.steps import ActivationQuantizer, StepContext
 from iec.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class QuantAttnProcessor(nn.Module):
     cross attention, mask, residual and output factor. Source: AttnBlock (quant/quant_block.py of zysxmu/IEC).
     """
 
-    def __init__(self, name: str, config: PTQConfig, context: RowContext) -> None:
+    def __init__(self, name: str, config: PTQConfig, context: StepContext) -> None:
         super().__init__()
 
         def quantizer(operand: str, bits: int) -> nn.Module:

@@ -74,7 +74,7 @@ class PTQConfig:
     percentile: of the rule of that name, above 0.5 and at most 1 (the extremes): the share of values below the upper bound. A
         channel of n weights loses int((1 - percentile) (n - 1)) of them at either end, that is none if it is small.
     activation_granularity: ``tensor``, or ``channel`` for one scale a channel of a layer's input. Operands of attention have one
-        per tensor in both: theirs is a product over channels, and their rows hold all heads. The mse search scores all 40
+        per tensor in both: theirs is a product over channels, and one scale serves all heads. The mse search scores all 40
         candidates of each channel in full, which takes several times longer.
     search_samples: elements of an activation that the mse rule scores its candidates on, evenly spaced; None means all of them,
         as the original does. The search is nearly all of the time of a calibration; 65536 makes it several times shorter, and

@@ -212,7 +212,7 @@ def test_a_text_conditional_unet(tmp_path, cut):
     assert torch.isfinite(sample(found, cond)).all()
     with pytest.raises(ArtifactError, match="cond: stored"):
         prepare_cachequant(unet, config, TABLE, SHAPE, cond=cond + 1, artifact=found.path, **options)
-    with pytest.raises(ConfigError, match="2 rows of conditioning for 3 calibration images"):
+    with pytest.raises(ConfigError, match="2 conditionings for 3 calibration images"):
         prepare_cachequant(unet, config, TABLE, SHAPE, cond=cond[:2], **options)
 
 

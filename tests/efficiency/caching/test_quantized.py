@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from iec.efficiency.caching import CachedUNetNetwork, find_cut
-from iec.efficiency.quantization import CalibrationCall, PTQConfig, QuantizedNetwork, calibrate_row, quantize_unet
+from iec.efficiency.quantization import CalibrationCall, PTQConfig, QuantizedNetwork, calibrate_step, quantize_unet
 from iec.errors import ArtifactError
 from iec.sampling.correction import Correction
 from iec.sampling.ddim import Sampler
@@ -27,7 +27,7 @@ def calibrated(unet, cut, cond):
     network, cache, x = QuantizedNetwork(quantized, inner), None, torch.randn(3, 3, 8, 8)
     for i, (t, _) in enumerate(TABLE.pairs):
         step = Step(i, t, "full" if i in REFRESH else "cached")
-        calibrate_row(quantized, inner, CalibrationCall(x, step, cond, cache if step.mode == "cached" else None))
+        calibrate_step(quantized, inner, CalibrationCall(x, step, cond, cache if step.mode == "cached" else None))
         feature = network(x, step, cond, cache).feature
         cache = cache if feature is None else FeatureCache(feature, step)
     return quantized, network

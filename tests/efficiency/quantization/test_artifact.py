@@ -70,7 +70,7 @@ def test_the_same_calibration_is_the_same_file(stored, make_quantized, tmp_path)
 
 def test_partly_calibrated_rows_stay_partly_calibrated(stored, unet, images):
     path, quantized = stored
-    quantized.quantizers()["conv_out.input"].clear_row(1)
+    quantized.quantizers()["conv_out.input"].clear_step(1)
     save_calibration(path, quantized, FINGERPRINT)
     loaded = fresh(unet)
     load_calibration(path, loaded, FINGERPRINT)
