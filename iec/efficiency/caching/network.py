@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from iec.efficiency.caching.cut import Kind, find_cut
@@ -21,11 +20,13 @@ class CachedUNetNetwork:
 
     A full call equals ``module(x, t, cond).sample`` bit for bit. A cached call at the x and timestep that F was made with equals
     the full call. F [B, C, h, w] comes in with ``cache`` and goes out with the prediction; nothing is kept between calls. F has
-    one row an image of x, so that a wrapper that doubles the batch (guidance) can fold both rows of an image into one, and a
+    one entry an image of x, so that a wrapper that doubles the batch (guidance) can fold both branches of an image into one, and a
     wrapper that corrects F can do so before it hands it in. Raises `ConfigError`.
     """
 
     def __init__(self, module: nn.Module, cut: int | Kind) -> None:
+        from diffusers import UNet2DConditionModel
+
         self.cut = find_cut(module, cut)
         self.module: Any = module.eval().requires_grad_(False)
         self.structure = structure_of(module)

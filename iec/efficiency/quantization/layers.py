@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from iec.efficiency.quantization.config import OFF, PTQConfig
 from iec.efficiency.quantization.quantizer import levels, search_scale
 from iec.efficiency.quantization.rounding import LearnedRounding
-from iec.efficiency.quantization.rows import ActivationQuantizer, RowContext
+from iec.efficiency.quantization.steps import ActivationQuantizer, StepContext
 from iec.errors import ConfigError
 
 
@@ -36,7 +36,7 @@ class QuantLayer(nn.Module):
     rounded_up: Tensor | None
 
     def __init__(
-        self, layer: nn.Conv2d | nn.Linear, name: str, config: PTQConfig, context: RowContext, split: int | None = None
+        self, layer: nn.Conv2d | nn.Linear, name: str, config: PTQConfig, context: StepContext, split: int | None = None
     ) -> None:
         super().__init__()
         self.layer, self.name, self.context, self.split = layer, name, context, split
@@ -82,9 +82,9 @@ class QuantLayer(nn.Module):
             return self.learning.weight().to(weight.dtype), bias
         if self.alpha is None or self.beta is None:
             return weight, bias
-        row = self.context.row(self.name)
-        factor = self.alpha[row].to(weight.dtype).view(-1, *[1] * (weight.ndim - 1))
-        shift = self.beta[row].to(weight.dtype)
+        step = self.context.step(self.name)
+        factor = self.alpha[step].to(weight.dtype).view(-1, *[1] * (weight.ndim - 1))
+        shift = self.beta[step].to(weight.dtype)
         weight = torch.cat([factor * weight[:, self.parts[0]], weight[:, self.parts[1]]], dim=1)
         return weight, shift if bias is None else bias + shift
 
@@ -117,7 +117,7 @@ class QuantLayer(nn.Module):
         widths = [1] if len(self.parts) == 1 else [part.stop - part.start for part in self.parts]
 
         def spread(table: Tensor) -> Tensor:
-            return torch.cat([row.view(shape).repeat_interleave(n, 1) for row, n in zip(table, widths, strict=True)], dim=1)
+            return torch.cat([half.view(shape).repeat_interleave(n, 1) for half, n in zip(table, widths, strict=True)], dim=1)
 
         z = spread(self.weight_zero_point).round()
         return spread(self.weight_delta), -z, levels(self.weight_bits) - 1 - z
@@ -151,7 +151,7 @@ class QuantLayer(nn.Module):
             return x
         if len(self.parts) == 1:
             return self.inputs[0](x)
-        if self.context.rows is not None:  # with gradients, which ``out`` does not have
+        if self.context.steps is not None:  # with gradients, which ``out`` does not have
             return torch.cat([quantizer(x[:, part]) for quantizer, part in zip(self.inputs, self.parts, strict=True)], dim=1)
         out = torch.empty_like(x, dtype=torch.float32)
         for quantizer, part in zip(self.inputs, self.parts, strict=True):
