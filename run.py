@@ -15,27 +15,7 @@ import os
 # slower whenever the cores are shared. It is read when torch is loaded.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
-import hydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
-from omegaconf import DictConfig
-
-from iec.io.runtime import entry_point, keep_freed_memory
-from iec.runs.config import register
-from iec.runs.failures import sweep_job
-from iec.runs.run import run_from_config
-
-register()
-
-
-@hydra.main(version_base="1.3", config_path="configs", config_name="config")
-def main(config: DictConfig) -> float | None:
-    """One cell; returns its first score, so that sweepers can optimise it."""
-    keep_freed_memory()  # here, because the process of a cluster job comes straight to this function
-    with sweep_job() if HydraConfig.get().mode == RunMode.MULTIRUN else entry_point():
-        return run_from_config(config)
-
+from iec.runs.run import command
 
 if __name__ == "__main__":
-    with entry_point():
-        main()
+    command()

@@ -4,52 +4,11 @@
     python scripts/convert_checkpoint.py ldm_lsun_church --checkpoint lsun_churches.zip
     python scripts/convert_checkpoint.py ddim_cifar --checkpoint model-790000.ckpt --output /data/ddim_cifar
 
-The folder is ~/.cache/iec/models/NAME (or that of the environment variable IEC_MODELS), where model=NAME finds it; one elsewhere is
-used with model.weights=DIR. The pickle inside is read by code that cannot run what it names. Every tensor must be known and every
-parameter filled; a file that is damaged or belongs to another model is refused, and nothing is left behind.
+The command ``iec convert``, for a checkout: see `iec.models.checkpoints.__main__`.
 """
 
-import argparse
-import json
-import logging
-from pathlib import Path
-
-from iec.errors import ConfigError
 from iec.io.runtime import entry_point
-from iec.models.cards import Card, card, card_names
-from iec.models.checkpoints.convert import convert
-from iec.models.checkpoints.source import download
-from iec.models.weights import models_folder
-
-
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", choices=[name for name in card_names() if card(name).original], help="the model's card")
-    parser.add_argument("--checkpoint", type=Path, help="the file as published (default: download it)")
-    parser.add_argument("--output", type=Path, help="a new folder (default: where model=NAME looks)")
-    return parser.parse_args()
-
-
-def download_of(facts: Card) -> Path:
-    """The card's file, in ``downloads`` beside the converted models, where it stays."""
-    if facts.original is None:
-        raise ConfigError(f"{facts.name} has no original checkpoint.")
-    return download(facts.original, models_folder() / "downloads" / facts.name)
-
-
-def main() -> None:
-    args = arguments()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    facts = card(args.name)
-    output = args.output or models_folder() / args.name
-    convert(facts, args.checkpoint or download_of(facts), output)
-    source = json.loads((output / "source.json").read_text())
-    if facts.original and facts.original.sha256 is None:
-        print(f"{source['file']}: {source['size']} bytes, sha256 {source['sha256']} (the card does not know this hash)")
-    print(
-        f"{output}: {', '.join(facts.components)}. Use it: model={args.name}" + (f" model.weights={output}" if args.output else "")
-    )
-
+from iec.models.checkpoints.__main__ import main
 
 if __name__ == "__main__":
     with entry_point():

@@ -1,23 +1,19 @@
-"""The modules of a model, built from its card: diffusers' and transformers' classes with the original repositories' settings."""
+"""The modules of a model, built from its card: diffusers' and transformers' classes with the original repositories' settings.
+
+Both libraries take seconds to import: they are imported when the first module is built, not when a configuration is checked.
+"""
 
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel, VQModel
-from diffusers.models.attention_processor import Attention
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel
 
 from iec.errors import WeightsError
 from iec.models.cards import Component
 
-DIFFUSERS: dict[str, Any] = {
-    "UNet2DModel": UNet2DModel,
-    "UNet2DConditionModel": UNet2DConditionModel,
-    "VQModel": VQModel,
-    "AutoencoderKL": AutoencoderKL,
-}
+DIFFUSERS = frozenset(("UNet2DModel", "UNet2DConditionModel", "VQModel", "AutoencoderKL"))
+"""Kinds of components that are classes of diffusers."""
 INERT = ("sample_size", "dropout", "projection_dim")
 """Settings that change nothing of what is sampled."""
 
@@ -41,16 +37,26 @@ def _make(kind: str, config: dict[str, Any]) -> nn.Module:
     if kind in DIFFUSERS:
         if config.get("scaling_factor", 0) is None:
             config["scaling_factor"] = 1.0
-        return DIFFUSERS[kind].from_config(config)
+        return _diffusers(kind).from_config(config)
     if kind == "CLIPTextModel":
+        from transformers import CLIPTextConfig, CLIPTextModel
+
         return CLIPTextModel(CLIPTextConfig(**config))
     return nn.Embedding(config["num_embeddings"], config["embedding_dim"])
+
+
+def _diffusers(kind: str) -> Any:
+    import diffusers
+
+    return getattr(diffusers, kind)
 
 
 def set_heads(unet: nn.Module, heads: int) -> None:
     """Give every attention of a UNet that many heads: q, k and v keep their width C, a head has C / heads channels and the scale
     (C / heads)^-0.5. UNet2DModel only knows a head size. Raises `WeightsError` where C is not divisible.
     """
+    from diffusers.models.attention_processor import Attention
+
     for name, module in unet.named_modules():
         if isinstance(module, Attention):
             if module.inner_dim % heads:
@@ -80,8 +86,12 @@ def _complete(kind: str, config: Mapping[str, Any]) -> Mapping[str, Any]:
     """With the class's defaults."""
     if kind in DIFFUSERS:
         with torch.device("meta"):
-            return DIFFUSERS[kind].from_config(dict(config)).config
-    return CLIPTextConfig(**config).to_dict() if kind == "CLIPTextModel" else config
+            return _diffusers(kind).from_config(dict(config)).config
+    if kind == "CLIPTextModel":
+        from transformers import CLIPTextConfig
+
+        return CLIPTextConfig(**config).to_dict()
+    return config
 
 
 def _plain(value: Any) -> Any:

@@ -13,14 +13,16 @@ from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import CLIPTokenizer
 
 from iec.errors import WeightsError
 from iec.io.files import write_atomic
+
+if TYPE_CHECKING:
+    from transformers import CLIPTokenizer  # its import takes a second: only a text model pays for it
 
 TABLE = "bpe_simple_vocab_16e6.txt.gz"
 TABLE_SHA256 = "924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a"
@@ -35,7 +37,7 @@ class TextEncoder:
     ldm/modules/encoders/modules.py): start token, text, end tokens up to 77; a longer text is cut, which is logged.
     """
 
-    def __init__(self, model: Any, tokenizer: CLIPTokenizer) -> None:
+    def __init__(self, model: Any, tokenizer: "CLIPTokenizer") -> None:
         self.model, self.tokenizer = model, tokenizer
 
     @torch.no_grad()
@@ -55,7 +57,7 @@ class TextEncoder:
         return self.tokenizer(list(texts), **options)["input_ids"]
 
 
-def load_tokenizer(folder: Path | None = None) -> CLIPTokenizer:
+def load_tokenizer(folder: Path | None = None) -> "CLIPTokenizer":
     """The one of the byte-pair table. ``folder``, ``tokenizer`` of a diffusers pipeline, has to hold the same: the identity of a
     model does not cover it. Raises `WeightsError`.
     """
@@ -70,7 +72,7 @@ def _require_same(folder: Path) -> None:
         raise WeightsError(f"{folder} has no {' and no '.join(missing)}. Remove the folder: the tokenizer is then made anew.")
     try:
         vocab = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
-        lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
+        lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
     except (OSError, ValueError) as error:
         raise WeightsError(f"{folder} cannot be read ({error}). Remove the folder: the tokenizer is then made anew.") from error
     if (vocab, [line for line in lines if line and not line.startswith("#version")]) != vocabulary():
@@ -78,7 +80,7 @@ def _require_same(folder: Path) -> None:
 
 
 @cache
-def _own_tokenizer() -> CLIPTokenizer:
+def _own_tokenizer() -> "CLIPTokenizer":
     return _tokenizer(*vocabulary())
 
 
@@ -123,6 +125,8 @@ def _alphabet() -> list[str]:
     return [chr(code) for code in printable] + [chr(256 + k) for k in range(others)]
 
 
-def _tokenizer(vocab: dict[str, int], merges: list[str]) -> CLIPTokenizer:
+def _tokenizer(vocab: dict[str, int], merges: list[str]) -> "CLIPTokenizer":
+    from transformers import CLIPTokenizer
+
     pairs: Any = [tuple(merge.split()) for merge in merges]
     return CLIPTokenizer(vocab=vocab, merges=pairs, model_max_length=TOKENS)

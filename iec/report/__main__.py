@@ -19,14 +19,13 @@ from hydra import compose, initialize_config_dir
 from iec.errors import ConfigError
 from iec.io.environment import git_revision
 from iec.io.files import write_atomic
+from iec.io.resources import configs, experiment_file, experiments
 from iec.io.runtime import entry_point
 from iec.report.page import page
 from iec.report.pictures import figures_of
 from iec.report.sections import read_section
 from iec.runs.config import register
-from iec.tables.experiment import CONFIGS
 
-EXPERIMENTS = CONFIGS.parent / "experiments"
 log = logging.getLogger(__name__)
 
 
@@ -39,7 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_intermixed_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     overrides = [text for text in options.given if "=" in text]
-    files = [Path(text) for text in options.given if "=" not in text] or tables(EXPERIMENTS)
+    files = [experiment_file(Path(text)) for text in options.given if "=" not in text] or tables(experiments())
     output = options.output or _output(overrides) / "report.html"
     folder = files[0].resolve().parent
     sections = [read_section(path, overrides, options.scale) for path in files]
@@ -62,7 +61,7 @@ def tables(folder: Path) -> list[Path]:
 def _output(overrides: list[str]) -> Path:
     """``paths.output``."""
     register()
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+    with initialize_config_dir(str(configs()), version_base="1.3"):
         return Path(compose("config", overrides=[o for o in overrides if o.startswith("paths.")]).paths.output)
 
 

@@ -1,14 +1,36 @@
-"""What ``run.py`` does with one configuration."""
+"""The command ``run.py`` (also ``iec run``), and what it does with one configuration."""
 
 import logging
 
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from iec.io.resources import configs
+from iec.io.runtime import entry_point, keep_freed_memory
 from iec.runs.cell import Cell
+from iec.runs.config import register
+from iec.runs.failures import sweep_job
 from iec.runs.runner import Result, run_cell
 from iec.runs.tracking import log_cell
 
 log = logging.getLogger(__name__)
+
+
+def command() -> None:
+    """What the command line says: one cell, or with -m a sweep."""
+    register()
+    with entry_point():
+        main()
+
+
+@hydra.main(version_base="1.3", config_path=str(configs()), config_name="config")
+def main(config: DictConfig) -> float | None:
+    """One cell; returns its first score, so that sweepers can optimise it."""
+    keep_freed_memory()  # here, because the process of a cluster job comes straight to this function
+    with sweep_job() if HydraConfig.get().mode == RunMode.MULTIRUN else entry_point():
+        return run_from_config(config)
 
 
 def run_from_config(config: DictConfig) -> float | None:

@@ -12,11 +12,11 @@ from hydra.errors import HydraException
 
 from iec.efficiency.cost import CallCost
 from iec.errors import ConfigError
+from iec.io.resources import configs, experiment_file
 from iec.runs.cell import Cell
 from iec.runs.config import register
 
 E = TypeVar("E", bound=Exception)
-CONFIGS = Path(__file__).parents[2] / "configs"
 COSTS: dict[str, Callable[[CallCost], float]] = {
     "bit operations an image (T)": lambda cost: cost.bops / 1e12,
     "multiply-adds an image (G)": lambda cost: cost.macs / 1e9,
@@ -66,12 +66,13 @@ class Experiment:
 
     @classmethod
     def read(cls, path: Path, extra: Sequence[str] = (), scale: str | None = None) -> "Experiment":
-        """``extra`` overrides apply to every row, after its own. Raises `ConfigError`.
+        """path: a file, or the name of one that comes with the package. ``extra`` overrides apply to every row, after its own. Raises `ConfigError`.
 
         The file's ``variants``, ending of the label -> overrides, make several rows of each. Its ``scales``: name -> {overrides: of
         all rows, replace: an override -> the list that takes its place, or null for rows that this scale cannot compute}. scale:
         which one; None: ``paper`` where there is a GPU, else ``small``.
         """
+        path = experiment_file(path)
         try:
             entry = yaml.safe_load(path.read_text(encoding="utf-8"))
             chosen, everywhere, replaced = _scale(path, entry.get("scales") or {}, scale)
@@ -126,7 +127,7 @@ class Experiment:
         register()
         cells: dict[str, Cell] = {}
         errors: dict[str, E] = {}
-        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        with initialize_config_dir(str(configs()), version_base="1.3"):
             for label, overrides in self.rows.items():
                 try:
                     cells[label] = _cell(label, overrides)

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import UNet2DModel
 from torch import Tensor, nn
 
 from iec.models.cards import Component
@@ -140,6 +139,8 @@ def _openai(name: str, unet: Any) -> Origin:
     layer, _, leaf = name.rpartition(".")
     if layer in ENDS:
         return Origin(f"{ENDS[layer]}.{leaf}")
+    from diffusers import UNet2DModel
+
     match = BLOCK.fullmatch(name)
     assert match is not None  # the names are those of a module of diffusers
     path, kind, rest = match[1], match[3], match[5]
