@@ -1,4 +1,4 @@
-# make install | run | report | test | lint | bench      (each first makes .venv and installs what is missing)
+# make install | run | report | test | lint | wheel | bench      (each first makes .venv and installs what is missing)
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -6,7 +6,7 @@ ARGS   ?=
 # Idle OpenMP threads spin only briefly: with shared cores endless spinning costs a factor of 10.
 export GOMP_SPINCOUNT ?= 10000
 
-.PHONY: install run report controls tables figure-1 figure-2 slurm test lint bench
+.PHONY: install run report controls tables figure-1 figure-2 slurm test lint wheel bench
 
 install: $(VENV)/.installed
 
@@ -58,6 +58,10 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# make wheel: build it, and use it in a fresh environment from an empty folder
+wheel: install
+	scripts/check_wheel.sh $(BIN)/python
 
 bench: install
 	$(BIN)/python -m tests.benchmarks $(ARGS)
