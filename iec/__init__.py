@@ -64,7 +64,7 @@ _HOMES = {
 }
 """Public name -> the module below `iec` that defines it."""
 
-__all__ = [*_HOMES]  # noqa: PLE0604  # names, as text
+__all__ = [*_HOMES]  # names, as text
 
 
 def __getattr__(name: str) -> Any:

@@ -31,8 +31,7 @@ def main() -> None:
     if name not in COMMANDS:
         print(f"iec: unknown command {name!r}; choose one of {', '.join(COMMANDS)}.", file=sys.stderr)
         raise SystemExit(2)
-    # Idle OpenMP threads of libgomp spin only briefly before they sleep: endless spinning, its default, makes small networks 10 times
-    # slower whenever the cores are shared. It is read when torch is loaded.
+    # Idle OpenMP threads of libgomp spin only briefly before they sleep, see run.py. It is read when torch is loaded.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     sys.argv = [f"iec {name}", *([name] if name in SUBCOMMANDS else []), *arguments]
     runpy.run_module(COMMANDS[name][0], run_name="__main__")

@@ -17,20 +17,20 @@ from tests.conftest import ENV
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LARGE = ("diffusers", "transformers", "timm", "wandb", "matplotlib", "torch_fidelity", "open_clip")
-GUARD = f"""
+GUARD = """
 import runpy, sys
 class Guard:
     def find_spec(self, name, path=None, target=None):
-        if name in {{forbidden}}:
+        if name in FORBIDDEN:
             raise AssertionError(name + " was imported")
 sys.meta_path.insert(0, Guard())
-sys.argv = {{argv}}
+sys.argv = ARGV
 """
 """Start of a program in which an import of one of the ``forbidden`` modules fails."""
 
 
 def guarded(program, *argv, forbidden=LARGE, cwd=ROOT):
-    code = GUARD.replace("{forbidden}", repr(forbidden)).replace("{argv}", repr(list(argv))) + program
+    code = GUARD.replace("FORBIDDEN", repr(forbidden)).replace("ARGV", repr(list(argv))) + program
     command = [sys.executable, "-c", code]
     return subprocess.run(command, capture_output=True, text=True, env={**ENV, "PYTHONPATH": str(ROOT)}, cwd=cwd)
 
@@ -73,7 +73,12 @@ def test_the_lazy_names_are_those_that_type_checkers_see():
 
 
 def test_the_package_and_the_list_of_commands_load_no_library():
-    result = guarded("import iec; iec.errors.ConfigError; runpy.run_module('iec', run_name='__main__')", "iec", "--help", forbidden=("torch", "numpy", "hydra"))
+    result = guarded(
+        "import iec; iec.errors.ConfigError; runpy.run_module('iec', run_name='__main__')",
+        "iec",
+        "--help",
+        forbidden=("torch", "numpy", "hydra"),
+    )
     assert result.returncode == 0, result.stderr
     assert all(f"iec {name}" in result.stdout for name in ("run", "table", "score", "convert", "report"))
 
@@ -122,7 +127,10 @@ for words in {list(RUNS)!r}:
 def test_the_projects_files_are_found_from_every_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert (configs() / "config.yaml").is_file()
-    assert all(experiment_file(Path(name)) == experiments() / "bundled.yaml" for name in ("bundled", "bundled.yaml", "experiments/bundled.yaml"))
+    assert all(
+        experiment_file(Path(name)) == experiments() / "bundled.yaml"
+        for name in ("bundled", "bundled.yaml", "experiments/bundled.yaml")
+    )
     for elsewhere in ("mine.yaml", "other/bundled.yaml", "bundled.md"):
         assert experiment_file(Path(elsewhere)) == Path(elsewhere)
     Path("bundled.yaml").touch()

@@ -1,9 +1,11 @@
 """Captions of COCO, from its annotations file."""
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from iec.errors import DatasetError
+from iec.io.text import read_json_text
 
 COCO_CAPTIONS = 5000
 COCO_WAY_OUT = (
@@ -12,19 +14,30 @@ COCO_WAY_OUT = (
 
 
 def load_coco_captions(path: Path, count: int = COCO_CAPTIONS) -> list[tuple[str, str]]:
-    """(image file, caption) of ``count`` images of COCO's captions_val2014.json: in ascending order of image id, each with its
-    caption of lowest id, white space made single.
+    """(image file, caption) of ``count`` images of COCO's captions_val2014.json, see `coco_captions`.
 
-    The released script takes captions in an order that it shuffles without a seed, so no list of them can be made again. Raises
-    `DatasetError` when the file is missing, damaged, or has fewer images.
+    Raises `DatasetError` when the file is missing, damaged, or has fewer images.
     """
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        files = {image["id"]: image["file_name"] for image in facts["images"]}
-        captions = {a["image_id"]: a["caption"] for a in sorted(facts["annotations"], key=lambda a: -a["id"])}
+        return coco_captions(read_json_text(path), count)
+    except ValueError as error:
+        raise DatasetError(f"{path} is no file of captions: {error}. {COCO_WAY_OUT}") from error
+
+
+def coco_captions(annotations: Any, count: int = COCO_CAPTIONS) -> list[tuple[str, str]]:
+    """The first ``count`` in ascending order of image id, each image with its caption of lowest id, white space made single.
+
+    The released script takes captions in an order that it shuffles without a seed, so no list of them can be made again. Raises
+    `ValueError` with the reason if ``annotations`` are not COCO's, or too few.
+    """
+    if not isinstance(annotations, Mapping) or not {"images", "annotations"} <= annotations.keys():
+        raise ValueError('it is no object with "images" and "annotations"')
+    try:
+        files = {image["id"]: image["file_name"] for image in annotations["images"]}
+        captions = {a["image_id"]: a["caption"] for a in sorted(annotations["annotations"], key=lambda a: -a["id"])}
         pairs = [(files[image], " ".join(captions[image].split())) for image in sorted(captions)]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DatasetError(f"{path} is missing or no file of captions ({error!r}). {COCO_WAY_OUT}") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError("its entries are not COCO's: an image has id and file_name, a caption id, image_id and caption") from error
     if len(pairs) < count:
-        raise DatasetError(f"{path} has captions of {len(pairs)} images, not {count}. {COCO_WAY_OUT}")
+        raise ValueError(f"it has captions of {len(pairs)} images, not {count}")
     return pairs[:count]

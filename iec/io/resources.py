@@ -1,4 +1,4 @@
-"""Files of the project outside the code: ``configs/`` and ``experiments/`` lie at the top of a checkout, and in an installed package."""
+"""Files outside the code: ``configs/`` and ``experiments/`` lie at the top of a checkout, and inside an installed package."""
 
 from pathlib import Path
 
@@ -16,8 +16,8 @@ def experiments() -> Path:
 
 
 def experiment_file(path: Path) -> Path:
-    """``path`` itself if it exists, else the project's experiment of that name: ``bundled`` and ``experiments/bundled.yaml`` are found
-    from every working directory. A path that is neither is returned as it is; whoever reads it says that it is missing.
+    """``path`` itself if it exists, else the project's experiment of that name: ``bundled`` and ``experiments/bundled.yaml`` are
+    found from every working directory. A path that is neither is returned as it is; whoever reads it says that it is missing.
     """
     ours = experiments() / f"{path.stem}.yaml"
     asked_by_name = path.parent in (Path(), Path("experiments")) and path.suffix in ("", ".yaml")

@@ -16,10 +16,12 @@ from iec.models.architecture import DIFFUSERS, build
 from iec.models.cards import Card, Component, card
 from iec.models.conditioning import ClassLabels, Conditioner, Prompts
 from iec.models.decoder import Decoder
+from iec.models.files import weights_files
 from iec.models.prompts import prompts_of
 from iec.models.text import TextEncoder, load_tokenizer
 from iec.models.unet import UNetNetwork
-from iec.models.weights import component_folder, config_of, configuration_hash, digest, fill, find, is_packaged, weights_name
+from iec.models.weights import component_folder, config_of, configuration_hash, digest, fill, find, is_packaged
+from iec.sampling.dtypes import dtype_name
 from iec.sampling.guidance import guided, rows_per_image
 from iec.sampling.network import Network
 
@@ -48,14 +50,13 @@ class Source:
         model: str | Card,
         weights: Path | str | None = None,
         random_weights: bool = False,
-        dtype: str = "float32",
+        dtype: torch.dtype | str = "float32",
         guidance: float | None = None,
         prompts: str | None = None,
     ) -> "Source":
         """``None`` means what the card says. Raises `ConfigError` and, for weights that are not there, `WeightsError`."""
         facts = card(model) if isinstance(model, str) else model
-        if dtype not in DTYPES:
-            raise ConfigError(f"model.dtype={dtype}; choose {', '.join(DTYPES)}.")
+        dtype = dtype_name(dtype, DTYPES, "model.dtype")
         if guidance is not None and facts.guidance is None:
             raise ConfigError(f"model.guidance={guidance}: {facts.name} is unconditional. Leave model.guidance unset.")
         if guidance is not None and not 1 <= guidance <= 100:
@@ -127,7 +128,7 @@ class Source:
         if factor is None and not self.random_weights:
             raise ConfigError(
                 f"{self.card.name}: config.json of {component.name} has no scaling_factor, which comes with the weights. Convert "
-                f"the checkpoint: python scripts/convert_checkpoint.py {self.card.name}"
+                f"the checkpoint: python -m iec convert {self.card.name}"
             )
         return Decoder(self._module(component.name, torch.float32, device), float(factor or 1.0), self.card.resolution)
 
@@ -150,7 +151,7 @@ class Source:
         assert self.folder is not None  # found by `of`
         bare = component.kind in DIFFUSERS or component.kind == "Embedding"
         module = build(component, config, device="meta" if bare else "cpu")
-        fill(module, component_folder(self.card, self.folder, component) / weights_name(component), dtype, device)
+        fill(module, weights_files(component_folder(self.card, self.folder, component), component), dtype, device)
         return nn.Module.to(module, device).eval().requires_grad_(False)
 
 
@@ -206,7 +207,7 @@ def load_model(
     device: str = "auto",
     weights: Path | str | None = None,
     random_weights: bool = False,
-    dtype: str = "float32",
+    dtype: torch.dtype | str = "float32",
     guidance: float | None = None,
     prompts: str | None = None,
 ) -> Model:

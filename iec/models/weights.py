@@ -1,13 +1,15 @@
 """Where the weights of a model are, and strict loading: every tensor of the file is used, every parameter is filled.
 
 A model is a folder in diffusers' pipeline layout: ``unet/config.json``, ``unet/diffusion_pytorch_model.safetensors`` ...; a model
-that is a UNet alone may lie in the folder itself. Only safetensors are opened here; pickled checkpoints go through
-scripts/convert_checkpoint.py.
+that is a UNet alone may lie in the folder itself. Only safetensors are opened here; pickled checkpoints go through ``iec convert``.
 """
 
 import json
 import os
 import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,12 +20,12 @@ from torch import Tensor, nn
 
 from iec.errors import WeightsError
 from iec.io.files import canonical_hash, sha256
+from iec.io.filetypes import mistaken
 from iec.io.hub import hub_folder
 from iec.models.architecture import differences
 from iec.models.cards import FOLDER, Card, Component
+from iec.models.files import CONFIG, PICKLES, WEIGHTS, config_files, instead, weights_files, weights_name
 
-CONFIG, WEIGHTS, TEXT_WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors", "model.safetensors"
-PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".zip")
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 RENAMED = (
     (r"^text_model\.", ""),
@@ -53,9 +55,15 @@ def find(card: Card, weights: Path | str | None = None) -> Path:
     folder = _folder(card, weights)
     for component in card.components.values():
         home = component_folder(card, folder, component)
-        for name in (*_config_files(component), weights_name(component)):
+        for name in config_files(component):
             if not (home / name).is_file():
-                raise WeightsError(missing(card, home / name, weights))
+                raise WeightsError(missing(card, component, home / name, weights))
+        files = weights_files(home, component)
+        if not files:
+            raise WeightsError(missing(card, component, home / weights_name(component), weights))
+        for file in files:
+            if sentence := mistaken(file):
+                raise WeightsError(sentence)
         if component.config and (found := differences(component, config_of(card, folder, component))):
             raise WeightsError(
                 f"{home / CONFIG} is not the {component.name} of {card.name}: {'; '.join(found)}. These are the weights of "
@@ -77,7 +85,7 @@ def _folder(card: Card, weights: Path | str | None) -> Path:
     if path.is_file() or (path.suffix in PICKLES and not path.is_dir()):
         raise WeightsError(
             f"model.weights={given} is a file; a model is a folder of safetensors. Convert the checkpoint once:\n"
-            f"    python scripts/convert_checkpoint.py {card.name} --checkpoint {given}"
+            f"    python -m iec convert {card.name} --checkpoint {given}"
         )
     return path
 
@@ -107,38 +115,31 @@ def component_folder(card: Card, folder: Path, component: Component) -> Path:
     return home if home.is_dir() or len(card.components) > 1 else folder
 
 
-def weights_name(component: Component) -> str:
-    return TEXT_WEIGHTS if component.kind == "CLIPTextModel" else WEIGHTS
-
-
-def _config_files(component: Component) -> tuple[str, ...]:
-    return () if component.kind == "Embedding" else (CONFIG,)
-
-
 def config_of(card: Card, folder: Path, component: Component) -> dict[str, Any]:
     """The configuration beside the weights. Raises `WeightsError` for one that is not JSON."""
     path = component_folder(card, folder, component) / CONFIG
-    if not _config_files(component):
+    if not config_files(component):
         return dict(component.config)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise WeightsError(f"{path} is not a configuration ({error}). Fetch it again.") from error
+        raise WeightsError(mistaken(path) or f"{path} is not a configuration ({error}). Fetch it again.") from error
 
 
 def digest(card: Card, folder: Path) -> str:
-    """Identity of the weights: sha256 of a single file, or of the list of all of them. The configurations of a folder that the
-    package does not carry are part of it: equal tensors under another one are another model.
+    """Identity of the weights: sha256 of a single file, or of the list of all of them (a component in shards is a list, too). The
+    configurations of a folder that the package does not carry are part of it: equal tensors under another one are another model.
 
     Raises `WeightsError` if packaged weights are damaged.
     """
-    files = [component_folder(card, folder, c) / weights_name(c) for c in card.components.values()]
-    hashes = [_sha256(path, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    files = {c.name: weights_files(component_folder(card, folder, c), c) for c in card.components.values()}
+    hashes = [_component_hash(paths) for paths in files.values()]
     value = hashes[0] if len(hashes) == 1 else canonical_hash(dict(zip(card.components, hashes, strict=True)))
     if card.packaged and is_packaged(card, folder):
         if value != card.packaged.sha256:
+            (file,) = files["unet"]
             raise WeightsError(
-                f"{files[0]} is damaged: {files[0].stat().st_size} bytes with sha256 {value}, expected {card.packaged.sha256}. "
+                f"{file} is damaged: {file.stat().st_size} bytes with sha256 {value}, expected {card.packaged.sha256}. "
                 "Restore it: git checkout (or git lfs pull) in a clone, or install the package again."
             )
         return value
@@ -152,8 +153,13 @@ def is_packaged(card: Card, folder: Path) -> bool:
 
 def configuration_hash(card: Card, folder: Path) -> str:
     """Of the configurations in a folder, whichever version of a library wrote them; 16 digits."""
-    configurations = [config_of(card, folder, c) for c in card.components.values() if _config_files(c)]
+    configurations = [config_of(card, folder, c) for c in card.components.values() if config_files(c)]
     return canonical_hash([{k: v for k, v in values.items() if k not in WRITTEN_BY} for values in configurations])[:16]
+
+
+def _component_hash(files: tuple[Path, ...]) -> str:
+    hashes = [_sha256(path, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashes[0] if len(hashes) == 1 else canonical_hash(hashes)
 
 
 @cache
@@ -162,34 +168,49 @@ def _sha256(path: Path, size: int, modified: int) -> str:
     return sha256(path)
 
 
-def fill(module: nn.Module, file: Path, dtype: torch.dtype, device: torch.device) -> None:
-    """Put the tensors of a safetensors file into ``module`` (which may be on the meta device), one by one.
+def fill(module: nn.Module, files: Sequence[Path], dtype: torch.dtype, device: torch.device) -> None:
+    """Put the tensors of safetensors files into ``module`` (which may be on the meta device), one by one.
 
     Beside the module's own weights only one tensor is held. Raises `WeightsError` for a damaged file and for tensors that are
-    missing, left over or of another shape.
+    missing, left over, stored twice or of another shape.
     """
-    wanted = {name: value.shape for name, value in module.state_dict().items()}
+    state: dict[str, Tensor] = {}
+    with ExitStack() as opened:
+        sources = {file: opened.enter_context(_opened(file)) for file in files}
+        homes = [(_current_name(n), n, file) for file, source in sources.items() for n in source.keys() if n not in IGNORED]  # noqa: SIM118  # not a dict
+        shapes = {name: torch.Size(sources[file].get_slice(stored).get_shape()) for name, stored, file in homes}
+        problems = _misfits({name: value.shape for name, value in module.state_dict().items()}, shapes)
+        problems += [f"{name} twice" for name, times in Counter(name for name, _, _ in homes).items() if times > 1]
+        if problems:
+            shown = "; ".join(sorted(problems)[:5])
+            more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+            raise WeightsError(f"{files[0]} does not fit the architecture of {files[0].with_name(CONFIG)}: {shown}{more}.")
+        for name, stored, file in homes:
+            tensor = sources[file].get_tensor(stored)
+            state[name] = tensor.to(device, dtype if tensor.is_floating_point() else None, copy=True)
+    module.load_state_dict(state, strict=True, assign=True)
+
+
+def _misfits(expected: Mapping[str, torch.Size], stored: Mapping[str, torch.Size]) -> list[str]:
+    """Name -> shape of the module's tensors and of the file's: what differs."""
+    common = expected.keys() & stored.keys()
+    return [
+        *(f"no {name}" for name in expected.keys() - stored.keys()),
+        *(f"unknown {name}" for name in stored.keys() - expected.keys()),
+        *(f"{n} {list(stored[n])}, not {list(expected[n])}" for n in common if stored[n] != expected[n]),
+    ]
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
     try:
         with safe_open(file, framework="pt") as source:
-            names = {_current_name(name): name for name in source.keys() if name not in IGNORED}  # noqa: SIM118  # not a dict
-            shapes = {name: torch.Size(source.get_slice(stored).get_shape()) for name, stored in names.items()}
-            problems = [f"no {name}" for name in wanted.keys() - shapes.keys()]
-            problems += [f"unknown {name}" for name in shapes.keys() - wanted.keys()]
-            common = wanted.keys() & shapes.keys()
-            problems += [f"{n} {list(shapes[n])}, not {list(wanted[n])}" for n in common if shapes[n] != wanted[n]]
-            if problems:
-                shown = "; ".join(sorted(problems)[:5])
-                more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
-                raise WeightsError(f"{file} does not fit the architecture of {file.with_name(CONFIG)}: {shown}{more}.")
-            state: dict[str, Tensor] = {}
-            for name, stored in names.items():
-                tensor = source.get_tensor(stored)
-                state[name] = tensor.to(device, dtype if tensor.is_floating_point() else None, copy=True)
+            yield source
     except SafetensorError as error:
+        size = file.stat().st_size
         raise WeightsError(
-            f"{file} is truncated or not a safetensors file ({file.stat().st_size} bytes: {error}). Fetch it again."
+            mistaken(file) or f"{file} is truncated or not a safetensors file ({size} bytes: {error}). Fetch it again."
         ) from error
-    module.load_state_dict(state, strict=True, assign=True)
 
 
 def _current_name(name: str) -> str:
@@ -198,16 +219,15 @@ def _current_name(name: str) -> str:
     return name
 
 
-def missing(card: Card, file: Path, weights: Path | str | None) -> str:
-    """The message for a file that is not there."""
+def missing(card: Card, component: Component, file: Path, weights: Path | str | None) -> str:
+    """The message for a file of a component that is not there."""
+    there = instead(file.parent, component)
     if card.packaged:
         way_out = "Give model.weights a diffusers UNet folder." if weights else "The package is incomplete: install it again."
-        return f"{card.name}: {file} does not exist (expected sha256 of the weights {card.packaged.sha256}). {way_out}"
-    pickled = [other.name for other in file.parent.glob("*") if other.suffix in PICKLES]
-    instead = f" There is {pickled[0]}, a pickle, which is not opened." if pickled else ""
+        return f"{card.name}: {file} does not exist (expected sha256 of the weights {card.packaged.sha256}).{there} {way_out}"
     if weights is not None and _is_hub_id(str(weights)):
-        instead = " The repository has none: where it has pickles alone, they are not opened."
-    return f"{card.name}: {file} does not exist.{instead} {get(card)}"
+        there = " The repository has none: where it has pickles alone, they are not opened."
+    return f"{card.name}: {file} does not exist.{there} {get(card)}"
 
 
 def get(card: Card) -> str:
@@ -220,8 +240,8 @@ def get(card: Card) -> str:
             f"  file                     {original.file}{inside}",
             f"  from                     {original.url}",
             f"  hash                     {known or 'not known to us; the converter prints and records it'}",
-            f"  fetch and convert        python scripts/convert_checkpoint.py {card.name}",
-            f"  convert a file you have  python scripts/convert_checkpoint.py {card.name} --checkpoint FILE",
+            f"  fetch and convert        python -m iec convert {card.name}",
+            f"  convert a file you have  python -m iec convert {card.name} --checkpoint FILE",
             f"  which makes              {models_folder() / card.name}",
         ]
     if card.hub is not None:

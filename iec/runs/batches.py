@@ -12,6 +12,7 @@ from iec.io.images import to_uint8
 from iec.models import Model
 from iec.sampling.correction import Correction
 from iec.sampling.ddim import Sampler
+from iec.sampling.dtypes import SOLVER_DTYPES, dtype_name
 from iec.sampling.network import Calls, CountingNetwork, Network
 from iec.sampling.noise import Noise
 from iec.sampling.placement import Placement
@@ -82,7 +83,7 @@ def sample(
     seed: int = 0,
     batch_size: int | None = None,
     trace: int = 0,
-    dtype: torch.dtype = torch.float64,
+    dtype: torch.dtype | str = torch.float64,
 ) -> Samples:
     """Sample ``num_images`` images, without Hydra and without a folder.
 
@@ -97,7 +98,8 @@ def sample(
     require_count(num_images, batch_size)
     table = timetable or Timetable.spaced(card.spacing, steps or card.steps, card.schedule, final=card.final)
     where = placement or Placement("none" if correction is None else "all_steps")
-    sampler = Sampler(table, correction or Correction(), where, dtype=dtype)
+    solver_dtype = SOLVER_DTYPES[dtype_name(dtype, SOLVER_DTYPES, "dtype")]
+    sampler = Sampler(table, correction or Correction(), where, dtype=solver_dtype)
     batches = [
         sample_batch(model, network or model.network, sampler, seed, indices, max(0, min(trace - indices[0], batch_size)))
         for indices in micro_batches(num_images, batch_size)

@@ -20,12 +20,12 @@ from iec.models.model import Source
 from iec.runs.batches import micro_batches, require_count
 from iec.sampling.correction import Correction
 from iec.sampling.ddim import DDIM, Sampler
+from iec.sampling.dtypes import SOLVER_DTYPES, dtype_name
 from iec.sampling.multistep import with_solver
 from iec.sampling.placement import Placement
 from iec.sampling.solver import Solver
 from iec.sampling.timetable import Timetable
 
-SOLVER_DTYPES = {"float64": torch.float64, "float32": torch.float32}
 METRICS = ("auto", "none", *PROTOCOLS)
 
 
@@ -181,8 +181,7 @@ def _plain(value: Any) -> dict[str, Any]:
 
 def _sampler(config: DictConfig, facts: Card, technique: Technique) -> Solver:
     options = config.sampler
-    if options.dtype not in SOLVER_DTYPES:
-        raise ConfigError(f"sampler.dtype={options.dtype}; choose {' or '.join(SOLVER_DTYPES)}.")
+    dtype = SOLVER_DTYPES[dtype_name(options.dtype, SOLVER_DTYPES, "sampler.dtype")]
     final = facts.final if options.final is None else options.final
     if options.timesteps is not None:
         if options.steps is not None or options.spacing is not None:
@@ -197,7 +196,7 @@ def _sampler(config: DictConfig, facts: Card, technique: Technique) -> Solver:
         placement=_placement(config.iec),
         epsilon_scale=config.iec.epsilon_scale,
         refresh=technique.refresh(len(table)),
-        dtype=SOLVER_DTYPES[options.dtype],
+        dtype=dtype,
     )
     return with_solver(options.solver, ddim)
 

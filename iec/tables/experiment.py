@@ -66,7 +66,8 @@ class Experiment:
 
     @classmethod
     def read(cls, path: Path, extra: Sequence[str] = (), scale: str | None = None) -> "Experiment":
-        """path: a file, or the name of one that comes with the package. ``extra`` overrides apply to every row, after its own. Raises `ConfigError`.
+        """path: a file, or the name of one of the project's. ``extra`` overrides apply to every row, after its own. Raises
+        `ConfigError`.
 
         The file's ``variants``, ending of the label -> overrides, make several rows of each. Its ``scales``: name -> {overrides: of
         all rows, replace: an override -> the list that takes its place, or null for rows that this scale cannot compute}. scale:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from iec.errors import ConfigError, StoreError, WeightsError
 from iec.io.files import sha256
@@ -127,6 +127,51 @@ def test_dtypes_stay_as_stored(converted):
     assert torch.equal(made["conv_in.weight"], values["conv_in.weight"])
     assert made["conv_in.weight"].dtype == torch.float16
     assert made["mid_block.resnets.0.conv1.weight"].dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_every_width_is_converted_with_its_schedule_and_its_scaling_factor(dtype, converted):
+    """Buffers that are rounded in the file still belong to the card: they are compared as finely as they are stored."""
+
+    def change(values):
+        values.update({key: value.to(dtype) for key, value in values.items() if value.is_floating_point()})
+
+    values, folder = converted("ldm_lsun_church", change)
+    made = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
+    assert {value.dtype for value in made.values()} == {dtype}
+    config = json.loads((folder / "vae" / "config.json").read_text())
+    assert config["scaling_factor"] == float(values["scale_factor"])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_another_schedule_or_scaling_factor_is_refused_in_half_precision_too(dtype, converted):
+    def change(values):
+        values["alphas_cumprod"] = (values["alphas_cumprod"] * 0.98).to(dtype)
+
+    with pytest.raises(WeightsError, match="another noise schedule"):
+        converted("ldm_lsun_church", change)
+
+
+def test_a_rounded_scaling_factor_that_the_card_knows_is_the_cards(converted):
+    def change(values, factor=0.18215):
+        values["scale_factor"] = torch.tensor(factor, dtype=torch.bfloat16)
+
+    _, folder = converted("sd_coco", change)
+    assert json.loads((folder / "vae" / "config.json").read_text())["scaling_factor"] == 0.18215
+
+
+def test_what_is_no_checkpoint_is_named_before_its_size_is_compared(tmp_path):
+    """Sizes and hashes of the real cards; in place of the file something else."""
+    save_file({"a": torch.ones(2)}, tmp_path / "model.safetensors")
+    (tmp_path / "pointer").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    (tmp_path / "page").write_bytes(b"<!DOCTYPE html>")
+    for name, message in {
+        "model.safetensors": "is a safetensors file.*model.weights=DIR",
+        "pointer": "LFS",
+        "page": "web page",
+    }.items():
+        with pytest.raises(WeightsError, match=message):
+            convert(card("ddim_cifar"), tmp_path / name, tmp_path / "out")
 
 
 def test_the_source_is_recorded(converted, tmp_path):

@@ -89,6 +89,25 @@ def test_what_is_no_state_dict_is_refused(value, legacy, tmp_path):
 
 
 @FORMATS
+@pytest.mark.parametrize("module", [torch.nn.Linear(2, 2), torch.nn.Sequential(torch.nn.Conv2d(1, 1, 1), torch.nn.BatchNorm2d(1))])
+def test_modules_beside_the_state_dict_become_stubs(module, legacy, tmp_path):
+    """The legacy format stores their source code with them."""
+    state = {"a": torch.randn(5)}
+    path = tmp_path / "x.ckpt"
+    torch.save({"hyper_parameters": {"loss": module}, "state_dict": state}, path, _use_new_zipfile_serialization=not legacy)
+    checkpoint = open_checkpoint(path)
+    assert torch.equal(checkpoint.read("a"), state["a"]) and checkpoint.tensors.keys() == {"a"}
+    assert f"torch.nn.modules.{'linear.Linear' if isinstance(module, torch.nn.Linear) else 'conv.Conv2d'}" in checkpoint.stubs
+
+
+@FORMATS
+def test_a_whole_module_is_no_state_dict(legacy, tmp_path):
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "x.pt", _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(WeightsError, match="holds no state dict"):
+        open_checkpoint(tmp_path / "x.pt")
+
+
+@FORMATS
 def test_a_file_cut_anywhere_is_refused(legacy, tmp_path):
     data = save({"a": torch.randn(200), "b": torch.randn(30)}, tmp_path / "x", legacy).read_bytes()
     for size in (*range(0, 400, 7), *range(400, len(data), 97), len(data) - 1):
@@ -132,7 +151,7 @@ def test_bytes_behind_a_legacy_file_are_refused(tmp_path):
         open_checkpoint(path)
 
 
-@pytest.mark.parametrize("data", [b"", b"<!DOCTYPE html>", b"PK\x03\x04nothing", pickle.dumps({"a": 1}), b"\x80" * 99])
+@pytest.mark.parametrize("data", [b"", b"PK\x03\x04nothing", pickle.dumps({"a": 1}), b"\x80" * 99])
 def test_other_files_are_refused(data, tmp_path):
     (tmp_path / "x").write_bytes(data)
     with pytest.raises(WeightsError, match=rf"x \({len(data)} bytes\) is truncated, damaged or no checkpoint"):

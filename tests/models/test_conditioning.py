@@ -130,6 +130,45 @@ def test_prompt_n_of_a_text_file_is_line_n(tmp_path):
         prompts_of(tmp_path / "nowhere.txt")
 
 
+@pytest.mark.parametrize(
+    ("name", "data", "texts"),
+    [
+        ("x.txt", b"\xef\xbb\xbfa cat\na dog\n", ("a cat", "a dog")),
+        ("x.txt", "a cat\u2028on a mat\r\na\vdog\x85too\rlast\n\r\n \n".encode(), ("a cat\u2028on a mat", "a\vdog\x85too", "last")),
+        ("x.json", b'\xef\xbb\xbf["a cat", " a\\ndog "]', ("a cat", "a\ndog")),
+        ("X.JSON", b'["a cat"]', ("a cat",)),
+    ],
+)
+def test_prompts_are_the_lines_or_entries_of_a_file(name, data, texts, tmp_path):
+    (tmp_path / name).write_bytes(data)
+    assert prompts_of(tmp_path / name).texts == texts
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("x.txt", "a cat".encode("utf-16"), "it is UTF-16"),
+        ("x.txt", b"a cat\n\r\na dog", "line 2 is blank"),
+        ("x.txt", "a cat\n\u2028\na dog".encode(), "line 2 is blank"),
+        ("x.txt", b"", "it is empty"),
+        ("x.json", b"[]", "it is empty"),
+        ("x.json", b'["a cat", ""]', "entry 2 is blank"),
+        ("x.json", b'["a cat", {"caption": "a dog"}]', "entry 2 of its list is no text"),
+        ("x.json", b'{"prompts": ["a cat"]}', 'no list of texts, and no annotations of COCO: it is no object with "images"'),
+        ("x.json", b'{"images": [1], "annotations": []}', "its entries are not COCO's"),
+        ("x.json", b'"a cat"', "no list of texts"),
+        ("x.json", b"version https://git-lfs.github.com/spec/v1", "a Git LFS pointer"),
+    ],
+)
+def test_other_prompts_are_refused_in_words(name, data, message, tmp_path):
+    """Without the repr of a Python error."""
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises((ConfigError, DatasetError), match=message) as caught:
+        prompts_of(tmp_path / name)
+    assert "Prompt n is line n of a text file (UTF-8), entry n of a JSON list" in str(caught.value)
+    assert "Error(" not in str(caught.value)
+
+
 def test_our_own_prompts_fit_a_screen():
     own = prompts_of()
     assert own.texts == tuple(OWN.read_text().splitlines()) and 20 <= len(set(own.texts)) <= 30

@@ -1,4 +1,5 @@
 import json
+import re
 import weakref
 from contextlib import contextmanager
 
@@ -73,7 +74,7 @@ def test_names_of_earlier_releases_are_understood(tmp_path):
     assert renamed.keys() != expected.keys()
     save_file(renamed, tmp_path / WEIGHTS)
     empty = build(component, device="meta")
-    fill(empty, tmp_path / WEIGHTS, torch.float32, torch.device("cpu"))
+    fill(empty, [tmp_path / WEIGHTS], torch.float32, torch.device("cpu"))
     assert all(torch.equal(value, expected[name]) for name, value in empty.state_dict().items())
 
 
@@ -83,7 +84,7 @@ def test_a_text_encoder_with_a_prefix_and_a_stored_buffer_is_understood(tmp_path
     stored = {f"text_model.{name}": value for name, value in expected.items()}
     save_file(stored | {"text_model.embeddings.position_ids": torch.arange(77)[None]}, tmp_path / WEIGHTS)
     empty = build(component)
-    fill(empty, tmp_path / WEIGHTS, torch.float32, torch.device("cpu"))
+    fill(empty, [tmp_path / WEIGHTS], torch.float32, torch.device("cpu"))
     assert all(torch.equal(value, expected[name]) for name, value in empty.state_dict().items())
 
 
@@ -101,13 +102,13 @@ def test_missing_weights_say_which_file_from_where_and_what_to_do(name, home):
         "model=ddim_cifar_small runs now",
     ):
         assert part in message, part
-    assert f"python scripts/convert_checkpoint.py {name}" in message and "model.random_weights=true" in message
+    assert f"python -m iec convert {name}" in message and "model.random_weights=true" in message
     assert ("model.weights=hub" in message) == (card(name).hub is not None)
 
 
 def test_a_pickled_checkpoint_is_not_opened_here(tmp_path):
     (tmp_path / "model.ckpt").write_bytes(b"anything")
-    with pytest.raises(WeightsError, match=r"convert_checkpoint\.py ldm_imagenet --checkpoint .*model\.ckpt"):
+    with pytest.raises(WeightsError, match=r"iec convert ldm_imagenet --checkpoint .*model\.ckpt"):
         find(card("ldm_imagenet"), tmp_path / "model.ckpt")
 
 
@@ -175,6 +176,115 @@ def test_a_folder_with_pickles_alone_says_so(tmp_path):
         find(card("ddim_cifar"), tmp_path)
 
 
+def test_the_way_out_of_a_pickle_works(tmp_path):
+    """The command that the message names, as it is written there."""
+    model = tiny("ddim_cifar")
+    write(model, tmp_path)
+    home = tmp_path / "unet"
+    torch.save(load_file(home / WEIGHTS), home / "diffusion_pytorch_model.bin")
+    (home / WEIGHTS).unlink()
+    with pytest.raises(WeightsError, match="a pickle, which is not opened. If you trust") as caught:
+        find(model, tmp_path)
+    command = re.search(r'python -c "(.*)"', str(caught.value))
+    exec(command[1], {})
+    assert Source.of(model, tmp_path).load("cpu").unet is not None
+
+
+def half(home, name):
+    save_file({key: value.half() for key, value in load_file(home / WEIGHTS).items()}, home / name)
+    (home / WEIGHTS).unlink()
+
+
+@pytest.mark.parametrize("variant", ["fp16", "bf16"])
+def test_a_folder_with_one_variant_in_half_precision_is_loaded_and_is_another_model(variant, tmp_path):
+    model = tiny("ddim_cifar")
+    write(model, tmp_path)
+    whole = Source.of(model, tmp_path).weights_hash
+    values = load_file(tmp_path / "unet" / WEIGHTS)
+    half(tmp_path / "unet", f"diffusion_pytorch_model.{variant}.safetensors")
+    source = Source.of(model, tmp_path)
+    assert source.weights_hash != whole
+    unet = source.load("cpu").unet
+    assert torch.equal(unet.conv_in.weight, values["conv_in.weight"].half().float())
+
+
+def test_a_folder_with_other_weights_says_which_and_the_way_out_works(tmp_path):
+    model = tiny("ddim_cifar")
+    write(model, tmp_path)
+    home = tmp_path / "unet"
+    half(home, "diffusion_pytorch_model.non_ema.safetensors")
+    with pytest.raises(WeightsError, match=rf"There is diffusion_pytorch_model\.non_ema\.safetensors: rename .* to {WEIGHTS}"):
+        find(model, tmp_path)
+    (home / "diffusion_pytorch_model.non_ema.safetensors").rename(home / WEIGHTS)
+    assert find(model, tmp_path) == tmp_path
+
+
+def shard(home):
+    """As save_pretrained does it, in two files."""
+    values = load_file(home / WEIGHTS)
+    names = [f"diffusion_pytorch_model-0000{k}-of-00002.safetensors" for k in (1, 2)]
+    parts = [dict(list(values.items())[k::2]) for k in (0, 1)]
+    for name, part in zip(names, parts, strict=True):
+        save_file(part, home / name)
+    weight_map = {key: name for name, part in zip(names, parts, strict=True) for key in part}
+    (home / f"{WEIGHTS}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    (home / WEIGHTS).unlink()
+    return names, weight_map
+
+
+def test_shards_are_loaded_bit_for_bit(tmp_path):
+    model = tiny("ddim_cifar")
+    write(model, tmp_path)
+    whole = Source.of(model, tmp_path).load("cpu")
+    shard(tmp_path / "unet")
+    sharded = Source.of(model, tmp_path).load("cpu")
+    assert sharded.weights_hash != whole.weights_hash
+    assert all(torch.equal(a, b) for a, b in zip(whole.unet.parameters(), sharded.unet.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ("lost", "00002-of-00002.safetensors, not in its folder"),
+        ("outside", "outside its folder"),
+        ("page", "web page"),
+        ("shape", "is no index of shards"),
+        ("twice", "twice"),
+    ],
+)
+def test_shards_that_are_not_whole_are_refused(case, message, tmp_path):
+    model = tiny("ddim_cifar")
+    write(model, tmp_path)
+    home = tmp_path / "unet"
+    names, weight_map = shard(home)
+    index = home / f"{WEIGHTS}.index.json"
+    if case == "lost":
+        (home / names[1]).unlink()
+    elif case == "twice":
+        save_file(load_file(home / names[0]) | load_file(home / names[1]), home / names[1])
+    else:
+        outside = json.dumps({"weight_map": weight_map | {"x": "../../x.safetensors"}})
+        index.write_text({"outside": outside, "page": "<html>", "shape": "[]"}[case])
+    with pytest.raises(WeightsError, match=message):
+        Source.of(model, tmp_path).load("cpu")
+
+
+@pytest.mark.parametrize("file", [WEIGHTS, CONFIG])
+def test_a_pointer_of_git_lfs_in_place_of_a_file_is_named(file, tmp_path):
+    model = tiny("ddim_cifar")
+    write(model, tmp_path)
+    (tmp_path / "unet" / file).write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+    with pytest.raises(WeightsError, match=r"Git LFS pointer.*git lfs pull"):
+        find(model, tmp_path)
+
+
+@pytest.mark.parametrize("given", [torch.bfloat16, "bfloat16", "torch.bfloat16"])
+def test_a_dtype_of_torch_is_its_name(given):
+    source = Source.of("ddim_cifar_small", random_weights=True, dtype=given)
+    assert source == Source.of("ddim_cifar_small", random_weights=True, dtype="bfloat16")
+    assert source.identity["dtype"] == "bfloat16"
+
+
 def test_a_repository_without_safetensors_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr("iec.models.weights.hub_folder", lambda *_: tmp_path)
     with pytest.raises(WeightsError, match="The repository has none: where it has pickles alone, they are not opened"):
@@ -216,7 +326,7 @@ def test_a_latent_model_without_its_scaling_factor_is_refused(tmp_path):
     write(facts, tmp_path)
     config = json.loads((tmp_path / "vae" / CONFIG).read_text())
     (tmp_path / "vae" / CONFIG).write_text(json.dumps({**config, "scaling_factor": None}))
-    with pytest.raises(ConfigError, match="scaling_factor.*convert_checkpoint"):
+    with pytest.raises(ConfigError, match="scaling_factor.*iec convert"):
         Source.of(facts, tmp_path).load("cpu")
 
 
@@ -247,7 +357,7 @@ def test_loading_holds_one_tensor_beside_the_weights(tmp_path, monkeypatch):
             yield Watched(file)
 
     monkeypatch.setattr("iec.models.weights.safe_open", watched)
-    fill(layers, tmp_path / WEIGHTS, torch.float32, torch.device("cpu"))
+    fill(layers, [tmp_path / WEIGHTS], torch.float32, torch.device("cpu"))
     assert len(handed) == 40 and most <= 1
     assert all(value.dtype == torch.float32 for value in layers.parameters())
 
@@ -257,6 +367,7 @@ def test_settings_that_a_model_does_not_have_are_refused():
         ({"guidance": 2.0}, "unconditional"),
         ({"prompts": "p.txt"}, "takes no text"),
         ({"dtype": "int8"}, "float32, float16, bfloat16"),
+        ({"dtype": torch.float64}, "model.dtype=float64; choose float32"),
     ]:
         with pytest.raises(ConfigError, match=message):
             Source.of("ddim_cifar_small", **options)

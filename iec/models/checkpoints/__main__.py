@@ -4,10 +4,10 @@
     iec convert ldm_lsun_church --checkpoint lsun_churches.zip
     iec convert ddim_cifar --checkpoint model-790000.ckpt --output /data/ddim_cifar
 
-``python -m iec convert`` and ``python scripts/convert_checkpoint.py`` are the same command. The folder is ~/.cache/iec/models/NAME (or
-that of the environment variable IEC_MODELS), where model=NAME finds it; one elsewhere is used with model.weights=DIR. The pickle
-inside is read by code that cannot run what it names. Every tensor must be known and every parameter filled; a file that is damaged or
-belongs to another model is refused, and nothing is left behind.
+``python -m iec convert`` and ``python scripts/convert_checkpoint.py`` are the same command. The folder is
+~/.cache/iec/models/NAME (or that of the environment variable IEC_MODELS), where model=NAME finds it; one elsewhere is used with
+model.weights=DIR. The pickle inside is read by code that cannot run what it names. Every tensor must be known and every parameter
+filled; a file that is damaged or belongs to another model is refused, and nothing is left behind.
 """
 
 import argparse

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from iec.errors import ConfigError, StoreError, WeightsError
@@ -20,8 +21,8 @@ from iec.models.checkpoints.names import ALPHAS, AVERAGED, SCALE_FACTOR, Origin,
 from iec.models.checkpoints.reader import Checkpoint, open_checkpoint
 from iec.models.checkpoints.source import check, expected, take_member
 from iec.models.checkpoints.writer import save_tensors
+from iec.models.files import CONFIG, weights_name
 from iec.models.text import save_tokenizer
-from iec.models.weights import CONFIG, weights_name
 
 SHOWN = 5
 log = logging.getLogger(__name__)
@@ -111,9 +112,16 @@ def _completed(component: Component, card: Card, source: Checkpoint) -> dict[str
         return config
     stored = source.read(SCALE_FACTOR)
     value, known = float(stored) if stored.numel() == 1 else math.nan, config.get("scaling_factor")
-    if not 0 < value < math.inf or (known is not None and not math.isclose(value, known, rel_tol=1e-6)):
+    rounding = _rounding(stored.dtype)
+    if not 0 < value < math.inf or (known is not None and not math.isclose(value, known, rel_tol=max(1e-6, rounding))):
         raise WeightsError(f"{source.path}: {SCALE_FACTOR} is {value}, not {known or 'a positive number'}.")
-    return config | {"scaling_factor": value}
+    rounded = known is not None and rounding > _rounding(torch.float32)
+    return config | {"scaling_factor": known if rounded else value}
+
+
+def _rounding(dtype: torch.dtype) -> float:
+    """The relative distance between neighbouring numbers: what a value may have moved by when it was stored."""
+    return torch.finfo(dtype).eps if dtype.is_floating_point else 0.0
 
 
 def _check_tensors(original: Original, source: Checkpoint, parts: list[Part]) -> None:
@@ -142,8 +150,10 @@ def _check_schedule(card: Card, source: Checkpoint) -> None:
     """The noise schedule that the network was trained with, where the file has it."""
     if ALPHAS not in source.tensors:
         return
-    stored, wanted = source.read(ALPHAS).numpy(), card.schedule.abar
-    if stored.shape != wanted.shape or not np.allclose(stored, wanted, rtol=1e-4, atol=0):
+    stored, expected = source.read(ALPHAS), card.schedule.abar
+    tiny = torch.finfo(stored.dtype).smallest_normal if stored.dtype.is_floating_point else 0.0  # below it float16 is coarser
+    tolerance = {"rtol": max(1e-4, _rounding(stored.dtype)), "atol": tiny * _rounding(stored.dtype)}
+    if stored.shape != expected.shape or not np.allclose(stored.double().numpy(), expected, **tolerance):
         raise WeightsError(f"{source.path} was trained with another noise schedule than {card.schedule}: see its {ALPHAS}.")
 
 

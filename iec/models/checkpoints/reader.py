@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from iec.errors import WeightsError
+from iec.io.filetypes import is_safetensors, mistaken
 from iec.models.checkpoints.unpickle import Storage, StoredTensor, TensorUnpickler
 
 ZIP = b"PK\x03\x04"
@@ -56,6 +57,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
     Raises `WeightsError` for a truncated or damaged file, one of another format, and one that holds no state dict.
     """
+    refuse_others(path)
     try:
         with path.open("rb") as file:
             is_zip = file.read(len(ZIP)) == ZIP
@@ -64,8 +66,22 @@ def open_checkpoint(path: Path) -> Checkpoint:
     except DAMAGE as error:
         raise damaged(path, str(error)) from error
     except OSError as error:
-        raise WeightsError(f"{path} cannot be opened: {error.strerror or error}. Give an existing file.") from error
+        raise WeightsError(f"{path} cannot be read: {error.strerror or error}. Fetch it again.") from error
     return Checkpoint(path, _state_dict(path, value), positions, frozenset(unpickler.stubs))
+
+
+def refuse_others(path: Path) -> None:
+    """Raises `WeightsError` for a path that cannot be read, and for a file that is something else, which it names."""
+    try:
+        if sentence := mistaken(path):
+            raise WeightsError(sentence)
+        if is_safetensors(path):
+            raise WeightsError(
+                f"{path} is a safetensors file; what is converted here is the checkpoint as its authors published it. A model in "
+                "diffusers' layout is used as it is: model.weights=DIR, with unet/ and the others in DIR."
+            )
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be opened: {error.strerror or error}. Give an existing file.") from error
 
 
 def damaged(path: Path, reason: str) -> WeightsError:

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from iec.errors import WeightsError
 from iec.io.download import fetch
 from iec.models.cards import Original
+from iec.models.checkpoints.reader import refuse_others
 
 BLOCK = 2**22
 log = logging.getLogger(__name__)
@@ -76,6 +77,7 @@ def take_member(original: Original, path: Path, folder: Path) -> Path:
 
 def check(original: Original, path: Path) -> Fingerprint:
     """The checkpoint's fingerprint, compared with the card's. Raises `WeightsError`."""
+    refuse_others(path)
     size = path.stat().st_size
     if original.size not in (None, size):
         raise WeightsError(f"{path} has {size} bytes, not {original.size}: it is truncated or another file. Fetch it again.")

@@ -150,9 +150,13 @@ class TensorUnpickler(pickle.Unpickler):
             self.stubs.add(f"{module}.{name}")
         return KNOWN.get((module, name), Inert)
 
-    def persistent_load(self, identity: Any) -> Storage:
-        """("storage", type, key, location, numel), in the older format with the view of another storage: always None."""
+    def persistent_load(self, identity: Any) -> Storage | type[Inert]:
+        """("storage", type, key, location, numel), in the older format with the view of another storage: always None. The older
+        format also has ("module", class, file, source code) for the class of a module.
+        """
         match identity:
+            case ("module", *_):
+                return Inert
             case ("storage", StorageType(dtype), str(key), _, int(numel), *view) if numel >= 0 and view in ([], [None]):
                 storage = Storage(dtype, key, numel)
             case _:
