@@ -94,12 +94,6 @@ def network_cost(
     return Cost(weight_bytes, total(full), None if cut is None else total(cached))
 
 
-def call_macs(unet: Any, cut: int | Kind, shape: tuple[int, ...], cond: Tensor | None = None) -> tuple[int, int]:
-    """MACs of a full and of a cached call; arguments as of `operations`."""
-    full, cached = operations(unet, shape, cond, cut)
-    return sum(o.macs for o in full), sum(o.macs for o in cached)
-
-
 def operations(
     unet: Any, shape: tuple[int, ...], cond: Tensor | None = None, cut: int | Kind | None = None
 ) -> tuple[list[Operation], list[Operation]]:
