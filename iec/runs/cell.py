@@ -74,15 +74,15 @@ class Cell:
             raise ConfigError("metrics.bootstrap and trace_images must not be negative.")
         if not 0 <= config.seed < 2**64:
             raise ConfigError(f"seed={config.seed} must be in 0 .. 2^64 - 1.")
-        technique.check(facts, model.skeleton(), cell.sampler)
+        technique.check(facts, model.skeleton, cell.sampler)
         return cell
 
     def sampler_of(self, prepared: Prepared) -> Solver:
-        """The sampler with the refresh steps that were found, where the technique finds them late."""
-        if self.technique.late != (prepared.refresh is not None):
+        """The sampler with the refresh steps, where `Technique.prepare` finds them."""
+        if self.technique.refresh_found_by_prepare != (prepared.refresh is not None):
             raise ConfigError(
-                f"efficiency={self.config.efficiency.name}: a technique gives its refresh steps either by refresh(), or, if it is "
-                "late, with what prepare() returns; this one does both or neither."
+                f"efficiency={self.config.efficiency.name}: a technique gives its refresh steps either by refresh(), or, with "
+                "refresh_found_by_prepare, with what prepare() returns; this one does both or neither."
             )
         return self.sampler if prepared.refresh is None else self.sampler.refreshed_at(prepared.refresh)
 
@@ -109,7 +109,7 @@ class Cell:
         sampler, correction = self.sampler, self.sampler.correction
         corrected: Any = sorted(sampler.corrected)
         placement = sampler.placement
-        if corrected and self.technique.late:
+        if corrected and self.technique.refresh_found_by_prepare:
             corrected = _plain(placement)  # it meets the refresh steps only when they are found
         elif sampler.refresh is not None and not sampler.refresh.issuperset(corrected):
             corrected = {"steps": corrected, "cached_steps": placement.cached_steps}

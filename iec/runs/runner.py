@@ -14,9 +14,9 @@ from iec.efficiency.cost import Cost
 from iec.efficiency.technique import Prepared
 from iec.errors import StoreError
 from iec.io.environment import describe_device, environment
-from iec.io.files import canonical_hash, read_json, write_atomic, write_json
+from iec.io.files import read_json, write_atomic, write_json
 from iec.io.images import grid, save_png
-from iec.io.locks import first_alone
+from iec.io.locks import exclusive
 from iec.io.progress import stage
 from iec.models import Model
 from iec.runs.batches import micro_batches, sample_batch
@@ -97,7 +97,7 @@ def _write_circumstances(cell: Cell, store: Store) -> None:
 
 def _finish(cell: Cell, store: Store, scorer: Scorer | None) -> Result:
     """The manifest, the scores and the picture of a cell whose images are all there. A second task that comes finds them made."""
-    with first_alone(_locks(cell) / f"{cell.slug}.lock", f"scoring {cell.slug}"):
+    with exclusive(cell.folder / "scores.lock", f"scoring {cell.slug}"):
         manifest = store.write_manifest(cell.batches, cell.num_images)
         with memory_errors("scoring", MORE_MEMORY):
             record = None if scorer is None else scorer.score(cell, store, manifest)
@@ -147,12 +147,8 @@ def sample_batches(cell: Cell, store: Store, batches: list[tuple[int, ...]]) -> 
 
 
 def prepare(cell: Cell, model: Model) -> Prepared:
-    """The technique's network. Of processes that need the same calibration at the same time one makes it."""
-    identity, table = cell.identity, cell.sampler.timetable
-    facts = {"model": identity["model"], "efficiency": identity["efficiency"], "table": [list(pair) for pair in table.pairs]}
-    name = f"{cell.config.efficiency.name}-{canonical_hash({**facts, 'eta': table.eta})[:16]}"
-    with first_alone(_locks(cell) / f"{name}.lock", f"preparing {cell.config.efficiency.name}"):
-        return cell.technique.prepare(model, table, Path(cell.config.paths.artifacts))
+    """The technique's network. Calibrations come from the artifacts folder; each is locked while it is made."""
+    return cell.technique.prepare(model, cell.sampler.timetable, Path(cell.config.paths.artifacts))
 
 
 def _record_prepared(cell: Cell, store: Store, sampler: Solver, cost: Cost | None) -> None:
@@ -165,10 +161,6 @@ def _record_prepared(cell: Cell, store: Store, sampler: Solver, cost: Cost | Non
             "artifacts folder that they were made with (paths.artifacts=DIR), or another cell folder (paths.cell=DIR)."
         )
     write_json(store.folder / PREPARED, {"refresh": refresh, "cost": cost and cost.as_dict()})
-
-
-def _locks(cell: Cell) -> Path:
-    return Path(cell.config.paths.artifacts) / "locks"
 
 
 def _wanted(cell: Cell, indices: tuple[int, ...]) -> tuple[int, int]:

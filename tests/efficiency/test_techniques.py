@@ -208,9 +208,9 @@ class Undecorated(Derived):
 
 @dataclass(frozen=True)
 class Contradiction(DeepCache):
-    """Late, and yet with refresh steps in advance and none afterwards."""
+    """Its refresh steps are to be found by prepare, and yet refresh gives them in advance, and prepare none."""
 
-    late = True
+    refresh_found_by_prepare = True
 
 
 def test_the_fields_of_a_derived_technique_are_part_of_its_identity(make_cell, tmp_path):

@@ -79,4 +79,4 @@ class CacheQuantConfig:
         unused |= set() if self.dec_quant else {"official_bias"}
         unused |= set() if self.dec_cache or self.dec_quant else {"dec_images", "official_divisors"}
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in unused}
-        return values | {"ptq": self.ptq.facts(), "refresh": "dps" if self.refresh is None else sorted(self.refresh)}
+        return values | {"ptq": self.ptq.fingerprint(), "refresh": "dps" if self.refresh is None else sorted(self.refresh)}

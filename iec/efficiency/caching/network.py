@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from iec.efficiency.caching.cut import Kind, find_cut
@@ -26,6 +25,8 @@ class CachedUNetNetwork:
     """
 
     def __init__(self, module: nn.Module, cut: int | Kind) -> None:
+        from diffusers import UNet2DConditionModel
+
         self.cut = find_cut(module, cut)
         self.module: Any = module.eval().requires_grad_(False)
         self.structure = structure_of(module)

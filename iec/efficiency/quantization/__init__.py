@@ -1,6 +1,6 @@
 """Simulated post-training quantization of diffusion UNets, rounding to nearest or as learned (W8A8, W4A8)."""
 
-from iec.efficiency.quantization.artifact import load_calibration, save_calibration
+from iec.efficiency.quantization.artifact import cached_calibration, load_calibration, save_calibration
 from iec.efficiency.quantization.calibration import CalibrationCall, calibrate, calibrate_row
 from iec.efficiency.quantization.config import PTQConfig, Reconstruction
 from iec.efficiency.quantization.model import QuantizedNetwork, QuantizedUNet, describe, quantize_unet, weight_bytes
@@ -12,6 +12,7 @@ __all__ = [
     "QuantizedNetwork",
     "QuantizedUNet",
     "Reconstruction",
+    "cached_calibration",
     "calibrate",
     "calibrate_row",
     "describe",

@@ -126,15 +126,15 @@ class PTQConfig:
                 f"efficiency.search_samples={self.search_samples!r} must be a whole number of at least 1, or null for all."
             )
 
-    def facts(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """JSON values: the settings that a result depends on, without those of rules that are not in use."""
-        facts = {f.name: getattr(self, f.name) for f in fields(PTQConfig)}  # a subclass may have more of them
-        del facts["reconstruction"]
+        fingerprint = {f.name: getattr(self, f.name) for f in fields(PTQConfig)}  # a subclass may have more of them
+        del fingerprint["reconstruction"]
         if self.reconstruct != "none":
-            facts["reconstruction"] = asdict(self.reconstruction)
+            fingerprint["reconstruction"] = asdict(self.reconstruction)
         if self.scale_rule != "percentile":
-            del facts["percentile"]
-        return facts
+            del fingerprint["percentile"]
+        return fingerprint
 
     def bits_of(self, layer: str) -> tuple[int, int]:
         """(weight bits, activation bits) of the layer of that name, e.g. ``down_blocks.0.resnets.0.conv1``."""

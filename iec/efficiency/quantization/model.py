@@ -3,7 +3,6 @@
 import copy
 from typing import Any
 
-from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
@@ -59,6 +58,8 @@ def quantize_unet(unet: nn.Module, config: PTQConfig, num_steps: int) -> Quantiz
     beside the quantized ones, for calibration. Choose dtype and device before: scales are kept in float32. Raises
     `ConfigError` for a UNet with layers that are none of these.
     """
+    from diffusers.models.attention_processor import Attention
+
     unet = copy.deepcopy(unet).eval().requires_grad_(False)
     context = RowContext(num_steps)
     splits = skip_splits(unet) if config.split_skips else {}

@@ -27,12 +27,6 @@ def levels(bits: int) -> int:
     return 1 << bits
 
 
-def fake_quantize(x: Tensor, delta: Tensor, zero_point: Tensor, bits: int) -> Tensor:
-    """xq for float32 x; delta and zero_point broadcast against x. The zero point may be fractional, it is rounded here."""
-    z = zero_point.round()
-    return round_to_grid(x, delta, -z, levels(bits) - 1 - z)
-
-
 def round_to_grid(x: Tensor, delta: Tensor, low: Tensor | float, high: Tensor | float, out: Tensor | None = None) -> Tensor:
     """clamp(round(x / delta), low, high) delta, in ``out`` if given (which may not be x's memory).
 

@@ -108,22 +108,23 @@ def _require(quantized: QuantizedUNet, calls: Sequence[CalibrationCall]) -> None
 def _paths(
     quantized: QuantizedUNet, calls: Sequence[CalibrationCall], names: list[str], checkpoint: Path | None
 ) -> list[tuple[Path, str, dict[str, object]]]:
-    """Path, kind and facts of the file of every unit; none without a folder."""
+    """Path, kind and fingerprint of the file of every unit; none without a folder."""
     if checkpoint is None:
         return []
     origin = _digest(quantized, calls)
-    facts: list[dict[str, object]] = [{"config": quantized.config.facts(), "origin": origin, "unit": name} for name in names]
-    return [(artifact_path(checkpoint, KIND, fact), KIND, fact) for fact in facts]
+    config = quantized.config.fingerprint()
+    fingerprints: list[dict[str, object]] = [{"config": config, "origin": origin, "unit": name} for name in names]
+    return [(artifact_path(checkpoint, KIND, fingerprint), KIND, fingerprint) for fingerprint in fingerprints]
 
 
 def _restore(quantized: QuantizedUNet, paths: list[tuple[Path, str, dict[str, object]]]) -> int:
     """Put the units that have a file in place, up to the first that has none. Returns their number."""
     stored: dict[str, Tensor] = {}
     done = 0
-    for path, kind, facts in paths:
+    for path, kind, fingerprint in paths:
         if not path.exists():
             break
-        stored |= load_artifact(path, kind, facts)
+        stored |= load_artifact(path, kind, fingerprint)
         done += 1
     if done:
         fill_calibration(quantized, calibration_tensors(quantized) | stored, paths[0][0].parent)

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from iec.efficiency.caching import CachedUNetNetwork, find_cut, num_cuts
-from iec.efficiency.cost import call_macs
+from iec.efficiency.caching import CachedUNetNetwork, find_cut
 from iec.efficiency.quantization import CalibrationCall, PTQConfig, QuantizedNetwork, calibrate_row, quantize_unet
 from iec.errors import ArtifactError
 from iec.sampling.correction import Correction
@@ -13,7 +12,7 @@ from iec.sampling.network import FeatureCache, Step
 from iec.sampling.noise import Noise
 from iec.sampling.placement import Placement
 from iec.sampling.timetable import NoiseSchedule, Timetable
-from tests.efficiency.caching.unets import make
+from tests.efficiency.caching.unets import cuts_of, macs_of, make
 
 NOISE = Noise(0, (0, 1, 2), (3, 8, 8))
 TABLE = Timetable.spaced("uniform", 3, NoiseSchedule())
@@ -76,6 +75,6 @@ def test_a_quantized_unet_has_the_cuts_and_costs_of_the_float_one(name):
     unet, cond = make(name)
     cond = None if cond is None else cond[:1]
     quantized = quantize_unet(unet, PTQConfig(), 3).unet
-    for k in range(num_cuts(unet)):
+    for k in cuts_of(unet):
         assert find_cut(quantized, k) == find_cut(unet, k)
-    assert call_macs(quantized, 1, (3, 8, 8), cond) == call_macs(unet, 1, (3, 8, 8), cond)
+    assert macs_of(quantized, 1, (3, 8, 8), cond) == macs_of(unet, 1, (3, 8, 8), cond)

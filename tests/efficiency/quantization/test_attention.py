@@ -3,8 +3,9 @@ from diffusers.models.attention_processor import Attention
 
 from iec.efficiency.quantization.attention import QuantAttnProcessor
 from iec.efficiency.quantization.config import PTQConfig
-from iec.efficiency.quantization.quantizer import fake_quantize, search_scale
+from iec.efficiency.quantization.quantizer import search_scale
 from iec.efficiency.quantization.rows import RowContext
+from tests.efficiency.quantization.grid import fake_quantize
 
 
 def quantized(x, bits):

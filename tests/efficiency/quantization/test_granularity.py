@@ -6,10 +6,11 @@ from torch import nn
 
 from iec.efficiency.quantization import PTQConfig, QuantizedNetwork, load_calibration, quantize_unet, save_calibration
 from iec.efficiency.quantization.layers import QuantLayer
-from iec.efficiency.quantization.quantizer import StraightThrough, fake_quantize, search_scale
+from iec.efficiency.quantization.quantizer import StraightThrough, search_scale
 from iec.efficiency.quantization.rows import ActivationQuantizer, RowContext
 from iec.sampling.network import Step
 from tests.efficiency.quantization.conftest import TIMESTEPS, calibrate_full
+from tests.efficiency.quantization.grid import fake_quantize
 
 CHANNEL = PTQConfig(activation_granularity="channel")
 

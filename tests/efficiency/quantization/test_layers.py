@@ -5,9 +5,10 @@ from torch.nn import functional as F
 
 from iec.efficiency.quantization.config import PTQConfig
 from iec.efficiency.quantization.layers import QuantLayer
-from iec.efficiency.quantization.quantizer import fake_quantize, search_scale
+from iec.efficiency.quantization.quantizer import search_scale
 from iec.efficiency.quantization.rows import ActivationQuantizer, RowContext
 from iec.errors import ArtifactError, ConfigError, NonFiniteError
+from tests.efficiency.quantization.grid import fake_quantize
 
 LAYERS = {
     "conv": (lambda: nn.Conv2d(6, 4, 3, stride=2, padding=1), (2, 6, 8, 8)),

@@ -327,7 +327,7 @@ def test_a_saved_reconstruction_gives_the_same_bits(few, make, unet, images, tmp
     stored = calibration_tensors(loaded)["conv_in.rounded_up"]
     assert stored.dtype == torch.uint8 and len(stored) == 32 * 3 * 9 // 8
     other = quantize_unet(unet, replace(quantized.config, reconstruct="none"), 3)
-    with pytest.raises(ArtifactError, match="config.reconstruct: stored 'layer', wanted 'none'"):
+    with pytest.raises(ArtifactError, match="config.reconstruct: stored 'layer', expected 'none'"):
         load_calibration(tmp_path / "a", other, {})
 
 
