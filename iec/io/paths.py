@@ -15,8 +15,8 @@ def user_path(text: str) -> Path:
 def require_writable(path: Path, option: str) -> None:
     """To be called before the work whose result goes to ``path``. A missing folder is fine, where one can be made.
 
-    option: what chooses another path, for the message. Raises `StoreError` if a folder is there, or the folder that the file goes to
-    is no folder or cannot be written.
+    option: what chooses another path, for the message. Raises `StoreError` if a folder is there, or the folder that the file goes
+    to is no folder or cannot be written.
     """
     if path.is_dir():
         raise StoreError(f"{path} is a folder, not a file to write. Choose another path: {option}.")
