@@ -1,5 +1,6 @@
 """The images of a cell's folder (iec/runs/store.py) as a source."""
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,9 @@ import numpy as np
 from iec.errors import StoreError
 from iec.io.files import canonical_hash, read_json, sha256
 from iec.metrics.images.sources import AS_STORED, BLOCK
+
+COMMIT = re.compile(r"(\d+)-\d+\.json")
+"""Name of the record of a shard."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +38,12 @@ class CellSource:
     def open(cls, folder: Path) -> "CellSource":
         """Raises `StoreError` when the cell is not finished: no shards, some missing between others, or no manifest yet."""
         shards: list[Shard] = []
-        for record in sorted((folder / "shards").glob("*.json"), key=lambda path: int(path.stem.split("-")[0])):
-            commit, begins = read_json(record), sum(shard.count for shard in shards)
-            start = int(record.stem.split("-")[0])
-            if not (isinstance(commit, dict) and {"count", "sha256"} <= commit.keys()) or start != begins:
+        names = ((COMMIT.fullmatch(path.name), path) for path in (folder / "shards").glob("*.json"))
+        for start, path in sorted((int(name[1]), path) for name, path in names if name is not None):
+            shard, begins = _committed(path, start), sum(shard.count for shard in shards)
+            if shard is None or start != begins:
                 raise StoreError(f"{folder} is not finished: image {begins} is missing. Run the cell again, it goes on from there.")
-            shards.append(Shard(record.with_suffix(".npz"), start, commit["count"], commit["sha256"]))
+            shards.append(shard)
         if not shards:
             raise StoreError(f"{folder} holds no finished shards. Give the folder that has cell.json in it, or run the cell.")
         if read_json(folder / "manifest.json") is None:
@@ -62,6 +66,14 @@ class CellSource:
                 images = _read(shard)[low:high]
                 for k in range(0, len(images), BLOCK):
                     yield images[k : k + BLOCK]
+
+
+def _committed(path: Path, start: int) -> Shard | None:
+    """The shard of a commit record; None for a damaged record."""
+    match read_json(path):
+        case {"count": int(count), "sha256": str(digest)}:
+            return Shard(path.with_suffix(".npz"), start, count, digest)
+    return None
 
 
 def _read(shard: Shard) -> np.ndarray:

@@ -194,7 +194,7 @@ def test_damaged_features_are_computed_again(setting, extractions):
 
 def test_refusals_come_before_any_image(setting, tmp_path, caplog):
     make, reference, _images = setting
-    with pytest.raises(ConfigError, match="metrics=toy has no score 'recall'"):
+    with pytest.raises(ConfigError, match="The protocol toy has no score 'recall'"):
         Scorer.open(make(scores=["fid", "recall"]))
     dataclasses.replace(reference, kid=None).save(tmp_path / "toy.safetensors")
     with pytest.raises(MetricError, match="its part 'kid'"):
