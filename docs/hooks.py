@@ -74,6 +74,8 @@ def diagram() -> str:
         f'<text x="{x + width / 2}" y="{y + 23}" text-anchor="middle" font-family="monospace" font-size="14">{room}</text>'
         for room, (x, y) in at.items()
     ]
-    head = '<marker id="head" markerWidth="7" markerHeight="6" refX="5" refY="3" orient="auto"><path d="M0,0 L6,3 L0,6 z"/></marker>'
+    head = (
+        '<marker id="head" markerWidth="7" markerHeight="6" refX="5" refY="3" orient="auto"><path d="M0,0 L6,3 L0,6 z"/></marker>'
+    )
     size = f'viewBox="0 0 {2 * WIDTH + width + 60} {5 * HEIGHT + height + 40}"'
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size}><defs>{head}</defs>{"".join(lines)}{"".join(boxes)}</svg>\n'

@@ -14,7 +14,9 @@ from iec.tables.experiment import Experiment
 from tests.models.tiny import stable_diffusion, tiny
 
 ROOT = Path(__file__).parents[1]
-PAGES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+}
 PROGRAMS = [(name, program) for name, text in PAGES.items() for program in re.findall(r"```python\n(.*?)```", text, re.DOTALL)]
 COMMANDS = sorted({c for text in PAGES.values() for c in re.findall(r"^ {4}python run\.py (.*?)(?:  +#.*)?$", text, re.MULTILINE)})
 FEWER = {
@@ -85,7 +87,9 @@ def technique(tmp_path, monkeypatch, make_cell):
     """From a file and a config of a page: (name) -> (overrides) -> cell, with the file on the path."""
 
     def install(name):
-        (config,) = {found for text in PAGES.values() for found in re.findall(rf"```yaml\n# {name}.yaml\n(.*?)```", text, re.DOTALL)}
+        (config,) = {
+            found for text in PAGES.values() for found in re.findall(rf"```yaml\n# {name}.yaml\n(.*?)```", text, re.DOTALL)
+        }
         (tmp_path / "efficiency").mkdir()
         (tmp_path / "efficiency" / f"{name}.yaml").write_text(config)
         (tmp_path / f"{name}.py").write_text(the_program(f"{name}.py"))

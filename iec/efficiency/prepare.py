@@ -22,7 +22,7 @@ from iec.io.progress import reported, stage
 from iec.models import Model
 from iec.models.unet import UNetNetwork
 from iec.sampling.ddim import Sampler
-from iec.sampling.guidance import unet_rows
+from iec.sampling.guidance import unet_batch
 from iec.sampling.network import Step
 from iec.sampling.noise import Noise
 from iec.sampling.timetable import Timetable
@@ -89,7 +89,7 @@ def float_batch(model: Model, config: PTQConfig) -> int:
 def calibration_inputs(model: Model, table: Timetable, count: int, size: int) -> tuple[Tensor, Tensor | None]:
     """The UNet's inputs on full-precision trajectories from fresh noise, float32 [T, B, C, H, W], and its cond [B, ...].
 
-    B: ``count``, or twice as many under guidance, which has two branches (`unet_rows`). size: images of a batch. Nothing of the
+    B: ``count``, or twice as many under guidance, which has two branches (`unet_batch`). size: images of a batch. Nothing of the
     result's size is held beside it.
     """
     everything, branches = model.cond(range(count)), model.rows
@@ -104,5 +104,5 @@ def calibration_inputs(model: Model, table: Timetable, count: int, size: int) ->
                     advance()
                 if i < len(table):  # the last state is no input
                     both = slice(start * branches, (indices[-1] + 1) * branches)
-                    inputs[i, both] = unet_rows(model.guidance, x, cond)[0]
-    return inputs, None if everything is None else unet_rows(model.guidance, everything, everything)[1]
+                    inputs[i, both] = unet_batch(model.guidance, x, cond)[0]
+    return inputs, None if everything is None else unet_batch(model.guidance, everything, everything)[1]

@@ -10,7 +10,7 @@ from iec.efficiency.caching import CachedUNetNetwork
 from iec.efficiency.quantization import CalibrationCall
 from iec.io.progress import stage
 from iec.sampling.ddim import Sampler
-from iec.sampling.guidance import guided, unet_rows
+from iec.sampling.guidance import guided, unet_batch
 from iec.sampling.network import FeatureCache, Network, Prediction, Step
 from iec.sampling.noise import Noise
 from iec.sampling.timetable import Timetable
@@ -31,7 +31,7 @@ class FloatRuns:
     """Runs of the float UNet of ``network`` over ``table``, every call full, in batches of ``batch_size``.
 
     Image n starts from the noise of (seed, n) and has cond[n]. guidance: w of a guided model, whose images have two branches
-    each (`iec.sampling.guidance.unet_rows`). All stages take the images 0, 1, .., so that a stage's
+    each (`iec.sampling.guidance.unet_batch`). All stages take the images 0, 1, .., so that a stage's
     result does not depend on the sizes of the others; the corrections have two parameters a channel and cannot learn images.
     shape: (C, H, W).
     """
@@ -63,7 +63,7 @@ class FloatRuns:
 
     def _by_branch(self, call: FloatCall) -> FloatCall:
         """A call on images as the UNet sees it: under guidance with both branches in the batch."""
-        x, cond = unet_rows(self.guidance, call.x, call.cond)
+        x, cond = unet_batch(self.guidance, call.x, call.cond)
         return FloatCall(call.step, x, cond, call.feature if self.guidance is None else call.feature.flatten(0, 1))
 
     def calibration_calls(self, refresh: frozenset[int], count: int) -> list[CalibrationCall]:
@@ -81,7 +81,7 @@ class FloatRuns:
                 features[call.step.index].append(call.feature)
         cond = None if self.cond is None else self.cond[:count].to(self.network.device)
         if cond is not None:
-            _, cond = unet_rows(self.guidance, cond, cond)
+            _, cond = unet_batch(self.guidance, cond, cond)
         calls, cache = [], None
         for i, (t, _) in enumerate(self.table.pairs):
             step = Step(i, t, "full" if i in refresh else "cached")
