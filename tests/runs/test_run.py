@@ -122,7 +122,7 @@ def test_a_folder_that_holds_another_cell_is_refused(uninterrupted, make_cell):
 def test_deepcache_counts_its_calls_and_an_interval_of_one_changes_nothing(tmp_path, make_cell):
     def images(*overrides):
         result = run_cell(make_cell(*CELL, *overrides, "num_images=2", "sampler.steps=4", f"paths.output={tmp_path}"))
-        return result.first_images(2), result.manifest["calls_per_image"]
+        return result.first_images(2), result.manifest.calls_per_image
 
     plain, _ = images()
     every, _ = images("efficiency=deepcache", "efficiency.interval=1")

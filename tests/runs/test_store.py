@@ -38,7 +38,7 @@ def test_round_trip_and_totals(tmp_path):
     assert images[:, 0, 0, 0].tolist() == list(range(10))
     assert store.read_states(BATCHES, 2).shape == (3, 2, 3, 4, 4)
     manifest = store.write_manifest(BATCHES, 10)
-    assert manifest["calls_per_image"] == {"full": 2.0, "cached": 0.0, "correction": 1.0, "cached_correction": 0, "total": 3.0}
+    assert manifest.calls_per_image == {"full": 2.0, "cached": 0.0, "correction": 1.0, "cached_correction": 0, "total": 3.0}
     with np.load(store.shard(BATCHES[2])) as shard:
         assert shard["indices"].tolist() == [8, 9] and shard["images"].dtype == np.uint8
 
@@ -46,8 +46,8 @@ def test_round_trip_and_totals(tmp_path):
 def test_the_same_images_are_the_same_bytes_and_the_same_manifest_hash(tmp_path):
     a, b = filled(tmp_path / "a"), filled(tmp_path / "b", 12)
     assert a.shard(BATCHES[0]).read_bytes() == b.shard(BATCHES[0]).read_bytes()
-    assert a.write_manifest(BATCHES, 10)["hash"] == b.write_manifest(BATCHES, 10)["hash"]
-    assert a.write_manifest(BATCHES, 10)["hash"] != b.write_manifest(BATCHES, 12)["hash"]
+    assert a.write_manifest(BATCHES, 10).hash == b.write_manifest(BATCHES, 10).hash
+    assert a.write_manifest(BATCHES, 10).hash != b.write_manifest(BATCHES, 12).hash
 
 
 def test_more_images_or_trajectories_than_kept_are_not_finished(tmp_path):
@@ -82,7 +82,7 @@ def test_a_folder_of_another_cell_is_refused(tmp_path):
         Store.open(tmp_path / "cell", {"cell": 2})
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.png").touch()
-    with pytest.raises(StoreError, match="holds no cell.json"):
+    with pytest.raises(StoreError, match="holds no usable cell.json"):
         Store.open(tmp_path / "photos", {"cell": 1})
 
 
