@@ -16,7 +16,7 @@ import yaml
 
 from iec.errors import ConfigError
 from iec.io import wandb as loggers
-from iec.io.wandb import LoggerError, check_logger, wandb_mode
+from iec.io.wandb import Logger, LoggerError, check_logger, wandb_mode
 from iec.metrics.frechet import FewSamplesWarning
 from iec.runs import tracking
 from iec.runs.runner import run_cell
@@ -208,6 +208,27 @@ def test_the_mode(make_cell, tmp_path, monkeypatch, server):
     monkeypatch.setattr(loggers, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="pip install"):
         check_logger(make_cell("logger=wandb").logger)
+
+
+@pytest.mark.parametrize("project", [*(f"a{mark}b" for mark in "/\\#?%:"), "x" * 129, "", " "])
+def test_projects_that_the_server_refuses_are_refused_before_anything_is_computed(project, server):
+    with pytest.raises(ConfigError, match="logger.project"):
+        check_logger(Logger("wandb", project))
+    assert not server.connections
+
+
+def test_names_of_the_logger(monkeypatch, server):
+    for project in ("a b", "ä-1.2_c", "x" * 128):
+        check_logger(Logger("wandb", project, group="a/b: c#?%"))  # a group may have any characters
+    check_logger(Logger("none", "a/b"))  # is not used
+    for group in ("", " ", "x" * 129):
+        with pytest.raises(ConfigError, match="logger.group"):
+            check_logger(Logger("wandb", group=group))
+    wandb.teardown()
+    monkeypatch.setenv("WANDB_PROJECT", "a/b")
+    with pytest.raises(ConfigError, match=r"WANDB_\*"):
+        check_logger(Logger("wandb"))
+    assert not server.connections
 
 
 def test_a_server_that_does_not_answer_loses_nothing(make_cell, tmp_path, monkeypatch, server):
