@@ -126,10 +126,9 @@ def test_bad_input_exits_with_its_message_and_no_traceback(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("arguments", [(), ("-m", "seed=0,1")])
-def test_an_output_that_is_no_folder_exits_with_one_line(tmp_path, arguments):
+def test_a_sweep_into_an_output_that_is_no_folder_exits_with_one_line(tmp_path):
     (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
-    process = start(tmp_path / "gone", program=("run.py", *arguments))
+    process = start(tmp_path / "gone", program=("run.py", "-m", "seed=0,1"))
     _, err = process.communicate(timeout=300)
     assert process.returncode == 2 and err.count("\n") == 1, err
     assert err.startswith("StoreError: ") and "link to nothing" in err and "paths.output=DIR" in err
