@@ -39,7 +39,7 @@ class CellSource:
         for record in sorted((folder / "shards").glob("*.json"), key=lambda path: int(path.stem.split("-")[0])):
             commit, begins = read_record(record, Commit), sum(shard.count for shard in shards)
             start = int(record.stem.split("-")[0])
-            if not (isinstance(commit, dict) and {"count", "sha256"} <= commit.keys()) or start != begins:
+            if commit is None or start != begins:
                 raise StoreError(f"{folder} is not finished: image {begins} is missing. Run the cell again, it goes on from there.")
             shards.append(Shard(record.with_suffix(".npz"), start, commit.count, commit.sha256))
         if not shards:

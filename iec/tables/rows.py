@@ -96,7 +96,7 @@ def build_rows(results: dict[str, Result], references: Sequence[str]) -> list[Ro
     for label, result in results.items():
         reference = bases.get(result.cell.card.name)
         base = None if reference is None else results[reference]
-        scores = {score.label: Interval(score.value, score.low, score.high) for score in result.scores}
+        scores = {score.label: Interval(*score) for score in result.scores}
         errors = None
         if base is not None and label != reference and result.cell.num_images == base.cell.num_images:
             scores[PSNR] = psnr(result.shards(), base.shards())
