@@ -5,7 +5,7 @@ float), the convention of quantization papers: a W8A8 call has 1/16 of the BOPs 
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -49,14 +49,6 @@ class Cost:
         """Of a whole image, from the measured calls by kind (the fields of `iec.sampling.network.Calls`)."""
         cached = self.cached or CallCost()
         return self.full * (calls["full"] + calls["correction"]) + cached * (calls["cached"] + calls["cached_correction"])
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, value: dict[str, Any]) -> "Cost":
-        cached = value["cached"]
-        return cls(value["weight_bytes"], CallCost(**value["full"]), None if cached is None else CallCost(**cached))
 
 
 @dataclass(frozen=True)

@@ -143,7 +143,7 @@ def _with_rows(section: Section, experiment: Experiment, rows: list[Row], absent
         pairs=pairs,
         alone=[sprite for label, sprite in sprites.items() if label not in bases and label not in bases.values()],
         plots=plots_of(rows, experiment) if rows else [],
-        protocols=tuple(sorted({row.result.record["protocol"] for row in rows if row.result.record is not None})),
+        protocols=tuple(sorted({row.result.record.protocol for row in rows if row.result.record is not None})),
     )
 
 

@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from iec.errors import StoreError
-from iec.io.files import canonical_hash, read_json, sha256
+from iec.io.files import canonical_hash, sha256
+from iec.io.records import read_record
 from iec.metrics.images.sources import AS_STORED, BLOCK
+from iec.runs.records import MANIFEST, Commit, Manifest
 
 COMMIT = re.compile(r"(\d+)-\d+\.json")
 """Name of the record of a shard."""
@@ -40,14 +42,14 @@ class CellSource:
         shards: list[Shard] = []
         names = ((COMMIT.fullmatch(path.name), path) for path in (folder / "shards").glob("*.json"))
         for start, path in sorted((int(name[1]), path) for name, path in names if name is not None):
-            shard, begins = _committed(path, start), sum(shard.count for shard in shards)
-            if shard is None or start != begins:
+            commit, begins = read_record(path, Commit), sum(shard.count for shard in shards)
+            if commit is None or start != begins:
                 raise StoreError(f"{folder} is not finished: image {begins} is missing. Run the cell again, it goes on from there.")
-            shards.append(shard)
+            shards.append(Shard(path.with_suffix(".npz"), start, commit.count, commit.sha256))
         if not shards:
             raise StoreError(f"{folder} holds no finished shards. Give the folder that has cell.json in it, or run the cell.")
-        if read_json(folder / "manifest.json") is None:
-            raise StoreError(f"{folder} is not finished: it has no manifest.json. Run the cell again, it goes on from there.")
+        if read_record(folder / MANIFEST, Manifest) is None:
+            raise StoreError(f"{folder} is not finished: it has no usable manifest.json. Run it again, it goes on from there.")
         return cls(tuple(shards), f"cell {folder.resolve().name}", _read(shards[0]).shape[1])
 
     @property
@@ -66,14 +68,6 @@ class CellSource:
                 images = _read(shard)[low:high]
                 for k in range(0, len(images), BLOCK):
                     yield images[k : k + BLOCK]
-
-
-def _committed(path: Path, start: int) -> Shard | None:
-    """The shard of a commit record; None for a damaged record."""
-    match read_json(path):
-        case {"count": int(count), "sha256": str(digest)}:
-            return Shard(path.with_suffix(".npz"), start, count, digest)
-    return None
 
 
 def _read(shard: Shard) -> np.ndarray:

@@ -28,7 +28,7 @@ def write_plots(rows: list[Row], experiment: Experiment, folder: Path) -> list[P
     if names:
         paths.append(folder / "scores.png")
         metrics = {name: [row.scores[name] for row in rows] for name in names}
-        n = rows[0].result.manifest["num_images"]
+        n = rows[0].result.manifest.num_images
         plots.scores_with_intervals(paths[-1], [row.label for row in rows], metrics, f"{experiment.title}, N = {n}")
     panels = _panels(rows, experiment, [name for name in (PSNR, *names[:1]) if any(name in row.scores for row in rows)])
     if panels:

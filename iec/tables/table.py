@@ -108,10 +108,10 @@ def _json(row: Row) -> dict[str, Any]:
         "label": row.label,
         "cell": row.result.cell.slug,
         "identity": row.result.cell.identity,
-        "manifest": {k: v for k, v in row.result.manifest.items() if k != "shards"},
+        "manifest": {k: v for k, v in row.result.manifest.as_dict().items() if k != "shards"},
         "scores": {name: vars(score) for name, score in row.scores.items() if np.isfinite(score.value)},
         "relative_distance_mean": None if row.errors is None else row.errors.mean(axis=0).tolist(),
-        "record": row.result.record,
+        "record": row.result.record and row.result.record.as_dict(),
     }
 
 
@@ -123,10 +123,10 @@ def _absent(experiment: Experiment, absent: Mapping[str, str]) -> str:
 def caption_of(rows: list[Row], experiment: Experiment) -> str:
     """What the rows (one at least) were measured on, and what the columns mean."""
     cell = rows[0].result.cell
-    machines = sorted({m for row in rows for m in row.result.manifest["machines"]})
+    machines = sorted({m for row in rows for m in row.result.manifest.machines})
     references = "' or '".join(label for label in experiment.references if label in {row.label for row in rows})
     paired = f"ref. is '{references}' from the same noise; " if references else ""
-    hours = sum(row.result.manifest["seconds_per_image"] * row.result.manifest["num_images"] for row in rows) / 3600
+    hours = sum(row.result.manifest.seconds for row in rows) / 3600
     models = ", ".join(dict.fromkeys(row.result.cell.card.name for row in rows))
     if experiment.replaced:
         models += f" in place of {', '.join(experiment.replaced)}: look at what IEC changes, not at the values"
@@ -233,9 +233,9 @@ def _show(
     experiment: Experiment, cells: dict[str, Cell], results: dict[str, Result], absent: Mapping[str, str], out: Path | None
 ) -> None:
     """Write the table and its pictures, and print it. absent: label -> why it is not there."""
-    config = next(iter(cells.values())).config
+    output = next(iter(cells.values())).paths.output
     key = canonical_hash([cells[label].slug for label in results])[:10]
-    folder = out / experiment.name if out else Path(config.paths.output) / "tables" / f"{experiment.name}-{key}"
+    folder = out / experiment.name if out else output / "tables" / f"{experiment.name}-{key}"
     rows = build_rows(results, experiment.references)
     header, body = write_table(rows, experiment, folder, absent)
     pictures = write_pictures(rows, experiment, folder)

@@ -45,7 +45,7 @@ def test_a_cell_is_corrected_at_its_refresh_steps_only(make_cell, folder, schedu
     cells = [make_cell(*TINY, f"efficiency.schedule={schedule}", iec, *paths) for iec in ("iec=none", "iec=all_steps")]
     plain, corrected = (run_cell(cell) for cell in cells)
     assert cells[1].identity != cells[0].identity
-    calls = plain.manifest["calls_per_image"], corrected.manifest["calls_per_image"]
+    calls = plain.manifest.calls_per_image, corrected.manifest.calls_per_image
     prepared = json.loads((cells[0].folder / "prepared.json").read_text())
     full = len(prepared["refresh"])
     assert prepared["refresh"][0] == 0 and full == 2

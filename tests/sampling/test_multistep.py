@@ -181,7 +181,7 @@ def test_a_cell_goes_on_where_it_was_stopped(make_cell, tmp_path):
             paths = [f"paths.output={tmp_path / name}", f"paths.artifacts={tmp_path / name}"]
             result = run_cell(make_cell(*options, count, *paths))
         images.append(result.first_images(2))
-    assert np.array_equal(*images) and result.manifest["calls_per_image"]["total"] == 3
+    assert np.array_equal(*images) and result.manifest.calls_per_image["total"] == 3
 
 
 def test_what_is_defined_for_ddim_alone_is_refused():
