@@ -4,7 +4,6 @@ import logging
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 from omegaconf import OmegaConf
@@ -176,10 +175,6 @@ def _record_prepared(cell: Cell, store: Store, sampler: Solver, cost: Cost | Non
             "artifacts folder that they were made with (paths.artifacts=DIR), or another cell folder (paths.cell=DIR)."
         )
     write_json(store.folder / PREPARED, asdict(PreparedRecord(refresh, cost)))
-
-
-def _locks(cell: Cell) -> Path:
-    return cell.paths.artifacts / "locks"
 
 
 def _wanted(cell: Cell, indices: tuple[int, ...]) -> tuple[int, int]:
