@@ -146,8 +146,9 @@ def test_folders_that_cannot_be_used_are_refused_before_anything_is_made(tmp_pat
 def test_a_sweep_makes_the_cells_of_single_runs_below_the_home_folder(tmp_path, make_cell, monkeypatch):
     """Two tiny cells of one command, which starts elsewhere and leaves nothing there."""
     monkeypatch.setenv("HOME", str(tmp_path))
-    sweep = [*CELL, "iec=none,all_steps", "num_images=1", "batch_size=1", "sampler.steps=1", "paths.output='~/out'"]
-    command = [sys.executable, ROOT / "run.py", "-m", *[o for o in sweep if o != "iec=all_steps"]]
+    cell = [override for override in CELL if not override.startswith("iec=")]
+    cell += ["num_images=1", "batch_size=1", "sampler.steps=1", "paths.output='~/out'"]
+    command = [sys.executable, ROOT / "run.py", "-m", *cell, "iec=none,all_steps"]
     (tmp_path / "elsewhere").mkdir()
     environment = {**ENV, "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
@@ -155,7 +156,7 @@ def test_a_sweep_makes_the_cells_of_single_runs_below_the_home_folder(tmp_path, 
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert not list((tmp_path / "elsewhere").iterdir()) and (tmp_path / "out" / "multirun.yaml").is_file()
-    cells = [make_cell(*sweep[:1], *sweep[2:], f"iec={iec}") for iec in ("none", "all_steps")]
+    cells = [make_cell(*cell, f"iec={iec}") for iec in ("none", "all_steps")]
     assert {path.parent for path in (tmp_path / "out").glob("*/manifest.json")} == {cell.folder for cell in cells}
 
 
