@@ -1,6 +1,7 @@
 """Convolutions and linear layers with fake-quantized weights and inputs."""
 
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,11 +10,15 @@ from torch.nn import functional as F
 from iec.efficiency.quantization.config import OFF, PTQConfig
 from iec.efficiency.quantization.quantizer import levels, search_scale
 from iec.efficiency.quantization.rounding import LearnedRounding
-from iec.efficiency.quantization.steps import ActivationQuantizer, StepContext
+from iec.efficiency.quantization.steps import ActivationQuantizer, Float32Scales, StepContext
 from iec.errors import ConfigError
 
 
-class QuantLayer(nn.Module):
+class NoWeightError(ConfigError, AttributeError):
+    """Something that changes or copies weights (fused projections, an adapter) reached for those of a quantized layer."""
+
+
+class QuantLayer(Float32Scales):
     """A Conv2d or Linear computed as layer(xq, Wq) + bias; the bias stays float.
 
     Wq: one (delta, z) per output channel, found once from the weights alone. xq: one (delta, z) per sampling step. With ``split``,
@@ -27,6 +32,8 @@ class QuantLayer(nn.Module):
     rounded_up: bool, the weight's shape: w / delta is rounded up there and down elsewhere; None rounds to nearest.
     learning: the rounding that `reconstruct` is learning, in place of all of these, else None.
     """
+
+    SCALES = ("weight_delta", "weight_zero_point", "alpha", "beta")
 
     weight_delta: Tensor
     weight_zero_point: Tensor
@@ -72,6 +79,14 @@ class QuantLayer(nn.Module):
         if isinstance(self.layer, nn.Conv2d):
             return self.layer._conv_forward(x, weight, bias)
         return F.linear(x, weight, bias)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("weight", "bias"):
+            raise NoWeightError(
+                f"{self.name} is quantized and its {name} cannot be used from outside (fused projections, adapters, merged weights "
+                "..). Take the quantization off (iec.remove(pipe)), change the weights, and quantize again."
+            )
+        return super().__getattr__(name)
 
     def operands(self) -> tuple[Tensor, Tensor | None]:
         """The weight [O, I, ...] and bias [O] of this call."""

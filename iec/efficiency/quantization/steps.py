@@ -1,7 +1,8 @@
 """Activation quantizers with one (delta, z) per sampling step, and the object that tells them which step it is."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +77,22 @@ class StepContext:
             self._step, self.searching = previous
 
 
-class ActivationQuantizer(nn.Module):
+class Float32Scales(nn.Module):
+    """A module whose buffers named in ``SCALES`` stay float32 whatever dtype the network is moved to (``.to``, ``.half``)."""
+
+    SCALES: tuple[str, ...] = ()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        scales = {name: self._buffers[name] for name in self.SCALES}
+        super()._apply(fn, recurse)
+        for name, scale in scales.items():
+            moved = self._buffers[name]
+            if scale is not None and moved is not None and moved.dtype != scale.dtype:
+                self._buffers[name] = scale.to(moved.device)
+        return self
+
+
+class ActivationQuantizer(Float32Scales):
     """Fake quantization with delta[i] and zero_point[i] at step i, where calibrated[i]; all three have the length T.
 
     One pair for the whole tensor: delta and zero_point are [T]. With ``channels``, one pair a channel, [T, channels]: dimension 1
@@ -87,6 +103,8 @@ class ActivationQuantizer(nn.Module):
 
     log_scale: [T], while `reconstruct` learns delta: at step i it is delta_i exp(log_scale_i) in ``reading_steps``, else None.
     """
+
+    SCALES = ("delta", "zero_point")
 
     delta: Tensor
     zero_point: Tensor
