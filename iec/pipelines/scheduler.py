@@ -176,6 +176,11 @@ class IECScheduler(DDIMScheduler):
         cached = cached and not (k and self._pending is None)  # passed over, before there is a feature
         return Step(i, t, "cached" if cached else "full", k)
 
+    @property
+    def frozen(self) -> Tensor | None:
+        """Bool [B], within a step: the images that converged in an earlier correction of it. None between two steps."""
+        return None if self._pending is None else self._pending.frozen
+
     # fmt: off
     def step(
         self, model_output: Tensor, timestep: int, sample: Tensor, eta: float = 0.0, use_clipped_model_output: bool = False,

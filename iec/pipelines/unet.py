@@ -18,6 +18,7 @@ from iec.errors import ConfigError
 from iec.pipelines.copies import QuantizedCopy
 from iec.pipelines.scheduler import IECScheduler, Run
 from iec.pipelines.wrappers import require_called, require_uncompiled
+from iec.sampling.correction import keep
 from iec.sampling.network import FeatureCache, Step
 
 
@@ -113,10 +114,17 @@ class Forward:
             step = replace(step, mode="full")
         prediction = network(x, step, cond, self.cache)
         if prediction.feature is not None and (step.correction == 0 or self.cache_from == "last"):
-            self.cache = FeatureCache(prediction.feature, step)
+            self.cache = FeatureCache(self._kept(prediction.feature), step)
         if self.run is not None and self.position == len(self.run.calls) - 1:  # nobody reuses it
             self.cache = None
         return prediction.eps
+
+    def _kept(self, feature: Tensor) -> Tensor:
+        """``feature``; for images that converged earlier in this step the one from before they did, as in `iec.Sampler`."""
+        frozen = self.scheduler.frozen
+        if frozen is None or self.cache is None or not bool(frozen.any()):
+            return feature
+        return keep(frozen.repeat(len(feature) // len(frozen)), self.cache.feature, feature)  # under guidance: both branches
 
 
 def _require_plain_call(given: Mapping[str, Any]) -> None:

@@ -12,9 +12,10 @@ from iec.efficiency.caching.config import CachingConfig
 from iec.efficiency.quantization import CalibrationCall, PTQConfig, QuantizedNetwork, calibrate, quantize_unet
 from iec.errors import ConfigError
 from iec.models.unet import UNetNetwork
+from iec.pipelines import unet as unet_module
 from iec.pipelines.apply import apply, remove
 from iec.pipelines.scheduler import IECScheduler
-from iec.sampling.correction import Correction
+from iec.sampling.correction import Correction, keep
 from iec.sampling.ddim import Sampler
 from iec.sampling.network import FeatureCache, Prediction, Step
 from iec.sampling.placement import Placement
@@ -124,6 +125,24 @@ def test_cache_and_correction_equal_our_sampler(pipe, case, request):
     expected = reference(kind, pipe, network, start, correction or FIXED, placement or Placement(), frozenset({0, 3, 6}))
     torch.testing.assert_close(last, expected, rtol=1e-4, atol=1e-4)
     assert torch.equal(last, again)  # nothing is left from one run to the next
+
+
+@pytest.mark.parametrize("pipe", ["DDIM", "Stable Diffusion"], indirect=True)
+def test_converged_images_keep_their_feature_as_in_our_sampler(pipe, request, monkeypatch):
+    """At the first tolerance at which one image of the batch converges before the other."""
+    kind, masks = request.node.callspec.params["pipe"], []
+    cut = 0 if kind == "Stable Diffusion" else 1
+    monkeypatch.setattr(unet_module, "keep", lambda frozen, *values: masks.append(frozen) or keep(frozen, *values))
+    for tolerance in torch.logspace(-2, 2, 60).tolist():
+        correction = Correction(3, tolerance=tolerance)
+        with apply(pipe, correction=correction, placement=ALL, cache=CachingConfig(3, cut=cut)):
+            start, last, _ = go(pipe, **KINDS[kind][1])
+        if any(not mask.all() for mask in masks):
+            break
+    assert any(not mask.all() for mask in masks)
+    network = CachedUNetNetwork(pipe.unet, cut)
+    expected = reference(kind, pipe, network, start, correction, ALL, frozenset({0, 3, 6}))
+    torch.testing.assert_close(last, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_everything_is_taken_off_again(sd):
