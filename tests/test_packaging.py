@@ -112,7 +112,6 @@ for words in {list(RUNS)!r}:
     sys.argv = ["run.py", *words.split()]
     try:
         command()
-        print("code None")
     except SystemExit as end:
         print("code", end.code)
 """
@@ -121,7 +120,7 @@ for words in {list(RUNS)!r}:
     assert len(answers) == len(RUNS), result.stderr
     for (words, message), answer in zip(RUNS.items(), answers, strict=True):
         assert message in answer and "Traceback" not in answer, (words, answer)
-        assert answer.rstrip().endswith("code None" if words == "--help" else ("code 1", "code 2")), (words, answer)
+        assert answer.rstrip().endswith("code 0" if words == "--help" else ("code 1", "code 2")), (words, answer)
 
 
 def test_the_projects_files_are_found_from_every_folder(tmp_path, monkeypatch):

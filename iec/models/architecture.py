@@ -76,9 +76,9 @@ def differences(component: Component, config: Mapping[str, Any]) -> list[str]:
         card = {key: value for key, value in _complete(component.kind, card).items() if not key.startswith("_")}
     ignored = {*INERT, *(key for key in ("scaling_factor",) if config.get(key) is None or card.get(key) is None)}
     return [
-        f"{key}: {given.get(key)!r} in the folder, {wanted!r} in the card"
-        for key, wanted in card.items()
-        if key not in ignored and _plain(given.get(key)) != _plain(wanted)
+        f"{key}: {given.get(key)!r} in the folder, {expected!r} in the card"
+        for key, expected in card.items()
+        if key not in ignored and _plain(given.get(key)) != _plain(expected)
     ]
 
 

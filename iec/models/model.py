@@ -55,17 +55,17 @@ class Source:
         prompts: str | None = None,
     ) -> "Source":
         """``None`` means what the card says. Raises `ConfigError` and, for weights that are not there, `WeightsError`."""
-        facts = card(model) if isinstance(model, str) else model
+        entry = card(model) if isinstance(model, str) else model
         dtype = dtype_name(dtype, DTYPES, "model.dtype")
-        if guidance is not None and facts.guidance is None:
-            raise ConfigError(f"model.guidance={guidance}: {facts.name} is unconditional. Leave model.guidance unset.")
+        if guidance is not None and entry.guidance is None:
+            raise ConfigError(f"model.guidance={guidance}: {entry.name} is unconditional. Leave model.guidance unset.")
         if guidance is not None and not 1 <= guidance <= 100:
             raise ConfigError(f"model.guidance={guidance} is outside [1, 100]; 1 is the conditional model without guidance.")
-        if prompts is not None and "text_encoder" not in facts.components:
-            raise ConfigError(f"model.prompts: {facts.name} takes no text. Leave model.prompts unset.")
-        needs_folder = not random_weights or weights is not None or facts.packaged is not None
-        folder = find(facts, weights) if needs_folder else None
-        return cls(facts, folder, random_weights, dtype, facts.guidance if guidance is None else guidance, prompts)
+        if prompts is not None and "text_encoder" not in entry.components:
+            raise ConfigError(f"model.prompts: {entry.name} takes no text. Leave model.prompts unset.")
+        needs_folder = not random_weights or weights is not None or entry.packaged is not None
+        folder = find(entry, weights) if needs_folder else None
+        return cls(entry, folder, random_weights, dtype, entry.guidance if guidance is None else guidance, prompts)
 
     @property
     def weights_hash(self) -> str:

@@ -64,9 +64,9 @@ def find(card: Card, weights: Path | str | None = None) -> Path:
         for file in files:
             if sentence := mistaken(file):
                 raise WeightsError(sentence)
-        if component.config and (found := differences(component, config_of(card, folder, component))):
+        if component.config and (conflicts := differences(component, config_of(card, folder, component))):
             raise WeightsError(
-                f"{home / CONFIG} is not the {component.name} of {card.name}: {'; '.join(found)}. These are the weights of "
+                f"{home / CONFIG} is not the {component.name} of {card.name}: {'; '.join(conflicts)}. These are the weights of "
                 f"another model. {get(card)}"
             )
     return folder

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 import iec
 from iec.errors import ConfigError
@@ -50,3 +51,12 @@ def test_progress_is_called_once_a_step(model):
 def test_bad_requests_are_refused(model, bad):
     with pytest.raises(ConfigError):
         iec.sample(model, **bad)
+
+
+def test_a_dtype_is_taken_by_name_and_as_torch_has_it(model):
+    """Of the solver's arithmetic."""
+    single = [iec.sample(model, 1, steps=2, dtype=dtype).images for dtype in (torch.float32, "float32", "torch.float32")]
+    assert all(np.array_equal(images, single[0]) for images in single)
+    for dtype in (torch.float16, "bfloat16", torch.int64):
+        with pytest.raises(ConfigError, match=r"dtype=\w+; choose float64, float32"):
+            iec.sample(model, 1, steps=2, dtype=dtype)

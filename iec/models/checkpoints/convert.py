@@ -72,14 +72,14 @@ def _convert(card: Card, original: Original, path: Path, folder: Path) -> None:
     if source.stubs:
         log.info("left out, not imported: %s", ", ".join(sorted(source.stubs)))
     parts = plan(card, original, source)
-    facts = {**asdict(fingerprint), "model": card.name, **{k: getattr(original, k) for k in ("url", "member", "layout", "ema")}}
+    record = {**asdict(fingerprint), "model": card.name, **{k: getattr(original, k) for k in ("url", "member", "layout", "ema")}}
     for part in parts:
         log.info("writing %s", part.component.name)
         # the hash alone: the same weights under another name, or from elsewhere, are the same model
         _write(part, source, folder / part.component.name, {"format": "pt", "source_sha256": fingerprint.sha256})
     if "text_encoder" in card.components:
         save_tokenizer(folder / "tokenizer")
-    _write_text(folder / "source.json", json.dumps(facts, indent=2) + "\n")
+    _write_text(folder / "source.json", json.dumps(record, indent=2) + "\n")
 
 
 def plan(card: Card, original: Original, source: Checkpoint) -> list[Part]:
@@ -131,11 +131,11 @@ def _check_tensors(original: Original, source: Checkpoint, parts: list[Part]) ->
         for name, parameter in part.module.state_dict().items():
             origin = part.origins[name]
             used.add(origin.name)
-            stored, wanted = source.tensors.get(origin.name), origin.shape(parameter.shape)
+            stored, expected = source.tensors.get(origin.name), origin.shape(parameter.shape)
             if stored is None:
                 problems.append(f"no {origin.name}")
-            elif stored.shape != wanted:
-                problems.append(f"{origin.name} {list(stored.shape)}, not {list(wanted)}")
+            elif stored.shape != expected:
+                problems.append(f"{origin.name} {list(stored.shape)}, not {list(expected)}")
             elif not stored.dtype.is_floating_point:
                 problems.append(f"{origin.name} of {stored.dtype}")
         if original.ema:  # the weights before averaging, by the same names

@@ -42,25 +42,25 @@ class Origin:
     part: int | None = None
     heads: int = 1
 
-    def shape(self, wanted: torch.Size) -> tuple[int, ...]:
-        """Of the tensor in the file, for a parameter of shape ``wanted``."""
-        rows = wanted[:1] if self.part is None else (3 * wanted[0],)
-        return (*rows, *wanted[1:], *(1,) * self.ones)
+    def shape(self, expected: torch.Size) -> tuple[int, ...]:
+        """Of the tensor in the file, for a parameter of shape ``expected``."""
+        rows = expected[:1] if self.part is None else (3 * expected[0],)
+        return (*rows, *expected[1:], *(1,) * self.ones)
 
-    def extract(self, stored: Tensor, wanted: torch.Size) -> Tensor:
+    def extract(self, stored: Tensor, expected: torch.Size) -> Tensor:
         """The parameter."""
         if self.part is not None:
             stored = stored.unflatten(0, (self.heads, 3, -1))[:, self.part]
-        return stored.reshape(wanted)
+        return stored.reshape(expected)
 
 
 def origins(layout: str, component: Component, module: nn.Module, ema: bool) -> dict[str, Origin]:
     """The origin of every parameter of a component's ``module``, in a file of ``layout``. ema: of the averaged weights (UNet)."""
     find = {"ddpm": _ddpm, "ldm": _ldm}[layout]
-    found = {name: find(name, component, module) for name in module.state_dict()}
+    named = {name: find(name, component, module) for name in module.state_dict()}
     if not (ema and component.name == "unet"):
-        return found
-    return {name: Origin(ema_name(o.name), o.ones, o.part, o.heads) for name, o in found.items()}
+        return named
+    return {name: Origin(ema_name(o.name), o.ones, o.part, o.heads) for name, o in named.items()}
 
 
 def ema_name(name: str) -> str:

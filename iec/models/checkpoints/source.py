@@ -82,20 +82,20 @@ def check(original: Original, path: Path) -> Fingerprint:
     if original.size not in (None, size):
         raise WeightsError(f"{path} has {size} bytes, not {original.size}: it is truncated or another file. Fetch it again.")
     log.info("hashing %s (%.2f GB)", path, size / 1e9)
-    found = fingerprint(path)
+    actual = fingerprint(path)
     for kind in ("sha256", "md5"):
-        wanted, value = getattr(original, kind), getattr(found, kind)
-        if wanted not in (None, value):
+        expected_value, value = getattr(original, kind), getattr(actual, kind)
+        if expected_value not in (None, value):
             raise WeightsError(
-                f"{path} ({size} bytes) has {kind} {value}, not {wanted}: it is truncated or another file. Fetch it again."
+                f"{path} ({size} bytes) has {kind} {value}, not {expected_value}: it is truncated or another file. Fetch it again."
             )
-    return found
+    return actual
 
 
 def expected(original: Original) -> str:
     """What to fetch, for error messages."""
-    facts = {"bytes": original.size, "sha256": original.sha256, "md5": original.md5}
-    known = ", ".join(f"{kind} {value}" for kind, value in facts.items() if value is not None)
+    values = {"bytes": original.size, "sha256": original.sha256, "md5": original.md5}
+    known = ", ".join(f"{kind} {value}" for kind, value in values.items() if value is not None)
     return f"Expected: {original.file} from {original.url} ({known or 'its hash is not known to us'})."
 
 
