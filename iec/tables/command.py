@@ -5,9 +5,10 @@
     python -m iec.tables experiments/bundled.yaml --run num_images=64 sampler.steps=10
     python -m iec.tables experiments/table1.yaml --scale paper      # the paper's models; small: the bundled one
     python -m iec.tables experiments/*.yaml --status                # how far every row is
+    python -m iec.tables experiments/table1.yaml --redraw --out DIR # the plots again, from DIR/table1/table.json
 
 Written to OUTPUT/tables/NAME-HASH, or to DIR/NAME with --out DIR: table.md, table.csv, table.tex, table.json, grid.png, error.png,
-scores.png, cost.png.
+scores.png, cost.png; pictures that would have no content are left out.
 """
 
 import argparse
@@ -17,14 +18,16 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from iec.errors import ArtifactError, ConfigError, IECError, WeightsError
-from iec.io.files import canonical_hash
+from iec.io.files import canonical_hash, read_json
+from iec.io.outputs import require_writable
 from iec.runs.cell import Cell
 from iec.runs.runner import Result, finished_result, run_cell
 from iec.runs.status import progress_of
 from iec.runs.tracking import log_cell
 from iec.tables.experiment import Experiment
-from iec.tables.figures import write_pictures
+from iec.tables.figures import write_pictures, write_plots
 from iec.tables.formats import show
+from iec.tables.measured import Measured
 from iec.tables.rows import build_rows
 from iec.tables.table import caption_of, write_table
 from iec.tables.tracking import log_table
@@ -42,6 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--scale", help="of a file that has scales; by default paper where there is a GPU, else small")
     parser.add_argument("--out", type=Path, metavar="DIR", help="for the tables, each in a folder named as its file")
     parser.add_argument("--status", action="store_true", help="only say how far each row is")
+    parser.add_argument("--redraw", action="store_true", help="only draw the plots again, from the table.json in --out DIR")
     options = parser.parse_intermixed_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     files = [Path(text) for text in options.given if "=" not in text]
@@ -50,12 +54,33 @@ def main(arguments: list[str] | None = None) -> None:
     for experiment in experiments:
         if not experiment.references:
             raise ConfigError(f"{experiment.name} has no reference row: it is no table. Use  python scripts/analyse.py.")
+        if options.out is not None:
+            require_writable(options.out / experiment.name / "table.md", "--out DIR")
+    if options.redraw:
+        for experiment in experiments:
+            redraw(experiment, options.out)
+        return
     checked = [(experiment, *experiment.available(LACKING)) for experiment in experiments]  # every row, before any is computed
     for experiment, cells, missing in checked:
         if options.status:
             print(status(experiment, cells, missing))
         else:
             assemble(experiment, cells, missing, options.run, options.out)
+
+
+def redraw(experiment: Experiment, out: Path | None) -> None:
+    """All pictures but the samples, from the table.json that is in their folder. Raises `ConfigError` where there is none."""
+    if out is None:
+        raise ConfigError("--redraw needs the folder of the tables: --out DIR.")
+    folder = out / experiment.name
+    file = folder / "table.json"
+    try:
+        rows = [Measured.from_json(entry) for entry in read_json(file) or [] if entry["label"] in experiment.rows]
+    except (KeyError, TypeError) as error:
+        raise ConfigError(f"{file} is of another version ({error!r}). Write the table again: leave --redraw out.") from error
+    if not rows:
+        raise ConfigError(f"{file} has no rows of {experiment.name}. Write the table first: leave --redraw out.")
+    print("\n".join(str(path) for path in write_plots(rows, experiment, folder)))
 
 
 def status(experiment: Experiment, cells: Mapping[str, Cell], missing: Mapping[str, IECError]) -> str:

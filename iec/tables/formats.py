@@ -1,4 +1,4 @@
-"""A table as Markdown, LaTeX, CSV, and in the terminal. Labels and titles are anybody's text: each language escapes it in one place."""
+"""A table as Markdown, LaTeX, CSV, and in the terminal. Labels and titles are anybody's text, which each language escapes once."""
 
 import csv
 import io
@@ -32,7 +32,7 @@ def one_line(text: str) -> str:
 
 
 def markdown_text(text: str) -> str:
-    """``text`` such that Markdown shows it as it is, also inside a cell of a table."""
+    """``text`` such that Markdown shows it as it is, inside a line or an entry of a table."""
     return MARKDOWN.sub(r"\\\g<0>", one_line(text))
 
 

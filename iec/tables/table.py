@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from iec.io.files import write_atomic, write_json
 from iec.tables.experiment import EVIDENCE, Experiment
 from iec.tables.formats import comma_separated, latex, markdown, markdown_code, markdown_text
+from iec.tables.measured import Measured, measured
 from iec.tables.rows import Row
+from iec.tables.styles import bases
 
 PUBLISHED = ", published"
 """The end of the heading of a column of published values."""
@@ -31,7 +31,7 @@ def write_table(
     }
     for name, content in contents.items():
         write_atomic(folder / name, lambda file, content=content: file.write(content.encode()))  # type: ignore[misc]
-    write_json(folder / "table.json", [_json(row) for row in rows])
+    write_json(folder / "table.json", [_entry(*pair) for pair in zip(rows, measured(rows, bases(experiment.rows)), strict=True)])
     return header, body
 
 
@@ -57,16 +57,12 @@ def _published_columns(experiment: Experiment) -> dict[str, str]:
     return {f"{column}{PUBLISHED}": column for values in experiment.published.values() for column in values}
 
 
-def _json(row: Row) -> dict[str, Any]:
-    return {
-        "label": row.label,
-        "cell": row.result.cell.slug,
-        "identity": row.result.cell.identity,
-        "manifest": {k: v for k, v in row.result.manifest.items() if k != "shards"},
-        "scores": {name: vars(score) for name, score in row.scores.items() if np.isfinite(score.value)},
-        "relative_distance_mean": None if row.errors is None else row.errors.mean(axis=0).tolist(),
-        "record": row.result.record,
-    }
+def _entry(row: Row, drawn: Measured) -> dict[str, Any]:
+    """Of table.json."""
+    result = row.result
+    manifest = {key: value for key, value in result.manifest.items() if key != "shards"}
+    fixed = {"label": row.label, "cell": result.cell.slug, "identity": result.cell.identity, "manifest": manifest}
+    return {**fixed, "record": result.record, **drawn.as_json()}
 
 
 def _absent(experiment: Experiment, absent: Mapping[str, str]) -> list[str]:
