@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
     for experiment in experiments:
         if not experiment.references:
             raise ConfigError(f"{experiment.name} has no reference row: it is no table. Use  python scripts/analyse.py.")
-        if options.out is not None:
+        if options.out is not None and not options.status:
             require_writable(options.out / experiment.name / "table.md", "--out DIR")
     if options.redraw:
         for experiment in experiments:

@@ -8,6 +8,7 @@ import numpy as np
 
 from iec.efficiency.cost import CallCost
 from iec.metrics.interval import Interval, mean_interval
+from iec.metrics.scores import METRICS
 from iec.tables.rows import PSNR, Row
 
 
@@ -27,6 +28,11 @@ class Curve:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Curve":
         return cls(**{name: np.array(part) for name, part in value.items() if part is not None})
+
+    @property
+    def interval(self) -> list[list[float]] | None:
+        """[low, high], JSON values."""
+        return None if self.low is None or self.high is None else [self.low.tolist(), self.high.tolist()]
 
     def as_json(self) -> dict[str, Any]:
         return {name: None if part is None else part.tolist() for name, part in vars(self).items()}
@@ -50,15 +56,17 @@ class Measured:
     @classmethod
     def from_json(cls, entry: Mapping[str, Any]) -> "Measured":
         """An entry of table.json."""
-        scores = (entry["record"] or {"scores": {}})["scores"].values()
-        mean, difference = entry["relative_distance_mean"], entry["paired_difference"]
+        kinds = (entry["record"] or {"scores": {}})["scores"].values()
+        mean, interval, difference = (
+            entry[key] for key in ("relative_distance_mean", "relative_distance_interval", "paired_difference")
+        )
         return cls(
             label=entry["label"],
             images=entry["manifest"]["num_images"],
-            scores={name: Interval(**score) for name, score in entry["scores"].items()},
-            higher_is_better={score["label"]: score["higher_is_better"] for score in scores} | {PSNR: True},
+            scores=_ordered({name: Interval(**score) for name, score in entry["scores"].items()}, entry["record"]),
+            higher_is_better={kind["label"]: kind["higher_is_better"] for kind in kinds} | {PSNR: True},
             cost=None if entry["cost"] is None else CallCost(**entry["cost"]),
-            distance=None if mean is None else Curve(np.array(mean)),
+            distance=None if mean is None else Curve(np.array(mean), *map(np.array, interval or ())),
             difference=None if difference is None else Curve.from_json(difference),
             traced=entry["trace_images"],
         )
@@ -69,9 +77,17 @@ class Measured:
             "cost": None if self.cost is None else asdict(self.cost),
             "scores": {name: vars(score) for name, score in self.scores.items()},
             "relative_distance_mean": None if self.distance is None else self.distance.mean.tolist(),
+            "relative_distance_interval": None if self.distance is None else self.distance.interval,
             "paired_difference": None if self.difference is None else self.difference.as_json(),
             "trace_images": self.traced,
         }
+
+
+def _ordered(scores: dict[str, Interval], record: Mapping[str, Any] | None) -> dict[str, Interval]:
+    """In the order of `METRICS`, others last: files keep their keys in alphabetical order."""
+    kinds = (record or {"scores": {}})["scores"]
+    ranks = {kinds[name]["label"]: rank for rank, name in enumerate(METRICS) if name in kinds}
+    return dict(sorted(scores.items(), key=lambda item: ranks.get(item[0], len(METRICS))))
 
 
 def measured(rows: Sequence[Row], bases: Mapping[str, str]) -> list[Measured]:
@@ -82,7 +98,7 @@ def measured(rows: Sequence[Row], bases: Mapping[str, str]) -> list[Measured]:
         Measured(
             label=row.label,
             images=row.result.manifest["num_images"],
-            scores={name: score for name, score in row.scores.items() if np.isfinite(score.value)},
+            scores=_ordered({name: score for name, score in row.scores.items() if np.isfinite(score.value)}, row.result.record),
             higher_is_better=row.higher_is_better,
             cost=row.image_cost,
             distance=None if row.errors is None else Curve.of(row.errors),

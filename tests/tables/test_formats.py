@@ -70,7 +70,7 @@ def test_latex_escapes_all_specials_and_a_label_starts_no_option_or_line():
     assert latex_text("\\&%$#_{}~^") == r"\textbackslash{}\&\%\$\#\_\{\}\textasciitilde{}\textasciicircum{}"
     text = latex(["", "FID"], [[label, "1"] for label in LABELS], "title\n\\input{x}")
     lines = text.splitlines()
-    assert lines[0] == r"% title \input{x}" and len(lines) == len(LABELS) + 6
+    assert lines[0] == r"% title \input{x}" and len(lines) == len(LABELS) + 7
     for line in lines[5:-2]:
         cells = line.removesuffix(r" \\")
         assert not re.match(r"[\[*]", cells)
