@@ -9,7 +9,7 @@ def _parser() -> MarkdownIt:
     which loads nothing and runs nothing of a reading.
     """
     parser = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
-    parser.validateLink = lambda address: address.startswith(("https://", "http://"))  # type: ignore[method-assign]
+    parser.validateLink = lambda url: url.startswith(("https://", "http://"))  # type: ignore[method-assign]
     return parser
 
 

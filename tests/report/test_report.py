@@ -17,9 +17,10 @@ from PIL import Image
 
 from iec.errors import ConfigError, MetricError, NonFiniteError, StoreError
 from iec.io.images import grid
+from iec.io.resources import experiments
 from iec.metrics.frechet import FewSamplesWarning
 from iec.metrics.interval import Interval
-from iec.report.__main__ import EXPERIMENTS, main, tables
+from iec.report.__main__ import main, tables
 from iec.report.pictures import GAP, LARGEST_SIDE, _smaller, plots_of
 from iec.report.reading import to_html
 from iec.runs.failures import failure_recorded
@@ -358,7 +359,7 @@ def test_a_folder_without_experiments_is_refused_and_a_broken_one_keeps_its_sect
 
 
 def test_the_shipped_tables_are_found():
-    names = [path.stem for path in tables(EXPERIMENTS)]
+    names = [path.stem for path in tables(experiments())]
     assert names[:5] == ["table1", "table2", "table3", "table4", "table5"] and names[5:8] == ["figure3", "figure4", "figure5"]
     assert "controls" in names and not {"figure1", "figure2", "bundled"} & set(names)
 
