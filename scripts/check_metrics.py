@@ -3,7 +3,7 @@
     python -m scripts.check_metrics > experiments/results/metrics_parity.md
 
 Once end to end, from bytes: each package's own network (one set of random weights for all), its own resize and its own formulas.
-Once from random features, with enough rows for all that N decides: chunks of the inception score, KID's subsets. Exits with 1 if
+Once from random features, with enough of them for all that N decides: chunks of the inception score, KID's subsets. Exits with 1 if
 a score is further from the other's than `ALLOWED`.
 """
 
@@ -69,7 +69,7 @@ class Row(NamedTuple):
         return f"| {self.score} | {self.other} | {self.ours:.8g} | {self.theirs:.8g} | {self.difference:.1e} |"
 
 
-def pictures(n: int, seed: int, blur: float) -> np.ndarray:
+def random_images(n: int, seed: int, blur: float) -> np.ndarray:
     """Blurred noise, uint8 [n, 32, 32, 3]."""
     noise = gaussian_filter(np.random.default_rng(seed).normal(size=(n, 32, 32, 3)), (0, blur, blur, 0))
     return np.clip(128 + 60 * noise / noise.std(), 0, 255).astype(np.uint8)
@@ -128,7 +128,7 @@ def kid_row(ours: tuple[Features, Features], theirs: tuple[Features, Features], 
 
 
 def end_to_end(n: int) -> list[Row]:
-    sets = pictures(n, 0, 1.0), pictures(n, 1, 1.3)
+    sets = random_images(n, 0, 1.0), random_images(n, 1, 1.3)
     with tempfile.TemporaryDirectory() as folder:
         path, digest, tensors = random_weights(Path(folder))
         extractors = [Inception("cpu", resize, path, digest) for resize in (TENSORFLOW, PYTORCH_FID)]
@@ -181,7 +181,7 @@ def main() -> int:
         f"**From bytes**: {n} generated and {n} real images of 32 x 32 (blurred noise, seeds 0 and 1), random weights of seed 0.": (
             end_to_end(n)
         ),
-        "**From features**: 6,000 generated and 5,500 real random rows of 64 (seeds 0 and 1), sorted by class.": (
+        "**From features**: 6,000 generated and 5,500 real random vectors of 64 (seeds 0 and 1), sorted by class.": (
             from_features(6000, 5500)
         ),
     }

@@ -17,9 +17,9 @@ import numpy as np
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from iec.errors import IECError
+from iec.io.paths import user_path
 from iec.io.progress import stage
-from iec.io.runtime import keep_freed_memory, resolve_device
+from iec.io.runtime import entry_point, keep_freed_memory, resolve_device
 from iec.metrics.extractors.efficientnet import EffNetLite0
 from iec.metrics.images.datasets import load_cifar10
 from iec.metrics.references.reference import load_reference, reference_path
@@ -66,7 +66,9 @@ def worsens(before: dict[str, Score], after: dict[str, Score]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("data"), help="folder with CIFAR-10 (see iec/metrics/images/datasets.py)")
+    parser.add_argument(
+        "--data", type=user_path, default=Path("data"), help="folder with CIFAR-10 (iec/metrics/images/datasets.py)"
+    )
     parser.add_argument("--images", type=int, default=2000, help="test images, from the first")
     parser.add_argument("--device", default="auto")
     args = parser.parse_args()
@@ -95,7 +97,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with entry_point():
         main()
-    except IECError as error:
-        sys.exit(f"error: {error}")

@@ -7,9 +7,8 @@ python scripts/export_images.py outputs/CELL samples.npz
 
 import argparse
 import logging
-from pathlib import Path
 
-from iec.io.outputs import require_writable
+from iec.io.paths import require_writable, user_path
 from iec.io.progress import reported
 from iec.io.runtime import entry_point
 from iec.metrics.images.export import export_npz, export_pngs, name_of
@@ -18,8 +17,8 @@ from iec.runs.cell_images import CellSource
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cell", type=Path, help="a cell's folder (the one with cell.json)")
-    parser.add_argument("output", type=Path, help="a folder, or a file that ends in .npz")
+    parser.add_argument("cell", type=user_path, help="a cell's folder (the one with cell.json)")
+    parser.add_argument("output", type=user_path, help="a folder, or a file that ends in .npz")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     source = CellSource.open(args.cell)

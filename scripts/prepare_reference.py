@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from iec.errors import ArtifactError, ConfigError
-from iec.io.outputs import require_writable
+from iec.io.paths import require_writable, user_path
 from iec.io.progress import reported
 from iec.io.runtime import entry_point, keep_freed_memory, resolve_device
 from iec.metrics.extractors.features import Extractor
@@ -43,9 +43,9 @@ def arguments() -> argparse.Namespace:
         "--protocol", default="efficientnet_lite0", choices=PROTOCOLS, help="whose extractor (default: %(default)s)"
     )
     parser.add_argument("--dataset", choices=dataset_names(), help="a known set, below --data (default: cifar10_train) or as --npz")
-    parser.add_argument("--data", type=Path, help="folder of the data set")
-    parser.add_argument("--folder", type=Path, help="folder of PNG, JPEG or WebP files")
-    parser.add_argument("--npz", type=Path, help="images (arr_0) or statistics (mu, sigma, mu_s, sigma_s)")
+    parser.add_argument("--data", type=user_path, help="folder of the data set")
+    parser.add_argument("--folder", type=user_path, help="folder of PNG, JPEG or WebP files")
+    parser.add_argument("--npz", type=user_path, help="images (arr_0) or statistics (mu, sigma, mu_s, sigma_s)")
     parser.add_argument("--origin", choices=ORIGINS, help="tool that wrote the statistics")
     parser.add_argument("--resolution", type=int, help="make images R x R: shorter side to R, centre crop (a data set: its own)")
     parser.add_argument("--filter", choices=FILTERS, help="of the resizing (Pillow; antialiased, but for nearest)")
@@ -58,7 +58,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--limit", type=int, help="the first N images only")
     parser.add_argument("--workers", type=int, default=1, help="processes, of one thread each (default: %(default)s)")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--output", type=user_path)
     return parser.parse_args()
 
 
@@ -105,10 +105,10 @@ def open_source(args: argparse.Namespace) -> Source:
 def import_npz(args: argparse.Namespace, extractor: Extractor, output: Path) -> Reference:
     if output.exists():
         raise ArtifactError(f"{output} exists. Delete it, or choose another --output.")
-    facts: dict[str, Any] = {"resolution": args.resolution}
+    known: dict[str, Any] = {"resolution": args.resolution}
     if args.dataset:
         entry = dataset(args.dataset)
-        facts = {"resolution": entry.resolution, "dataset": entry.title, "n": entry.images}
+        known = {"resolution": entry.resolution, "dataset": entry.title, "n": entry.images}
     total = len(NpzSource(ImageArray.open(args.npz))) if "arr_0" in npz_keys(args.npz) else 0
     with reported("features of arr_0") as report:
         done = 0
@@ -118,7 +118,7 @@ def import_npz(args: argparse.Namespace, extractor: Extractor, output: Path) -> 
             done += images
             report(done, total)
 
-        reference = import_statistics(args.npz, extractor, args.origin, **facts, progress=progress)
+        reference = import_statistics(args.npz, extractor, args.origin, **known, progress=progress)
     reference.save(output)
     return reference
 
@@ -130,9 +130,9 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     keep_freed_memory()
     check(args)
-    device, rules = resolve_device(args.device), protocol(args.protocol)
+    device, evaluation = resolve_device(args.device), protocol(args.protocol)
     statistics = args.npz is not None and "mu" in npz_keys(args.npz)
-    extractor = rules.extractor(device if statistics else "cpu")
+    extractor = evaluation.extractor(device if statistics else "cpu")
     output = args.output or user_folder() / file_name(args.dataset, extractor.name)
     if not output.is_file():  # an existing one is never replaced
         require_writable(output, "--output FILE.safetensors")

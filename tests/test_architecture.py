@@ -22,6 +22,8 @@ ROOMS = {
 """room -> the rooms that it may import from, besides itself and `iec.errors`. From the bottom up."""
 LIBRARIES = {"sampling": {"torch", "numpy"}}
 """room -> the only libraries that its modules import when they are loaded."""
+LATER = {"io": {"diffusers"}, "efficiency": {"diffusers"}}
+"""room -> the libraries that its modules import inside functions only, because a configuration is checked without them."""
 DOORS = {"__init__.py", "__main__.py"}
 """At the root: the public names, and the command line. In a room, ``__main__.py`` is its command and may use every room."""
 
@@ -60,6 +62,13 @@ def test_a_pure_room_loads_these_libraries_only(room):
     for path in modules(room):
         loaded = {name.split(".")[0] for name in imported(path, everywhere=False)} - {"iec"}
         assert loaded - set(__import__("sys").stdlib_module_names) <= LIBRARIES[room], path
+
+
+@pytest.mark.parametrize("room", LATER)
+def test_a_slow_library_is_loaded_by_what_needs_it_only(room):
+    for path in modules(room):
+        loaded = {name.split(".")[0] for name in imported(path, everywhere=False)}
+        assert not loaded & LATER[room], path
 
 
 def test_rooms_have_a_docstring():

@@ -12,12 +12,14 @@ from diffusers import (
     DiTTransformer2DModel,
     LDMTextToImagePipeline,
     StableDiffusionPipeline,
+    StableDiffusionXLImg2ImgPipeline,
     UNet2DConditionModel,
     UNet2DModel,
     VQModel,
 )
 from diffusers.pipelines.deprecated import LDMPipeline
 from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertConfig, LDMBertModel
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from iec.sampling.timetable import NoiseSchedule, Timetable
 
@@ -37,10 +39,10 @@ def pixel_unet(channels=3):
     return UNet2DModel(in_channels=channels, out_channels=channels, **levels, **UNET).eval()
 
 
-def text_unet(channels=4):
+def text_unet(channels=4, **added):
     down, up = ("DownBlock2D", "CrossAttnDownBlock2D"), ("CrossAttnUpBlock2D", "UpBlock2D")
     sizes = {"in_channels": channels, "out_channels": 4, "cross_attention_dim": 8}
-    return UNet2DConditionModel(down_block_types=down, up_block_types=up, **sizes, **UNET).eval()
+    return UNet2DConditionModel(down_block_types=down, up_block_types=up, **sizes, **UNET, **added).eval()
 
 
 def vae(kind=AutoencoderKL, channels=4, levels=1):
@@ -54,6 +56,15 @@ NO_TEXT = ("text_encoder", "tokenizer", "safety_checker", "feature_extractor")
 def stable_diffusion():
     parts = {"vae": vae(), "unet": text_unet(), "scheduler": LATENT, **dict.fromkeys(NO_TEXT)}
     return quiet(StableDiffusionPipeline(**parts, requires_safety_checker=False))
+
+
+def refiner():
+    """SDXL's image-to-image pipeline, whose ``denoising_start`` counts the entries of the scheduler's list."""
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1, "vocab_size": 16}
+    text = CLIPTextModelWithProjection(CLIPTextConfig(bos_token_id=0, eos_token_id=2, projection_dim=8, **sizes))
+    added = {"addition_embed_type": "text_time", "addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 56}
+    parts = (vae(), None, text, None, None, text_unet(**added), LATENT)
+    return quiet(StableDiffusionXLImg2ImgPipeline(*parts, requires_aesthetics_score=False))
 
 
 class Words:

@@ -15,6 +15,7 @@ from iec.analysis.state import State
 from iec.errors import ConfigError
 from iec.io.environment import describe_device, git_revision
 from iec.io.files import canonical_hash, write_atomic
+from iec.metrics.interval import Interval
 from iec.runs.cell import Cell
 from iec.runs.runner import prepare
 from iec.sampling.ddim import takes_single_steps
@@ -96,7 +97,7 @@ def _plain(value: Any) -> Any:
     """JSON values."""
     if isinstance(value, dict):
         return {str(key): _plain(v) for key, v in value.items()}
-    if isinstance(value, list | tuple | np.ndarray):
+    if isinstance(value, list | tuple | np.ndarray | Interval):
         return [_plain(v) for v in value]
     if isinstance(value, bool | np.bool_):
         return bool(value)

@@ -5,11 +5,10 @@ float), the convention of quantization papers: a W8A8 call has 1/16 of the BOPs 
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from iec.efficiency.caching.cut import Kind
@@ -17,6 +16,9 @@ from iec.efficiency.caching.network import CachedUNetNetwork
 from iec.efficiency.quantization import PTQConfig
 from iec.models.unet import UNetNetwork
 from iec.sampling.network import FeatureCache, Mode, Network, Step
+
+if TYPE_CHECKING:
+    from diffusers.models.attention_processor import Attention
 
 FLOAT = PTQConfig(weight_bits=32, activation_bits=32, softmax_bits=32, end_bits=32)
 
@@ -48,14 +50,6 @@ class Cost:
         cached = self.cached or CallCost()
         return self.full * (calls["full"] + calls["correction"]) + cached * (calls["cached"] + calls["cached_correction"])
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, value: dict[str, Any]) -> "Cost":
-        cached = value["cached"]
-        return cls(value["weight_bytes"], CallCost(**value["full"]), None if cached is None else CallCost(**cached))
-
 
 @dataclass(frozen=True)
 class Operation:
@@ -79,25 +73,19 @@ def network_cost(
     cond: Tensor | None = None,
     cut: int | Kind | None = None,
     config: PTQConfig = FLOAT,
-    rows: int = 1,
+    branches: int = 1,
 ) -> Cost:
     """The cost of ``unet`` quantized as ``config`` says and cached at ``cut``; arguments as of `operations`.
 
-    rows: that an image needs of the UNet, 2 under guidance.
+    branches: how often an image goes through the UNet, 2 under guidance.
     """
 
     def total(calls: list[Operation]) -> CallCost:
         bits = [operation.bits(config) for operation in calls]
-        return CallCost(sum(o.macs for o in calls), sum(o.macs * a * b for o, (a, b) in zip(calls, bits, strict=True))) * rows
+        return CallCost(sum(o.macs for o in calls), sum(o.macs * a * b for o, (a, b) in zip(calls, bits, strict=True))) * branches
 
     full, cached = operations(unet, shape, cond, cut)
     return Cost(weight_bytes, total(full), None if cut is None else total(cached))
-
-
-def call_macs(unet: Any, cut: int | Kind, shape: tuple[int, ...], cond: Tensor | None = None) -> tuple[int, int]:
-    """MACs of a full and of a cached call; arguments as of `operations`."""
-    full, cached = operations(unet, shape, cond, cut)
-    return sum(o.macs for o in full), sum(o.macs for o in cached)
 
 
 def operations(
@@ -130,6 +118,8 @@ class _Recorder:
     """Notes what every call of the modules of ``unet`` multiplies."""
 
     def __init__(self, unet: nn.Module) -> None:
+        from diffusers.models.attention_processor import Attention
+
         self.found: list[Operation] = []
         self.names = {module: name for name, module in unet.named_modules()}
         for module in unet.modules():
@@ -142,7 +132,7 @@ class _Recorder:
         each = module.weight[0].numel()  # type: ignore[index]  # [O, I, ...]: MACs of an output
         self.found.append(Operation(self.names[module], "layer", out.numel() * each))
 
-    def _attention(self, module: Attention, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:
+    def _attention(self, module: "Attention", args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:
         """Q K^T and the product with V; [B, N, C] tokens or a [B, C, H, W] map."""
         h = args[0]
         queries = h.shape[1] if h.ndim == 3 else h.shape[-2] * h.shape[-1]

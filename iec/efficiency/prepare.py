@@ -10,18 +10,19 @@ from iec.efficiency.quantization import (
     CalibrationCall,
     PTQConfig,
     QuantizedNetwork,
+    QuantizedUNet,
+    cached_calibration,
     calibrate,
     load_calibration,
     quantize_unet,
     reconstruct,
-    save_calibration,
 )
 from iec.io.artifacts import artifact_path
 from iec.io.progress import reported, stage
 from iec.models import Model
 from iec.models.unet import UNetNetwork
 from iec.sampling.ddim import Sampler
-from iec.sampling.guidance import unet_rows
+from iec.sampling.guidance import unet_batch
 from iec.sampling.network import Step
 from iec.sampling.noise import Noise
 from iec.sampling.timetable import Timetable
@@ -35,42 +36,47 @@ def quantize(
 ) -> QuantizedNetwork:
     """The model's network with simulated quantization, calibrated for the steps of ``table``.
 
-    artifacts: a folder to keep calibrations in and reuse them from. artifact: a calibration file that must be used.
-    Raises `ArtifactError` if a file is missing, damaged, or was made from something else.
+    artifacts: a folder to keep calibrations in and reuse them from; of the processes that need the same one, one makes it.
+    artifact: a calibration file that must be used.
+    Raises `ArtifactError` if a file is missing, damaged, or was made from something else, `StoreError` if it cannot be written.
     """
     network = quantize_unet(model.unet, config, len(table))
-    facts = calibration_facts(model, config, table)
-    path = None if artifacts is None else artifact_path(Path(artifacts), "ptq", facts)
-    held = artifact or (path if path is not None and path.exists() else None)
-    if held is not None:
-        load_calibration(Path(held), network, facts)
-        return QuantizedNetwork(network)
+    fingerprint = calibration_fingerprint(model, config, table)
+    if artifact is not None:
+        load_calibration(Path(artifact).expanduser(), network, fingerprint)
+    elif artifacts is None:
+        _calibrate(network, model, config, table, None)
+    else:
+        path = artifact_path(Path(artifacts), "ptq", fingerprint)
+        units = path.with_suffix(".units")
+        cached_calibration(path, network, fingerprint, lambda: _calibrate(network, model, config, table, units))
+    return QuantizedNetwork(network)
+
+
+def _calibrate(network: QuantizedUNet, model: Model, config: PTQConfig, table: Timetable, units: Path | None) -> None:
+    """units: the folder of what an interrupted reconstruction has finished."""
     inputs, cond = calibration_inputs(model, table, config.calibration_images, float_batch(model, config))
     calls = [CalibrationCall(x, Step(i, t), cond) for i, (x, (t, _)) in enumerate(zip(inputs, table.pairs, strict=True))]
     evaluate = UNetNetwork(network.unet)
     with reported("calibrating") as report:
         calibrate(network, evaluate, calls, report)
-    units = None if path is None else path.with_suffix(".units")
     if config.reconstruct != "none":
         with reported(f"reconstruction by {config.reconstruct}") as report:
             reconstruct(network, evaluate, model.unet, model.network, calls, progress=report, checkpoint=units)
-    if path is not None:
-        save_calibration(path, network, facts)
-    return QuantizedNetwork(network)
 
 
-def calibration_facts(model: Model, config: PTQConfig, table: Timetable) -> dict[str, Any]:
+def calibration_fingerprint(model: Model, config: PTQConfig, table: Timetable) -> dict[str, Any]:
     """Everything a calibration depends on."""
     return {
-        **model_facts(model),
-        "config": config.facts(),
+        **model_fingerprint(model),
+        "config": config.fingerprint(),
         "timetable": [list(pair) for pair in table.pairs],
         "eta": table.eta,
         "seed": CALIBRATION_SEED,
     }
 
 
-def model_facts(model: Model) -> dict[str, Any]:
+def model_fingerprint(model: Model) -> dict[str, Any]:
     """What a calibration depends on of the model."""
     return {("model" if key == "name" else key): value for key, value in model.identity.items()}
 
@@ -81,13 +87,13 @@ def float_batch(model: Model, config: PTQConfig) -> int:
 
 
 def calibration_inputs(model: Model, table: Timetable, count: int, size: int) -> tuple[Tensor, Tensor | None]:
-    """The UNet's inputs on full-precision trajectories from fresh noise, float32 [T, rows, C, H, W], and its cond [rows, ...].
+    """The UNet's inputs on full-precision trajectories from fresh noise, float32 [T, B, C, H, W], and its cond [B, ...].
 
-    rows: ``count``, or twice as many under guidance (`unet_rows`). size: images of a batch. Nothing of the result's size is held
-    beside it.
+    B: ``count``, or twice as many under guidance, which has two branches (`unet_batch`). size: images of a batch. Nothing of the
+    result's size is held beside it.
     """
-    everything, rows = model.cond(range(count)), model.rows
-    inputs = torch.empty(len(table), count * rows, *model.card.shape, dtype=torch.float32, device=model.device)
+    everything, branches = model.cond(range(count)), model.rows
+    inputs = torch.empty(len(table), count * branches, *model.card.shape, dtype=torch.float32, device=model.device)
     with stage("calibration trajectories", -(-count // size) * len(table)) as advance:
         for start in range(0, count, size):
             indices = tuple(range(start, min(start + size, count)))
@@ -97,5 +103,6 @@ def calibration_inputs(model: Model, table: Timetable, count: int, size: int) ->
                 if i:
                     advance()
                 if i < len(table):  # the last state is no input
-                    inputs[i, start * rows : (indices[-1] + 1) * rows] = unet_rows(model.guidance, x, cond)[0]
-    return inputs, None if everything is None else unet_rows(model.guidance, everything, everything)[1]
+                    both = slice(start * branches, (indices[-1] + 1) * branches)
+                    inputs[i, both] = unet_batch(model.guidance, x, cond)[0]
+    return inputs, None if everything is None else unet_batch(model.guidance, everything, everything)[1]

@@ -2,7 +2,7 @@
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -27,7 +27,8 @@ BUILT_IN = "iec.efficiency.techniques"
 class Prepared:
     """A network ready to be sampled.
 
-    cost: of its calls, where it is known. refresh: the refresh steps, from a technique that finds them only here (``late``).
+    cost: of its calls, where it is known. refresh: the refresh steps, from a technique that finds them in `Technique.prepare`
+    (``refresh_found_by_prepare``); else None.
     """
 
     network: Network
@@ -47,22 +48,28 @@ class Technique(ABC):
     """Whether the time of a run says nothing about the technique, because its arithmetic is only imitated."""
 
     @property
-    def late(self) -> bool:
-        """Whether the refresh steps are found by `prepare` only; `refresh` then gives None."""
+    def refresh_found_by_prepare(self) -> bool:
+        """Whether the refresh steps come with what `prepare` returns; `refresh` then gives None."""
         return False
 
     @abstractmethod
     def prepare(self, model: Model, table: Timetable, artifacts: Path) -> Prepared:
-        """The network for the steps of ``table``; what is slow to find is kept in the folder ``artifacts`` (`iec.io.artifacts`)."""
+        """The network for the steps of ``table``. What is slow to find is kept in the folder ``artifacts``, by
+        `iec.io.artifacts.cached`, so that of the processes of a run one makes it.
+        """
 
     def refresh(self, num_steps: int) -> frozenset[int] | None:
         """The steps that run the full network; the others are told to reuse a feature (``step.mode == "cached"``). None: all."""
         return None
 
     def check(  # noqa: B027  # most techniques have nothing to refuse
-        self, card: Card, skeleton: nn.Module, sampler: Solver
+        self, card: Card, skeleton: Callable[[], nn.Module], sampler: Solver
     ) -> None:
-        """Refuse, by `ConfigError`, what cannot be run, before any weights are loaded. skeleton: the UNet without data."""
+        """Refuse, by `ConfigError`, what cannot be run, before any weights are loaded.
+
+        skeleton: makes the UNet without data, on the device ``meta``; call it only if the check needs it, because it loads
+        diffusers.
+        """
 
     def identity(self, card: Card, num_steps: int) -> dict[str, Any]:
         """JSON values: what the bytes of an image depend on. See `identity_of` for what is added to it."""

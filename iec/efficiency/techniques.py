@@ -1,5 +1,6 @@
 """The techniques of the paper: none, post-training quantization, DeepCache, CacheQuant."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,7 +12,7 @@ from iec.efficiency.cachequant import CacheQuantConfig, prepare_cachequant
 from iec.efficiency.caching import CachedUNetNetwork, Kind, find_cut
 from iec.efficiency.caching.config import CachingConfig
 from iec.efficiency.cost import FLOAT, Cost, network_cost
-from iec.efficiency.prepare import CALIBRATION_SEED, float_batch, model_facts, quantize
+from iec.efficiency.prepare import CALIBRATION_SEED, float_batch, model_fingerprint, quantize
 from iec.efficiency.quantization import PTQConfig, weight_bytes
 from iec.efficiency.technique import Prepared, Technique
 from iec.errors import ConfigError
@@ -22,9 +23,9 @@ from iec.sampling.timetable import Timetable
 
 
 def model_cost(model: Model, weight_bytes: int, cut: int | Kind | None = None, config: PTQConfig = FLOAT) -> Cost:
-    """Of network calls on an image of the model: of both of its rows under guidance."""
+    """Of network calls on an image of the model; under guidance both branches count."""
     cond = None if model.card.tokens is None else torch.empty(1, *model.card.tokens)
-    return network_cost(model.unet, model.card.shape, weight_bytes, cond, cut, config, rows=model.rows)
+    return network_cost(model.unet, model.card.shape, weight_bytes, cond, cut, config, branches=model.rows)
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class PTQ(PTQConfig, Technique):
         return Prepared(network, cost=model_cost(model, weight_bytes(network.quantized), config=config))
 
     def identity(self, card: Card, num_steps: int) -> dict[str, Any]:
-        return {"technique": "ptq", **self.facts()}  # the artifact left out: one of another configuration is refused
+        return {"technique": "ptq", **self.fingerprint()}  # the artifact left out: one of another configuration is refused
 
 
 def ptq_config(settings: PTQConfig) -> PTQConfig:
@@ -60,8 +61,8 @@ def ptq_config(settings: PTQConfig) -> PTQConfig:
 class DeepCache(CachingConfig, Technique):
     """DeepCache (arXiv 2312.00858): steps between two refreshes reuse the deep feature of the last full call."""
 
-    def check(self, card: Card, skeleton: nn.Module, sampler: Solver) -> None:
-        find_cut(skeleton, self.cut_of(card))
+    def check(self, card: Card, skeleton: Callable[[], nn.Module], sampler: Solver) -> None:
+        find_cut(skeleton(), self.cut_of(card))
 
     def refresh(self, num_steps: int) -> frozenset[int]:
         return self.steps_of(num_steps)
@@ -98,43 +99,43 @@ class CacheQuant(CachingConfig, PTQConfig, Technique):
         self._config(0, frozenset({0}))  # refuses what it refuses
 
     @property
-    def late(self) -> bool:
+    def refresh_found_by_prepare(self) -> bool:
         return self.schedule == "dps"
 
     def _schedules(self) -> tuple[str, ...]:
         return (*super()._schedules(), "dps")
 
-    def check(self, card: Card, skeleton: nn.Module, sampler: Solver) -> None:
-        find_cut(skeleton, self.cut_of(card))
+    def check(self, card: Card, skeleton: Callable[[], nn.Module], sampler: Solver) -> None:
+        find_cut(skeleton(), self.cut_of(card))
         steps = len(sampler.timetable)
         self._config(self.cut_of(card), self.refresh(steps)).require_fits(steps)
         if sampler.placement.cached_steps == "full" and not (sampler.refresh or frozenset({0})).issuperset(sampler.corrected):
             raise ConfigError(
                 "iec.cached_steps=full makes full calls at cached steps, and CacheQuant calibrates those steps for cached calls "
-                "only: the activation rows of the deep layers do not exist there. Use iec.cached_steps=cached, or skip."
+                "only: the deep layers have no activation scales there. Use iec.cached_steps=cached, or skip."
             )
 
     def refresh(self, num_steps: int) -> frozenset[int] | None:
-        return None if self.late else self.steps_of(num_steps)
+        return None if self.refresh_found_by_prepare else self.steps_of(num_steps)
 
     def prepare(self, model: Model, table: Timetable, artifacts: Path) -> Prepared:
         cut = self.cut_of(model.card)
         config = self._config(cut, self.refresh(len(table)))
-        made = prepare_cachequant(
+        calibrated = prepare_cachequant(
             model.unet,
             config,
             table,
             model.card.shape,
-            facts=model_facts(model),
+            fingerprint=model_fingerprint(model),
             seed=CALIBRATION_SEED,
             artifacts=artifacts,
-            artifact=None if self.artifact is None else Path(self.artifact),
+            artifact=None if self.artifact is None else Path(self.artifact).expanduser(),
             batch_size=float_batch(model, config.ptq),
             cond=model.cond(range(config.images)),
             guidance=model.guidance,
         )
-        cost = model_cost(model, weight_bytes(made.network.quantized), cut, config.ptq)
-        return Prepared(made.network, cost, made.refresh if self.late else None)
+        cost = model_cost(model, weight_bytes(calibrated.network.quantized), cut, config.ptq)
+        return Prepared(calibrated.network, cost, calibrated.refresh if self.refresh_found_by_prepare else None)
 
     def identity(self, card: Card, num_steps: int) -> dict[str, Any]:
         config = self._config(self.cut_of(card), self.refresh(num_steps))

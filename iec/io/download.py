@@ -98,7 +98,7 @@ def _receive(url: str, part: Path, report: Report) -> None:
             raise _Interrupted("the server goes on elsewhere in the file than asked; starting anew")
         done = done if resumed else 0
         length = answer.headers.get("Content-Length")
-        total = None if length is None else done + int(length)
+        total = done + int(length) if length is not None and length.isdecimal() else None
         tag = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
         if not resumed:
             marker.unlink(missing_ok=True)
@@ -131,7 +131,7 @@ def _ask(request: Request) -> Any:
     except HTTPError:
         raise
     except (OSError, HTTPException) as error:
-        raise _Interrupted(str(error) or type(error).__name__) from error
+        raise _Interrupted(_reason(error)) from error
 
 
 def _blocks(answer: BinaryIO) -> Iterator[bytes]:
@@ -139,7 +139,12 @@ def _blocks(answer: BinaryIO) -> Iterator[bytes]:
         while block := answer.read(BLOCK):
             yield block
     except (OSError, HTTPException) as error:
-        raise _Interrupted(str(error) or type(error).__name__) from error
+        raise _Interrupted(_reason(error)) from error
+
+
+def _reason(error: Exception) -> str:
+    """Of a connection that failed; urllib wraps it in one whose text is a repr."""
+    return str(getattr(error, "reason", error)) or type(error).__name__
 
 
 def _marker(part: Path) -> Path:
@@ -148,13 +153,13 @@ def _marker(part: Path) -> Path:
 
 
 def _check(path: Path, sha256: str | None, md5: str | None) -> None:
-    for name, wanted in (("sha256", sha256), ("md5", md5)):
-        if wanted is None:
+    for name, expected in (("sha256", sha256), ("md5", md5)):
+        if expected is None:
             continue
         with path.open("rb") as file:
-            found = hashlib.file_digest(file, name).hexdigest()
-        if found != wanted:
+            digest = hashlib.file_digest(file, name).hexdigest()
+        if digest != expected:
             raise WeightsError(
-                f"{path.name} ({path.stat().st_size} bytes) has {name} {found}, expected {wanted}: it is damaged or another file. "
-                f"Delete {path} if it is there, and fetch it again."
+                f"{path.name} ({path.stat().st_size} bytes) has {name} {digest}, expected {expected}: it is damaged or another "
+                f"file. Delete {path} if it is there, and fetch it again."
             )

@@ -2,9 +2,9 @@
 
 import platform
 import subprocess
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -18,15 +18,26 @@ def describe_device(device: torch.device) -> str:
     return f"{_cpu_name()}, {torch.get_num_threads()} threads ({device.type})"
 
 
-def environment(device: torch.device) -> dict[str, Any]:
-    """Versions, device, threads, git revision (None outside a clone; ``-dirty`` with uncommitted changes)."""
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "device": describe_device(device),
-        "packages": {name: version(name) for name in PACKAGES},
-        "revision": git_revision(),
-    }
+@dataclass(frozen=True)
+class Environment:
+    """packages: name -> version. revision: of git, None outside a clone; ``-dirty`` with uncommitted changes."""
+
+    python: str
+    platform: str
+    device: str
+    packages: dict[str, str]
+    revision: str | None
+
+    @classmethod
+    def of(cls, device: torch.device) -> "Environment":
+        """Of this process."""
+        return cls(
+            python=platform.python_version(),
+            platform=platform.platform(),
+            device=describe_device(device),
+            packages={name: version(name) for name in PACKAGES},
+            revision=git_revision(),
+        )
 
 
 def git_revision() -> str | None:

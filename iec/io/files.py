@@ -31,8 +31,8 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
         _sync_folder(path.parent)
     except OSError as error:
         raise StoreError(
-            f"Cannot write {path}: {error.strerror or error}. Finished files beside it are intact; free space or choose "
-            "another folder (paths.output=DIR) and run the same command again."
+            f"Cannot write {path}: {error.strerror or error}. Finished files beside it are intact. Free space, or write to another "
+            "folder, and run the same command again."
         ) from error
     finally:
         if temporary is not None:
@@ -46,11 +46,34 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """None if the file is missing or damaged: both mean that what it records has to be made again."""
+    """None if the file is missing or damaged: both mean that what it records has to be made again. Raises `StoreError` if it cannot
+    be read.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError, RecursionError):
         return None
+    except OSError as error:
+        raise StoreError(
+            f"Cannot read {path}: {error.strerror}. Correct its permissions, or remove what is in its place."
+        ) from error
+
+
+def require_folder(path: Path, option: str) -> None:
+    """Raises `StoreError` unless ``path`` is a folder that can be written, or one that can be made. Makes nothing.
+
+    option: names it, for the way out.
+    """
+    there = next(p for p in (path, *path.absolute().parents) if os.path.lexists(p))
+    if not there.exists():
+        reason = f"{there} is a link to nothing"
+    elif not there.is_dir():
+        reason = f"{there} is not a folder"
+    elif not os.access(there, os.W_OK | os.X_OK):
+        reason = f"{there} cannot be written"
+    else:
+        return
+    raise StoreError(f"{path} cannot be used: {reason}. Choose another folder ({option}=DIR).")
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""From the network's range to bytes, and from bytes to pictures."""
+"""From the network's range to bytes, and from images to files."""
 
 from pathlib import Path
 

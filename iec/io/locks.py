@@ -1,8 +1,10 @@
-"""Work that many processes need done once: one goes first, the others wait for it. On one machine, or on many with shared files.
+"""One process at a time, on one machine or on many that share files.
 
-A lock is a file that is created with O_EXCL and touched by its holder every few seconds. It saves work only: whoever goes in writes
-the same bytes atomically, so that two holders at once, after a lost heartbeat, do no harm. No clocks are compared, nothing relies
-on ``fcntl`` locks, which network file systems implement differently.
+A lock is a file that is created with O_EXCL, touched by its holder every few seconds, and removed at the end. It saves work only:
+whoever holds it writes the same bytes atomically, so that two holders at once, after a lost heartbeat, do no harm. No clocks are
+compared. ``fcntl`` locks are not used, because network file systems implement them differently. Nor is `filelock`: its lease has
+the same heartbeat, but on Linux takes over from a dead holder with ``renameat2(RENAME_EXCHANGE)``, which NFS does not have, so
+that the others would wait for ever.
 """
 
 import errno
@@ -22,7 +24,6 @@ from pathlib import Path
 from iec.errors import StoreError
 
 log = logging.getLogger(__name__)
-READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 GONE = (errno.ENOENT, errno.ESTALE)
 
 
@@ -43,50 +44,40 @@ PACE = Pace()
 
 
 @contextmanager
-def first_alone(path: Path, what: str, pace: Pace = PACE) -> Iterator[None]:
-    """Of the processes that come here at about the same time, one goes in; when it has left, all that waited go in together.
+def exclusive(path: Path, doing: str, pace: Pace = PACE) -> Iterator[None]:
+    """Hold the lock ``path``; wait while another process holds it.
 
-    So the first makes what is missing on disk, and the others find it. If it fails or dies, the next one goes in alone: at once
-    after an exception, and after a kill that this machine can see; else ``pace.stale`` seconds after the last heartbeat.
+    A holder that was killed is replaced: at once if it ran on this machine, else ``pace.stale`` seconds after its last heartbeat.
 
-    path: of the lock file, on storage that all processes share; beside it stays one with the suffix ``.done``, with the name of the
-    last one that went first. Where the folder is read-only nothing can be made, and so nobody waits. what: is done inside, for
-    the log.
-    Raises `StoreError` when the lock cannot be written for another reason.
+    path: on storage that all processes share, best in the folder of what is made: making a file there also refreshes what a
+    network file system remembers of the folder. doing: what the holder does, for the log of those who wait.
+    Raises `StoreError` when the lock cannot be written.
     """
     lock = _Lock(path)
     try:
-        alone = _turn(lock, what, pace)
+        _take(lock, doing, pace)
     except OSError as error:
-        if error.errno not in READ_ONLY:
-            raise StoreError(f"Cannot write {path}: {error.strerror or error}. Free space or choose another folder.") from error
-        alone = False
-    if not alone:
-        yield
-        return
+        raise StoreError(f"Cannot write {path}: {error.strerror or error}. Free space or choose another folder.") from error
     finished = threading.Event()
     beating = threading.Thread(target=_beat, args=(lock, pace.beat, finished), daemon=True)
     beating.start()
-    done = False
     try:
         yield
-        done = True
     finally:
         finished.set()
         beating.join()
-        lock.leave(done)
+        lock.leave()
 
 
 class _Lock:
     """A lock file as one process sees it. ``text``: what this process writes into it, unlike that of any other."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.done = path, path.with_suffix(".done")
-        job = os.environ.get("SLURM_JOB_ID")
+        self.path = path
         holder = {
             "host": _host(),
             "pid": os.getpid(),
-            "job": job,
+            "job": os.environ.get("SLURM_JOB_ID"),
             "since": datetime.now(UTC).isoformat(timespec="seconds"),
             "id": uuid.uuid4().hex,
         }
@@ -107,14 +98,12 @@ class _Lock:
             raise
         return True
 
-    def leave(self, done: bool) -> None:
-        """Give the lock back, unless it was taken over. done: those who wait can go on together."""
-        if _text(self.path) != self.text:
-            log.warning("note: %s was taken over by another process, because it saw no heartbeat", self.path)
-        elif done:
-            self.path.replace(self.done)
-        else:
+    def leave(self) -> None:
+        """Give the lock back, unless it was taken over."""
+        if _text(self.path) == self.text:
             self.path.unlink(missing_ok=True)
+        else:
+            log.warning("note: %s was taken over by another process, because it saw no heartbeat", self.path)
 
     def remove(self, left_behind: str) -> None:
         """Remove the lock that holds the text ``left_behind``."""
@@ -127,27 +116,23 @@ class _Lock:
             aside.unlink()
 
 
-def _turn(lock: _Lock, what: str, pace: Pace) -> bool:
-    """Wait for the turn of this process. Returns whether it holds the lock; if not, another one has finished meanwhile."""
-    done_before, seen, heard, said = _text(lock.done), None, 0.0, -pace.say
+def _take(lock: _Lock, doing: str, pace: Pace) -> None:
+    """Wait until this process holds the lock."""
+    seen, changed, said = None, 0.0, -pace.say
     while not lock.take():
         holder, now = _text(lock.path), time.monotonic()
-        if _text(lock.done) != done_before:
-            return False
+        if holder is None:
+            continue
         if (state := (holder, _last_beat(lock.path))) != seen:
-            seen, heard = state, now
-        if holder is not None and now - said > pace.say:
+            seen, changed = state, now
+        if now - said > pace.say:
             said = now
-            log.info("waiting: %s is %s", _who(holder), what)
-        if holder is not None and (_is_dead(holder) or now - heard > pace.stale):
-            log.warning("note: %s was %s and has stopped; taking its place", _who(holder), what)
+            log.info("waiting: %s is %s", _who(holder), doing)
+        if _is_dead(holder) or now - changed > pace.stale:
+            log.warning("note: %s was %s and has stopped; taking its place", _who(holder), doing)
             lock.remove(holder)
         else:
             time.sleep(pace.look)
-    if _text(lock.done) != done_before:  # the other one finished just before this one looked
-        lock.path.unlink(missing_ok=True)
-        return False
-    return True
 
 
 def _beat(lock: _Lock, seconds: float, finished: threading.Event) -> None:

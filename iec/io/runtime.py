@@ -30,14 +30,15 @@ def keep_freed_memory() -> bool:
 
 
 def resolve_device(name: str) -> torch.device:
-    """``auto`` means the first accelerator, else the CPU. Raises `DeviceError` when the device does not exist."""
+    """``auto`` means the first CUDA device, else the CPU. Raises `DeviceError` for a device that cannot compute here."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise DeviceError(f"device={name} cannot be used here ({error}). Use device=auto or device=cpu.") from error
+        torch.zeros(1, device=device).item()  # not on ``meta``
+    except (RuntimeError, AssertionError, ImportError) as error:  # NotImplementedError is a RuntimeError
+        reason = str(error).split("\n")[0].split(". ")[0].rstrip(".")  # torch goes on with pages on its own insides
+        raise DeviceError(f"device={name} cannot be used here ({reason}). Use device=auto or device=cpu.") from error
     return device
 
 

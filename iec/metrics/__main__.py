@@ -16,7 +16,7 @@ from typing import Any
 
 from iec.errors import ConfigError, MetricError
 from iec.io.files import read_json, write_atomic
-from iec.io.outputs import require_writable
+from iec.io.paths import require_writable, user_path
 from iec.io.progress import reported
 from iec.io.runtime import entry_point, keep_freed_memory, resolve_device
 from iec.metrics.extractors.features import Extractor, Features, extract
@@ -40,7 +40,7 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("protocols", help="list the protocols")
     score = commands.add_parser("score", help="score a set of images")
-    score.add_argument("images", type=Path, help="folder of PNG, JPEG or WebP files, npz with arr_0, or a cell's folder")
+    score.add_argument("images", type=user_path, help="folder of PNG, JPEG or WebP files, npz with arr_0, or a cell's folder")
     score.add_argument(
         "--reference", required=True, metavar="REF", help=f"{', '.join(dataset_names())}, a reference file, or an npz"
     )
@@ -51,7 +51,7 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
     score.add_argument("--recursive", action="store_true", help="sub-folders too")
     score.add_argument("--skip-damaged", action="store_true", help="leave out files that cannot be decoded, and record their names")
     score.add_argument("--bootstrap", type=int, default=0, help="resamples for 95 %% intervals (default: none)")
-    score.add_argument("--json", type=Path, metavar="OUT", help="write the record there")
+    score.add_argument("--json", type=user_path, metavar="OUT", help="write the record there")
     score.add_argument("--device", default="auto")
     return parser.parse_args(words)
 
@@ -70,7 +70,7 @@ def open_reference(name: str, extractor: Extractor, resolution: int, origin: str
     would have to go through the extractor each time). Raises `ArtifactError`, or `ConfigError` for no such thing."""
     if name in dataset_names():
         return load_reference(reference_path(name, extractor), extractor, resolution)
-    path = Path(name)
+    path = user_path(name)
     if not path.is_file():
         raise ConfigError(f"--reference {name} is neither a file nor one of {', '.join(dataset_names())}.")
     if path.suffix.lower() == ".npz":
@@ -78,12 +78,12 @@ def open_reference(name: str, extractor: Extractor, resolution: int, origin: str
     return load_reference(path, extractor, resolution)
 
 
-def choose(wanted: str | None, rules: Protocol, reference: Reference) -> tuple[str, ...]:
+def choose(requested: str | None, evaluation: Protocol, reference: Reference) -> tuple[str, ...]:
     """Names of the scores. Raises `ConfigError` for what the protocol, or the reference, cannot give."""
-    if wanted is None:
-        return available(rules.default, reference)
-    names = tuple(wanted.split(","))
-    rules.check(names)
+    if requested is None:
+        return available(evaluation.default, reference)
+    names = tuple(requested.split(","))
+    evaluation.check(names)
     lacking = [name for name in names if name not in available(names, reference)]
     if lacking:
         raise ConfigError(
@@ -93,8 +93,10 @@ def choose(wanted: str | None, rules: Protocol, reference: Reference) -> tuple[s
     return names
 
 
-def wanted(source: Source, num: int | None) -> int:
+def number_of_images(source: Source, num: int | None) -> int:
     """The first ``num`` images, or all. Raises `MetricError` when there are fewer."""
+    if len(source) < 2:
+        raise MetricError(f"{source.label}: {len(source)} image(s) cannot be scored; use at least 2.")
     count = len(source) if num is None else num
     if not 2 <= count <= len(source):
         raise MetricError(f"{count} of {len(source)} images cannot be scored; choose 2 .. {len(source)} (--num N).")
@@ -119,34 +121,34 @@ def features_of(source: Source, extractor: Extractor, count: int, skipped: list[
 def score(args: argparse.Namespace) -> dict[str, Any]:
     """The record of the scores as JSON values, with the source added. Everything that can be refused is, before the extractor
     runs."""
-    rules, device = protocol(args.protocol), resolve_device(args.device)
+    evaluation, device = protocol(args.protocol), resolve_device(args.device)
     if args.json is not None:
         require_writable(args.json, "--json OUT")
     if args.bootstrap < 0:
         raise ConfigError(f"--bootstrap {args.bootstrap} must not be negative.")
     source = open_images(args.images, args.recursive, args.skip_damaged)
-    extractor = rules.extractor(device)
+    extractor = evaluation.extractor(device)
     reference = open_reference(args.reference, extractor, source.resolution, args.origin)
-    names = choose(args.metrics, rules, reference)
-    count = wanted(source, args.num)
-    require_images(names, count, reference, rules.rules)
+    names = choose(args.metrics, evaluation, reference)
+    count = number_of_images(source, args.num)
+    require_images(names, count, reference, evaluation.rules)
     skipped: list[str] = []
     features, tally = features_of(source, extractor, count, skipped if args.skip_damaged else None)
     if args.num is not None and tally.count != args.num:
         raise MetricError(f"Only {tally.count} of {args.num} images could be read; choose a smaller --num.")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", FewSamplesWarning)
-        scores = rules.score(features, reference, names, bootstrap=args.bootstrap)
-    record = Record.of(rules.name, scores, 0, tally.sha256, reference, extractor, rules.rules, list(names)).as_dict()
+        scores = evaluation.score(features, reference, names, bootstrap=args.bootstrap)
+    record = Record.of(evaluation.name, scores, 0, tally.sha256, reference, extractor, evaluation.rules, list(names)).as_dict()
     cell = read_json(args.images / "cell.json") if isinstance(source, CellSource) else {}
-    facts = {"label": source.label, "files": len(source), "skipped": skipped, "reference": reference.provenance["dataset"]}
+    origin = {"label": source.label, "files": len(source), "skipped": skipped, "reference": reference.provenance["dataset"]}
     notes = list(dict.fromkeys(str(warning.message) for warning in caught))
-    if args.metrics is None and (lacking := [name for name in rules.default if name not in names]):
+    if args.metrics is None and (lacking := [name for name in evaluation.default if name not in names]):
         notes.append(
             f"left out: {', '.join(lacking)}, for which {args.reference} is not enough as it is. A reference that "
             "scripts/prepare_reference.py makes, from images or an npz that has some, gives them."
         )
-    return without_nan(record | {"seed": cell.get("seed"), "source": facts, "notes": notes})
+    return without_nan(record | {"seed": cell.get("seed"), "source": origin, "notes": notes})
 
 
 def without_nan(value: Any) -> Any:
@@ -165,10 +167,10 @@ def table(record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def describe(rules: Protocol) -> str:
+def describe(evaluation: Protocol) -> str:
     """One line: name, what it prints, the scores it gives and can give."""
-    more = f"; on request: {', '.join(rules.on_request)}" if rules.on_request else ""
-    return f"{rules.name:20} labelled ({rules.label}): {', '.join(rules.default)}{more}"
+    more = f"; on request: {', '.join(evaluation.on_request)}" if evaluation.on_request else ""
+    return f"{evaluation.name:20} labelled ({evaluation.label}): {', '.join(evaluation.default)}{more}"
 
 
 def main(words: list[str] | None = None) -> None:

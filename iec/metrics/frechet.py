@@ -12,14 +12,13 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.linalg
 
 from iec.errors import MetricError
 
 ASYMMETRY = 1e-6
 """Of a covariance, relative to its largest entry."""
 BLOCK = 8192
-"""Rows that are held in float64 at a time."""
+"""Samples that are kept in float64 at a time."""
 
 
 class FewSamplesWarning(UserWarning):
@@ -42,7 +41,7 @@ class GaussianStatistics:
         if self.mean.ndim != 1 or self.cov.shape != self.mean.shape * 2:
             raise MetricError(f"Mean {self.mean.shape} and covariance {self.cov.shape} do not fit; pass [d] and [d, d].")
         if self.n < 2:
-            raise MetricError(f"A covariance needs at least 2 images, got {self.n}; generate more (num_images=N).")
+            raise MetricError(f"A covariance needs at least 2 images, got {self.n}; use more images.")
         if not (np.isfinite(self.mean).all() and np.isfinite(self.cov).all()):
             raise MetricError("The statistics hold NaN or infinity; check the images and the extractor's weights.")
         allowed = ASYMMETRY * float(np.abs(self.cov).max(initial=0.0))
@@ -54,7 +53,7 @@ class GaussianStatistics:
 
     @staticmethod
     def of(features: np.ndarray, counts: np.ndarray | None = None) -> "GaussianStatistics":
-        """Of features [N, d]; ``counts`` [N] says how often each row is taken (a resample), once each by default."""
+        """Of features [N, d]; ``counts`` [N] says how often each sample is taken (a resample), once each by default."""
         if counts is None:
             gathered = Moments()
             gathered.add(features)
@@ -70,7 +69,7 @@ class Moments:
     """Mean and covariance of a stream in float64 and O(d^2) memory.
 
     Each block is centred before its products are taken, and blocks are joined by Chan's update, so that a large mean costs no
-    digits: equal to two passes over all rows to about 1e-12. The result depends on the order and size of the blocks only in the
+    digits: equal to two passes over all samples to about 1e-12. The result depends on the order and size of the blocks only in the
     last bits. Moments of parts, from several processes say, are joined by `merge`.
     """
 
@@ -100,7 +99,7 @@ class Moments:
     def statistics(self) -> GaussianStatistics:
         """Raises `MetricError` when fewer than 2 samples were seen."""
         if self.mean is None or self.scatter is None or self.n < 2:
-            raise MetricError(f"A covariance needs at least 2 images, got {self.n}; generate more (num_images=N).")
+            raise MetricError(f"A covariance needs at least 2 images, got {self.n}; use more images.")
         return GaussianStatistics(self.n, self.mean, self.scatter / (self.n - 1))
 
     def _join(self, n: int, mean: np.ndarray, scatter: np.ndarray) -> None:
@@ -137,6 +136,8 @@ def frechet_distance(a: GaussianStatistics, b: GaussianStatistics) -> float:
 
 def _overlap(s1: np.ndarray, s2: np.ndarray) -> float:
     """tr (S1^{1/2} S2 S1^{1/2})^{1/2} >= 0."""
+    import scipy.linalg  # half a second that only a distance needs
+
     try:
         values = scipy.linalg.eigvalsh(s1, s2, type=3, driver="gv")
     except np.linalg.LinAlgError:  # S2 is not positive definite

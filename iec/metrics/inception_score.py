@@ -10,7 +10,6 @@ N.
 from collections.abc import Callable
 
 import numpy as np
-from scipy.special import log_softmax
 
 from iec.errors import MetricError
 from iec.metrics.interval import Interval
@@ -46,7 +45,7 @@ def adm_chunks(n: int) -> list[np.ndarray]:
 def torch_fidelity_chunks(n: int) -> list[np.ndarray]:
     """torch-fidelity, metric_isc.py with its defaults: numpy's legacy permutation of seed 2020, 10 chunks."""
     if n < TORCH_FIDELITY_SPLITS:
-        raise MetricError(f"torch-fidelity's inception score needs 10 images, got {n}; generate more (num_images=N).")
+        raise MetricError(f"torch-fidelity's inception score needs 10 images, got {n}; use more images.")
     order = np.random.RandomState(SHUFFLE_SEED).permutation(n)  # the order is the convention
     splits = TORCH_FIDELITY_SPLITS
     return [order[k * n // splits : (k + 1) * n // splits] for k in range(splits)]
@@ -71,7 +70,7 @@ def inception_score(logits: np.ndarray, splits: int | None = None, seed: int = S
 def inception_score_of_resamples(
     logits: np.ndarray, counts: np.ndarray, splits: int | None = None, seed: int = SHUFFLE_SEED
 ) -> np.ndarray:
-    """IS of B resamples at once; counts [B, N] says how often resample b holds each image. Returns [B]."""
+    """IS of B resamples at once; counts [B, N] says how often resample b has each image. Returns [B]."""
     return inception_score_of_chunks(logits, counts, shuffled_chunks(len(logits), splits, seed))
 
 
@@ -80,6 +79,8 @@ def inception_score_of_chunks(logits: np.ndarray, counts: np.ndarray, chunks: li
 
     A chunk keeps its own images, with their counts. An empty chunk is left out of the mean.
     """
+    from scipy.special import log_softmax
+
     z = np.asarray(logits)
     if z.ndim != 2 or len(z) < 2 or not np.isfinite(z).all():
         raise MetricError(f"The inception score needs finite logits [N >= 2, K], got shape {z.shape}.")

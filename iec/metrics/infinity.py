@@ -25,7 +25,7 @@ def frechet_infinity(features: np.ndarray, real: GaussianStatistics, seed: int =
     if n // SHARE <= d:
         raise MetricError(
             f"FID at infinity fits subsets from N / {SHARE} images up, each larger than the {d} features: it needs N >= "
-            f"{SHARE * (d + 1)}, got {n}. Generate more (num_images=N), or leave fid_inf out."
+            f"{SHARE * (d + 1)}, got {n}. Use more images, or leave fid_inf out."
         )
     draw = np.random.default_rng(seed)
     sizes = np.linspace(n // SHARE, n, SIZES).astype(int)

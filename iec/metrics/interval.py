@@ -65,7 +65,7 @@ class Interval:
 
 
 def resample_counts(n: int, resamples: int, seed: int) -> np.ndarray:
-    """How often each of n images is drawn in each resample of n: float64 [resamples, n], rows sum to n."""
+    """How often each of n images is drawn in each resample of n: float64 [resamples, n], each resample sums to n."""
     draw = np.random.default_rng(seed)
     return np.stack([np.bincount(draw.integers(n, size=n), minlength=n) for _ in range(resamples)]).astype(np.float64)
 

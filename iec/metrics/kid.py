@@ -14,8 +14,8 @@ from iec.metrics.interval import Interval
 from iec.metrics.metric import Metric, Resamples, Rules
 from iec.metrics.references.reference import Reference
 
-ROWS, ENTRIES = 1024, 2**23
-"""Rows and entries of the kernel matrix held at a time, whichever is less."""
+HEIGHT, ENTRIES = 1024, 2**23
+"""Images against all others, and entries of the kernel matrix, in memory at a time, whichever is less."""
 
 
 SUBSET = 1000
@@ -33,13 +33,13 @@ def kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 def kid(features: np.ndarray, reference: np.ndarray) -> float:
     """Unbiased MMD^2 of features [N, d] and [M, d], computed in float64 with O(N + M) x 1024 numbers at a time.
 
-    Raises `MetricError` for NaN, unequal d or fewer than 2 rows on a side.
+    Raises `MetricError` for NaN, unequal d or fewer than 2 images on a side.
     """
     return float(kid_of_resamples(features, reference, np.ones((1, len(features))))[0])
 
 
 def kid_of_resamples(features: np.ndarray, reference: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """KID of B resamples at once; counts [B, N] says how often resample b holds each row. Returns [B].
+    """KID of B resamples at once; counts [B, N] says how often resample b has each image. Returns [B].
 
     A pair of one image with its own copy is left out, as i = j is in the estimator: sum_{i != j} c_i c_j k_ij / (n^2 - sum c_i^2).
     With copies paired, every resample would score too high by about (k_ii - mean k) / n.
@@ -50,13 +50,13 @@ def kid_of_resamples(features: np.ndarray, reference: np.ndarray, counts: np.nda
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         raise MetricError("Features hold NaN or infinity; check the images and the extractor's weights.")
     own, cross = np.zeros(len(c)), np.empty(len(x))
-    height = _rows(len(x))
+    height = _height(len(x))
     for start in range(0, len(x), height):
-        rows = slice(start, start + height)
-        block = kernel(x[rows], x)
+        part = slice(start, start + height)
+        block = kernel(x[part], x)
         block[np.arange(len(block)), np.arange(start, start + len(block))] = 0.0
-        own += np.einsum("br,rb->b", c[:, rows], block @ c.T)
-        cross[rows] = kernel(x[rows], y).mean(axis=1)
+        own += np.einsum("br,rb->b", c[:, part], block @ c.T)
+        cross[part] = kernel(x[part], y).mean(axis=1)
     n = c.sum(axis=1)
     return own / (n * n - np.square(c).sum(axis=1)) + _mean_off_diagonal(y) - 2 * (c @ cross) / n
 
@@ -67,12 +67,12 @@ def kid_of_subsets(
     """KID of random subsets of both sides, [subsets]; torch-fidelity's (metric_kid.py, with its defaults) is their mean.
 
     The draws are numpy's legacy ones, first of the features, then of the reference, as there; the kernel is float64 here, float32
-    there. Raises `MetricError` if a side has fewer than ``size`` rows.
+    there. Raises `MetricError` if a side has fewer than ``size`` images.
     """
     if min(len(features), len(reference)) < size:
         raise MetricError(
             f"KID over subsets of {size} needs that many images on both sides, got {len(features)} and {len(reference)} real ones; "
-            "use more, or metrics=inception, whose KID takes all pairs."
+            "use more, or the protocol 'inception', whose KID takes all pairs."
         )
     draw = np.random.RandomState(seed)  # the draws are the convention
     values = np.empty(subsets)
@@ -83,12 +83,12 @@ def kid_of_subsets(
     return values
 
 
-def _rows(n: int) -> int:
-    return max(1, min(ROWS, ENTRIES // n))
+def _height(n: int) -> int:
+    return max(1, min(HEIGHT, ENTRIES // n))
 
 
 def _mean_off_diagonal(y: np.ndarray) -> float:
-    total, height = 0.0, _rows(len(y))
+    total, height = 0.0, _height(len(y))
     for start in range(0, len(y), height):
         total += float(kernel(y[start : start + height], y).sum())
     diagonal = float(((np.square(y).sum(axis=1) / y.shape[1] + 1) ** 3).sum())

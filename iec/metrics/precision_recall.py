@@ -19,13 +19,13 @@ from iec.metrics.references.reference import Reference
 
 NEIGHBOURS = 3
 ENTRIES = 2**23
-"""Distances held at a time: 64 MiB."""
+"""Distances in memory at a time: 64 MiB."""
 
 
 def precise(features: np.ndarray, reference: np.ndarray, neighbours: int = NEIGHBOURS) -> np.ndarray:
     """Whether each of features [N, d] is inside the ball of one of the reference [M, d]; bool [N], its mean is the precision.
 
-    Raises `MetricError` for NaN, unequal d, or no more than k rows on the side that has the balls.
+    Raises `MetricError` for NaN, unequal d, or no more than k images on the side that has the balls.
     """
     return _inside(features, reference, neighbours)
 
@@ -47,17 +47,17 @@ def _inside(points: np.ndarray, centres: np.ndarray, neighbours: int) -> np.ndar
 
 
 def squared_radii(centres: np.ndarray, neighbours: int = NEIGHBOURS) -> np.ndarray:
-    """Squared distance of each row of [N, d] to its k-th nearest other row; [N]."""
+    """Squared distance of each image's features [N, d] to those of its k-th nearest other image; [N]."""
     radii = np.empty(len(centres))
     for start, strip in _squared_distances(centres, centres):
-        rows = np.arange(len(strip))
-        strip[rows, start + rows] = 0.0  # itself, exactly: the nearest of k + 1
+        own = np.arange(len(strip))
+        strip[own, start + own] = 0.0  # itself, exactly: the nearest of k + 1
         radii[start : start + len(strip)] = np.partition(strip, neighbours, axis=1)[:, neighbours]
     return radii
 
 
 def _squared_distances(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """(first row, |a_i - b_j|^2 of the next rows) until all rows of a are done; float64."""
+    """(start, |a_i - b_j|^2 of a from there on, a strip) until all of a is done; float64."""
     b = b.astype(np.float64)
     norms = np.square(b).sum(axis=1)
     height = max(1, ENTRIES // len(b))

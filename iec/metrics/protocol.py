@@ -62,7 +62,7 @@ class Protocol:
         """Raises `ConfigError` for a score that it cannot give."""
         for name in names:
             if name not in self.scores:
-                raise ConfigError(f"metrics={self.name} has no score {name!r}; choose from {', '.join(self.scores)}.")
+                raise ConfigError(f"The protocol {self.name} has no score {name!r}; choose from {', '.join(self.scores)}.")
 
     def score(
         self, features: Features, reference: Reference, names: Sequence[str] | None = None, bootstrap: int = 200, seed: int = 0

@@ -10,6 +10,7 @@ from typing import Any
 
 from iec.errors import ArtifactError
 from iec.io.files import write_atomic
+from iec.io.records import parse
 from iec.metrics.extractors.features import Extractor
 from iec.metrics.inception_score import CHUNKS, SHUFFLE_SEED
 from iec.metrics.metric import OWN_RULES, Rules
@@ -108,8 +109,6 @@ class Record:
     def read(path: Path) -> "Record":
         """Raises `ArtifactError` if the file is missing, damaged, or not a record."""
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            scores = {name: Score(**value) for name, value in values.pop("scores").items()}
-            return Record(scores=scores, **values)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            return parse(Record, json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
             raise ArtifactError(f"{path} is not a record of scores ({error}). Delete it and score again.") from error

@@ -148,7 +148,7 @@ def _check(features: Features, reference: Reference) -> None:
             "reference of this data set and resolution."
         )
     if len(features) < 2:
-        raise MetricError(f"{len(features)} image(s) cannot be scored; generate at least 2 (num_images=N).")
+        raise MetricError(f"{len(features)} image(s) cannot be scored; use at least 2.")
     for value in (features.pooled, features.spatial, features.logits):
         if value.ndim != 2 or len(value) != len(features):
             raise MetricError(f"Features of {len(features)} images have shape {value.shape}; extract them again.")

@@ -22,7 +22,7 @@ from iec.models.text import TextEncoder, load_tokenizer
 from iec.models.unet import UNetNetwork
 from iec.models.weights import component_folder, config_of, configuration_hash, digest, fill, find, is_packaged
 from iec.sampling.dtypes import dtype_name
-from iec.sampling.guidance import guided, rows_per_image
+from iec.sampling.guidance import guided, num_branches
 from iec.sampling.network import Network
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -187,7 +187,7 @@ class Model:
     @property
     def rows(self) -> int:
         """Rows that the UNet evaluates for one image: 2 under guidance."""
-        return rows_per_image(self.guidance)
+        return num_branches(self.guidance)
 
     def guided(self, network: Network) -> Network:
         """What is sampled with a network of the UNet's rows."""

@@ -6,6 +6,7 @@ with iec.apply(pipe, correction=iec.Correction(), cache=iec.CachingConfig(interv
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, cast
 
 from torch import nn
@@ -16,8 +17,10 @@ from iec.efficiency.quantization import CalibrationCall, PTQConfig, QuantizedUNe
 from iec.errors import ConfigError
 from iec.io.progress import reported
 from iec.models.unet import UNetNetwork
+from iec.pipelines.copies import QuantizedCopy, share_hooks
 from iec.pipelines.scheduler import IECScheduler
-from iec.pipelines.unet import Forward, plain_unet, restorer
+from iec.pipelines.unet import Forward, restorer
+from iec.pipelines.wrappers import plain_unet, require_no_cache
 from iec.sampling.correction import Correction
 from iec.sampling.network import Network
 from iec.sampling.placement import Placement
@@ -29,6 +32,8 @@ HANDLE = "_iec_applied"
 @dataclass
 class Applied:
     """What `apply` changed. ``remove()``, or leaving a ``with`` block, gives the pipeline its own scheduler and network back.
+
+    What the pipeline did to a quantized UNet meanwhile (dtype, device, hooks, switches) goes over to its own.
 
     scheduler: the one that the pipeline now has. quantized: its quantized UNet, if there is one (see `describe`, `weight_bytes`).
     """
@@ -62,8 +67,9 @@ def apply(
 ) -> Applied:
     """Put IEC, feature caching (DeepCache) and simulated quantization under a pipeline whose scheduler can be made a DDIM one.
 
-    correction, placement: see `IECScheduler`. With a correction alone all eligible steps are corrected; with neither none, unless
-        the pipeline's scheduler already is an `IECScheduler`, which then keeps its own.
+    correction, placement: see `IECScheduler`, and its ``from_config`` for the schedulers that it can take the place of. x_0 is not
+        clipped in a pipeline with a VAE whose scheduler does not say. With a correction alone all eligible steps are corrected;
+        with neither none, unless the pipeline's scheduler already is an `IECScheduler`, which then keeps its own.
     cache: refresh steps are counted in sampling steps, whatever calls corrections and guidance add. A correction at a refresh
         step runs the full network, and ``correction.cache_from`` says whose feature is kept; ``placement.cached_steps``
         says what happens at cached steps. cut None: ``latent`` for a pipeline with a VAE, else ``pixel``.
@@ -73,7 +79,9 @@ def apply(
         image. Later runs must have the timesteps of that one.
 
     Works for pipelines that call ``pipe.unet`` once for each entry of ``scheduler.timesteps`` (with guidance on one doubled
-    batch). Without cache and quantize only the scheduler is exchanged, which other networks (DiT) can have too. Not saved by
+    batch). Hooks and wrappers on the UNet, before or after, work on or are refused by name, at the latest at the next call; so is
+    what is switched on a quantized UNet. With a cache its repeated blocks can be compiled, with quantization nothing. Without
+    cache and quantize only the scheduler is exchanged, which other networks (DiT) can have too. Not saved by
     ``save_pretrained``, except the scheduler: remove before. Raises `ConfigError` and then changes nothing.
     """
     if getattr(pipe, HANDLE, None) is not None:
@@ -81,9 +89,12 @@ def apply(
     if (quantize is None) != (calibration is None):
         raise ConfigError("quantize and calibration belong together: give both, or neither.")
     scheduler = _scheduler(pipe, correction, placement)
+    if cache is not None or quantize is not None or scheduler.placement.kind != "none":
+        require_no_cache(pipe)
+        scheduler.before_run = lambda: require_no_cache(pipe)
     if cache is None and quantize is None:
         return _exchange(pipe, scheduler, None, [])
-    unet = plain_unet(pipe)
+    unet = plain_unet(pipe, quantize=quantize is not None, cache=cache is not None)
     cut = None if cache is None else _cut(pipe, unet, cache)
     if cache is not None:
         scheduler.refresh_of = cache.steps_of
@@ -100,7 +111,8 @@ def apply(
         else:
             calls = _record(pipe, unet, scheduler, cut, quantize, calibration)
             quantized = _calibrated(unet, quantize, cut, calls)
-            forward = Forward(quantized.unet, scheduler, cut, cache_from, quantized, tuple(c.step.timestep for c in calls))
+            copy = QuantizedCopy(unet, quantized.unet)
+            forward = Forward(quantized.unet, scheduler, cut, cache_from, quantized, copy, tuple(c.step.timestep for c in calls))
     except BaseException:
         undo.pop()()
         raise
@@ -116,10 +128,11 @@ def remove(pipe: Any) -> None:
 
 def _scheduler(pipe: Any, correction: Correction | None, placement: Placement | None) -> IECScheduler:
     config = pipe.scheduler.config
-    if "beta_schedule" not in config:
-        raise ConfigError(f"{type(pipe.scheduler).__name__} has no beta_schedule, so DDIM cannot take its place in this pipeline.")
     if correction is None and placement is None and isinstance(pipe.scheduler, IECScheduler):
         return IECScheduler.from_config(config)
+    config = {**config, "_class_name": type(pipe.scheduler).__name__}  # not known to one that was built in code
+    if _latent(pipe):
+        config.setdefault("clip_sample", False)
     where = placement or Placement("none" if correction is None else "all_steps")
     how = asdict(correction or Correction())
     del how["cache_from"]  # a matter of the network
@@ -130,11 +143,14 @@ def _scheduler(pipe: Any, correction: Correction | None, placement: Placement | 
     return IECScheduler.from_config(config, **how)
 
 
+def _latent(pipe: Any) -> bool:
+    return hasattr(pipe, "vae") or hasattr(pipe, "vqvae")
+
+
 def _cut(pipe: Any, unet: nn.Module, cache: CachingConfig) -> int:
     if cache.schedule not in SCHEDULES:
         raise ConfigError(f"efficiency.schedule={cache.schedule!r} is found by a calibration; choose {', '.join(SCHEDULES)}.")
-    latent = hasattr(pipe, "vae") or hasattr(pipe, "vqvae")
-    kind: Kind = "latent" if latent else "pixel"
+    kind: Kind = "latent" if _latent(pipe) else "pixel"
     return find_cut(unet, kind if cache.cut is None else cast(Kind, cache.cut)).index
 
 
@@ -150,6 +166,12 @@ def _record(
                 f"The calibration calls the UNet on {len(call.x)} rows a step (with guidance two an image), and "
                 f"efficiency.calibration_images={config.calibration_images}. Make them agree."
             )
+        if call.step.index != len(calls):
+            raise ConfigError(
+                f"The calibration runs sampling step {call.step.index} after {len(calls)} others: it starts in the middle "
+                "(strength < 1, denoising_start), and the steps before would have no scales. Calibrate with strength=1, over all "
+                "steps; the result serves every strength."
+            )
         calls.append(call)
 
     plain = IECScheduler.from_config(scheduler.config, placement="none", fraction=None, count=None, steps=None)
@@ -161,6 +183,7 @@ def _record(
 
 def _calibrated(unet: nn.Module, config: PTQConfig, cut: int | None, calls: list[CalibrationCall]) -> QuantizedUNet:
     quantized = quantize_unet(unet, config, len(calls))
+    share_hooks(unet, quantized.unet, inner=True)  # those of the whole UNet have acted on what was recorded
     network: Network = UNetNetwork(quantized.unet) if cut is None else CachedUNetNetwork(quantized.unet, cut)
     with reported("calibrating") as report:
         calibrate(quantized, network, calls, report)
@@ -183,9 +206,18 @@ def _exchange(pipe: Any, scheduler: IECScheduler, forward: Forward | None, undo:
         undo.append(back)
         setattr(pipe, name, new)
 
-    def unwrap() -> None:
+    def unwrap(forward: Forward) -> None:
+        unet = forward.unet
         if vars(unet).get("forward") is not forward:
             raise ConfigError("The forward of the UNet has been replaced since iec.apply. Take that off first, then remove this.")
+        around = (
+            pipe.unet is not unet and isinstance(pipe.unet, nn.Module) and any(module is unet for module in pipe.unet.modules())
+        )
+        if around and forward.copy is not None:
+            raise ConfigError(
+                f"pipe.unet has been wrapped in a {type(pipe.unet).__name__} since iec.apply (torch.compile?). Put the UNet itself "
+                "back first (pipe.unet = pipe.unet._orig_mod), then remove this."
+            )
         del unet.forward
 
     applied = Applied(pipe, scheduler, None if forward is None else forward.quantized, undo)
@@ -194,10 +226,9 @@ def _exchange(pipe: Any, scheduler: IECScheduler, forward: Forward | None, undo:
     swap("scheduler", scheduler)
     if forward is not None:
         unet = forward.unet
-        if forward.quantized is not None:
-            old = pipe.unet
-            undo.append(lambda: old.to(next(unet.parameters()).device))  # where the pipeline has moved to meanwhile
+        if forward.copy is not None:
+            undo.append(forward.copy.hand_back)
             swap("unet", unet)
         unet.forward = forward
-        undo.append(unwrap)
+        undo.append(partial(unwrap, forward))
     return applied

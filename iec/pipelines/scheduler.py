@@ -7,8 +7,7 @@ timesteps of the steps that it corrects, and tells by position which step and wh
 """
 
 import inspect
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,30 +19,13 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from iec.errors import ConfigError
+from iec.pipelines.compatibility import DROPPED, for_ddim, plain, require_known, require_signal
+from iec.pipelines.run import Run
 from iec.sampling.correction import Correction, none_frozen, update
 from iec.sampling.ddim import Sampler
 from iec.sampling.network import Step
 from iec.sampling.placement import CachedSteps, Placement
 from iec.sampling.timetable import CLEAN, NoiseSchedule, Timetable
-
-
-@dataclass(frozen=True)
-class Run:
-    """What `IECScheduler.set_timesteps` laid out.
-
-    pairs: (t, s) of every step. calls: (sampling index, correction) of every entry of ``scheduler.timesteps``. listed: whether the
-    timesteps were given one by one.
-    """
-
-    pairs: tuple[tuple[int, int], ...]
-    calls: tuple[tuple[int, int], ...]
-    listed: bool
-
-    @property
-    def repetition(self) -> int | None:
-        """How often every step is in the list; None if some are corrected and some are not."""
-        sizes = set(Counter(i for i, _ in self.calls).values())
-        return sizes.pop() if len(sizes) == 1 else None
 
 
 @dataclass
@@ -92,20 +74,40 @@ class IECScheduler(DDIMScheduler):
         cached_steps: CachedSteps = "skip",
     ) -> None:
         # fmt: on
-        if prediction_type not in ("epsilon", "sample", "v_prediction"):
-            raise ConfigError(f"prediction_type={prediction_type!r} is not DDIM's; choose epsilon, sample or v_prediction.")
+        require_known(beta_schedule, trained_betas, prediction_type)
+        self.register_to_config(**{key: plain(value) for key, value in self.config.items() if not key.startswith("_")})
         # by keyword: diffusers would note positional arguments down as defaults, and lose them when the scheduler is saved
         super().__init__(**{key: self.config[key] for key in inspect.signature(DDIMScheduler).parameters if key in self.config})
+        config = self.config
+        lambdas, steps = config["lambdas"], config["steps"]
         values = (lambdas,) if isinstance(lambdas, int | float) else None if lambdas is None else tuple(lambdas)
-        given: dict[str, Any] = {"lambdas": values, "tolerance": tolerance, "criterion": criterion, "norm": norm}
+        given: dict[str, Any] = {"lambdas": values, **{key: config[key] for key in ("tolerance", "criterion", "norm")}}
         changes = {key: value for key, value in given.items() if value is not None}
-        self.correction = Correction.preset(preset, iterations=iterations, **changes)
-        self.placement = Placement(placement, fraction, count, tuple(steps or ()), cached_steps)
-        self.refresh_of: Callable[[int], frozenset[int]] | None = None  # the refresh steps of T; set by `iec.apply`, never saved
+        self.correction = Correction.preset(preset, iterations=config["iterations"], **changes)
+        self.placement = Placement(placement, config["fraction"], config["count"], tuple(steps or ()), cached_steps)
+        # set by `iec.apply`, never saved: the refresh steps of T, and what is looked at before every run
+        self.refresh_of: Callable[[int], frozenset[int]] | None = None
+        self.before_run: Callable[[], None] | None = None
         self.run = Run((), (), False)
         self.position: int | None = None  # of the next call in ``timesteps``; None before the first
         self._refresh: frozenset[int] | None = None
         self._pending: _Pending | None = None
+
+    @classmethod
+    def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
+        """The scheduler that takes the place of the one with this ``config``; keywords come before what it says.
+
+        DDIM, DDPM and PNDM configurations are taken as they are, and so is every other one of a network that predicts noise (or v,
+        or x_0) on the same noise schedule. Values that the old scheduler had by default are kept, as diffusers does not. Raises
+        `ConfigError` for what DDIM would drop (flow matching, distilled samplers, Karras' noise levels ..) and where it is not
+        known whether x_0 is clipped. Warns where a solver of another kind (DPM-Solver, UniPC, Heun ..) is replaced.
+        """
+        if isinstance(config, Mapping):
+            kwargs |= for_ddim(config, kwargs)
+            said = DROPPED.keys() & kwargs.keys()  # to go, and never asked about again
+            config = {key: value for key, value in config.items() if key not in said}
+            kwargs = {key: value for key, value in kwargs.items() if key not in said}
+        return super().from_config(config, return_unused_kwargs, **kwargs)
 
     @property
     def timesteps(self) -> Tensor:
@@ -132,6 +134,8 @@ class IECScheduler(DDIMScheduler):
         """
         if (num_inference_steps is None) == (timesteps is None):
             raise ConfigError("set_timesteps takes num_inference_steps or timesteps, one of them.")
+        if self.before_run is not None:
+            self.before_run()
         if num_inference_steps is not None:
             super().set_timesteps(num_inference_steps)
         values = [int(t) for t in (self._timesteps.tolist() if timesteps is None else timesteps)]
@@ -139,30 +143,19 @@ class IECScheduler(DDIMScheduler):
         table = Timetable.from_timesteps(values, schedule, final=CLEAN if self.config["set_alpha_to_one"] else 0)
         self._refresh = None if self.refresh_of is None else self.refresh_of(len(table))
         corrected = Sampler(table, self.correction, self.placement, self._refresh).corrected
-        if any(self.alphas_cumprod[values[i]] == 0 for i in corrected):
-            raise ConfigError(
-                "After rescale_betas_zero_snr A is infinite at the noisiest timestep, and nothing can be corrected there. Leave "
-                "that step out (placement='explicit', steps=[1, ..]), or set rescale_betas_zero_snr=False."
-            )
+        silent = {i for i, t in enumerate(values) if self.alphas_cumprod[t] == 0}
+        require_signal(self.config["prediction_type"], bool(silent), bool(silent & corrected))
         calls = [(i, k) for i in range(len(table)) for k in range(1 + (self.correction.iterations if i in corrected else 0))]
         self.run = Run(table.pairs, tuple(calls), timesteps is not None)
         self.timesteps = torch.tensor([values[i] for i, _ in calls], dtype=torch.int64, device=device)
         self.num_inference_steps: Any = len(table)
-        self.order = self.run.repetition or 1  # with 1, progress bars end at T whatever is repeated
+        self.order = self.run.order
         self.position, self._pending = None, None
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """For pipelines that run ``timesteps[begin_index:]`` only. Raises `ConfigError` where that is not what they mean."""
         run, refresh_of = self.run, self.refresh_of
-        if begin_index and (run.repetition is None or (run.listed and run.repetition > 1)):
-            raise ConfigError(
-                f"The pipeline starts at entry t_start * order = {begin_index} of the timesteps, which is not the step it means if "
-                "only some are repeated, or if it was given the timesteps as a list. Use placement='all_steps' (or 'none') and "
-                "num_inference_steps; or, in image-to-image, list the timesteps that are to be run, with strength=1."
-            )
-        if not 0 <= begin_index < len(run.calls) or run.calls[begin_index][1]:
-            raise ConfigError(f"Entry {begin_index} of the timesteps is not the first call of a step; no run can start there.")
-        first = run.calls[begin_index][0]
+        first = run.first_step(begin_index, cached_steps=self.placement.kind == "all_steps")
         if refresh_of is not None:  # the schedule is that of the steps that are run
             self._refresh = frozenset(first + i for i in refresh_of(len(run.pairs) - first))
         self.position = begin_index
@@ -180,6 +173,7 @@ class IECScheduler(DDIMScheduler):
             )
         i, k = run.calls[position]
         cached = self._refresh is not None and i not in self._refresh and not (k and self.placement.cached_steps == "full")
+        cached = cached and not (k and self._pending is None)  # passed over, before there is a feature
         return Step(i, t, "cached" if cached else "full", k)
 
     # fmt: off
@@ -188,7 +182,11 @@ class IECScheduler(DDIMScheduler):
         generator: torch.Generator | None = None, variance_noise: Tensor | None = None, return_dict: bool = True,
     ) -> DDIMSchedulerOutput | tuple:
         # fmt: on
-        """From the network's output at ``sample`` to the sample of its next call, [B, ..]; arguments as in DDIMScheduler.step."""
+        """From the network's output at ``sample`` to the sample of its next call, [B, ..]; arguments as in DDIMScheduler.step.
+
+        A run that begins with a correction passes that entry over: the sample stays. With ``denoising_start`` diffusers runs one
+        entry more than there are after it if order = 2 and their number is even, meaning Heun's list, whose first entry is single.
+        """
         call, work = self.call(timestep), torch.promote_types(sample.dtype, torch.float32)
         y = sample.to(work)
         if call.correction == 0:
@@ -198,10 +196,11 @@ class IECScheduler(DDIMScheduler):
                 raise ConfigError("Give generator or variance_noise, and not both.")
             z = variance_noise if eta > 0 else None
             self._pending = _Pending(y, eta, z, none_frozen(y))
-        assert self._pending is not None  # every run starts with the first call of a step
-        pending = self._pending
+        pending = self._pending or _Pending(y, 0.0, None, none_frozen(y))
         new, x0 = self._ddim(call, model_output.to(work), y, pending, use_clipped_model_output)
-        if call.correction:
+        if self._pending is None:
+            new = y
+        elif call.correction:
             new, pending.frozen = update(y, new, call.correction, self.correction, pending.frozen)
         self.position = position = (self.position or 0) + 1
         if position == len(self.run.calls) or self.run.calls[position][1] == 0:

@@ -3,8 +3,11 @@
 import inspect
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
+import torch
+from diffusers import UNet2DConditionModel, UNet2DModel
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import Tensor, nn
@@ -12,14 +15,18 @@ from torch import Tensor, nn
 from iec.efficiency.caching import CachedUNetNetwork
 from iec.efficiency.quantization import CalibrationCall, QuantizedUNet
 from iec.errors import ConfigError
+from iec.pipelines.copies import QuantizedCopy
 from iec.pipelines.scheduler import IECScheduler, Run
+from iec.pipelines.wrappers import require_called, require_uncompiled
 from iec.sampling.network import FeatureCache, Step
 
 
 class Forward:
     """The ``forward`` of a pipeline's UNet: asks the scheduler which step and correction a call belongs to.
 
-    The feature of the last refresh lives from there to the end of the run, and is forgotten when the next one is laid out.
+    The feature of the last refresh lives from there to the end of the run, and is forgotten when the next one is laid out. Where
+    the batch changes in between (guidance switched off), it is computed anew. Nothing is computed if somebody else's hook or
+    switch on the UNet would be passed over: `require_called`, `QuantizedCopy.require_unchanged`.
     """
 
     def __init__(
@@ -29,25 +36,33 @@ class Forward:
         cut: int | None,
         cache_from: str = "last",
         quantized: QuantizedUNet | None = None,
+        copy: QuantizedCopy | None = None,
         timesteps: tuple[int, ...] = (),
         record: Callable[[CalibrationCall], None] | None = None,
     ) -> None:
+        self.conditional = isinstance(unet, UNet2DConditionModel)
         self.unet, self.scheduler, self.cut, self.cache_from = unet, scheduler, cut, cache_from
-        self.quantized, self.timesteps, self.record = quantized, timesteps, record
-        self.signature = inspect.signature(type(unet).forward)
+        self.quantized, self.copy, self.timesteps, self.record = quantized, copy, timesteps, record
+        # of diffusers, also where a subclass hides it
+        self.signature = inspect.signature((UNet2DConditionModel if self.conditional else UNet2DModel).forward)
         self.run: Run | None = None
         self.position: int | None = None
         self.cache: FeatureCache | None = None
         self.network: CachedUNetNetwork | None = None
 
+    @torch.compiler.disable  # for whoever compiles the UNet after this: refused below, and not by a failing trace
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """As the UNet's own forward."""
+        if self.record is None:  # else the UNet itself is run, once, right after it was looked at
+            require_uncompiled(self.unet, quantize=self.quantized is not None)
+            require_called(self.unet, quantize=self.quantized is not None, cache=self.cut is not None)
+        if self.copy is not None:
+            self.copy.require_unchanged()
         bound = self.signature.bind(self.unet, *args, **kwargs)
         bound.apply_defaults()
         given = bound.arguments
         step = self._next(given["timestep"])
-        conditional = "encoder_hidden_states" in given
-        x, cond = given["sample"], given["encoder_hidden_states" if conditional else "class_labels"]
+        x, cond = given["sample"], given["encoder_hidden_states" if self.conditional else "class_labels"]
         if self.cut is not None or self.record is not None:
             _require_plain_call(given)
         if self.record is not None:
@@ -58,11 +73,18 @@ class Forward:
             eps = self._cached(self.network, x, step, cond)
         if not given["return_dict"]:
             return (eps,)
-        return UNet2DConditionOutput(sample=eps) if conditional else UNet2DOutput(sample=eps)
+        return UNet2DConditionOutput(sample=eps) if self.conditional else UNet2DOutput(sample=eps)
 
     def _next(self, timestep: int | Tensor) -> Step:
         """The call that this is; a run that was laid out since the last call begins with no feature."""
-        step, run = self.scheduler.call(timestep), self.scheduler.run
+        try:
+            step, run = self.scheduler.call(timestep), self.scheduler.run
+        except ConfigError as error:
+            raise ConfigError(
+                f"This UNet is under iec.apply, whose scheduler did not lay out this call ({str(error).split('. ')[0]}). If "
+                "another pipeline with the same UNet is run, give it that scheduler too (other.scheduler = pipe.scheduler), or "
+                "call iec.remove(pipe) before. Else call set_timesteps before every run, and the UNet once for every timestep."
+            ) from error
         if run is not self.run:
             if self.timesteps and tuple(t for t, _ in run.pairs) != self.timesteps:
                 raise ConfigError(
@@ -81,6 +103,14 @@ class Forward:
         return step
 
     def _cached(self, network: CachedUNetNetwork, x: Tensor, step: Step, cond: Tensor | None) -> Tensor:
+        if step.mode == "cached" and self.cache is not None and len(self.cache.feature) != len(x):
+            if self.quantized is not None:
+                raise ConfigError(
+                    f"The UNet is called on {len(x)} images, and the cached feature is of {len(self.cache.feature)} (guidance "
+                    "switched off in mid-run?). The deep layers are not calibrated for this step: switch it at a refresh step, or "
+                    "leave quantization out, which refreshes here."
+                )
+            step = replace(step, mode="full")
         prediction = network(x, step, cond, self.cache)
         if prediction.feature is not None and (step.correction == 0 or self.cache_from == "last"):
             self.cache = FeatureCache(prediction.feature, step)
@@ -100,27 +130,6 @@ def _require_plain_call(given: Mapping[str, Any]) -> None:
             f"The pipeline gives its UNet {', '.join(extra)}, which caching and calibration cannot pass on. Leave that out of "
             "the pipeline, or apply the correction alone."
         )
-
-
-def plain_unet(pipe: Any) -> nn.Module:
-    """The pipeline's UNet, if nobody else has a hand in its forward."""
-    unet = getattr(pipe, "unet", None)
-    if not isinstance(unet, nn.Module):
-        raise ConfigError(f"{type(pipe).__name__} has no UNet; caching and quantization need one. Apply the correction alone.")
-    for name, module in unet.named_modules():
-        own = vars(module).get("forward")
-        if own is None or getattr(own, "__func__", None) is type(module).forward:
-            continue
-        if getattr(own, "__module__", "").partition(".")[0] == "DeepCache":
-            raise ConfigError(
-                "DeepCacheSDHelper is enabled on this pipeline. It counts its steps by the list of timesteps, which corrections "
-                "repeat. Call its disable() and give apply a cache instead."
-            )
-        raise ConfigError(
-            f"The forward of {name or 'the UNet'} has been replaced already (by offloading, or by iec.apply on a pipeline of the "
-            "same parts). Take that off, and put it back after this."
-        )
-    return unet
 
 
 def restorer(unet: nn.Module) -> Callable[[], None]:

@@ -18,7 +18,7 @@ from hydra import compose, initialize_config_dir
 from iec.errors import ConfigError
 from iec.io.environment import git_revision
 from iec.io.files import write_atomic
-from iec.io.outputs import require_writable
+from iec.io.paths import require_writable
 from iec.io.resources import configs, experiment_file, experiments
 from iec.io.runtime import entry_point
 from iec.io.yaml import read_yaml

@@ -142,7 +142,7 @@ def _with_rows(section: Section, experiment: Experiment, rows: list[Row], absent
         pairs=[(sprites[base], sprites[label]) for label, base in pairs.items()],
         alone=[sprite for label, sprite in sprites.items() if label not in pairs and label not in pairs.values()],
         plots=plots_of(rows, experiment) if rows else [],
-        protocols=tuple(sorted({row.result.record["protocol"] for row in rows if row.result.record is not None})),
+        protocols=tuple(sorted({row.result.record.protocol for row in rows if row.result.record is not None})),
     )
 
 

@@ -13,11 +13,13 @@ from iec.errors import ConfigError
 from iec.io.files import canonical_hash
 from iec.io.images import ROUNDINGS
 from iec.io.runtime import resolve_device
-from iec.io.wandb import check_logger
-from iec.metrics.protocol import PROTOCOLS, protocol
+from iec.io.wandb import Logger, check_logger
 from iec.models import Card
 from iec.models.model import Source
 from iec.runs.batches import micro_batches, require_count
+from iec.runs.metrics import Metrics
+from iec.runs.parallel import Share, devices_of
+from iec.runs.paths import Paths, with_home
 from iec.sampling.correction import Correction
 from iec.sampling.ddim import DDIM, Sampler
 from iec.sampling.dtypes import SOLVER_DTYPES, dtype_name
@@ -26,79 +28,83 @@ from iec.sampling.placement import Placement
 from iec.sampling.solver import Solver
 from iec.sampling.timetable import Timetable
 
-METRICS = ("auto", "none", *PROTOCOLS)
-
 
 @dataclass(frozen=True)
 class Cell:
     """model x efficiency x iec x sampler, how many images of it are wanted, and where they go.
 
-    ``identity`` is everything that the bytes of an image depend on; num_images, metrics, logger and paths are not part of it,
-    so that asking for more images or other scores continues the same cell.
+    config: the whole configuration, to be written, logged and handed to workers; what it says is read from the other fields.
+    uint8: see `iec.io.images.to_uint8`. efficiency: the technique's name. trace_images: how many trajectories are kept, at most
+    num_images. share, devices: of the work, see `iec.runs.parallel`. metrics: None without scores.
+
+    ``identity`` is everything that the bytes of an image depend on; num_images, metrics, logger, paths and how the work is split
+    are not part of it, so that asking for more images or other scores continues the same cell.
     """
 
     config: DictConfig
     model: Source
+    uint8: str
     sampler: Solver
+    efficiency: str
     technique: Technique
     num_images: int
     batch_size: int
+    trace_images: int
+    seed: int
     device: torch.device
-    metrics: str
+    share: Share
+    devices: tuple[str, ...]
+    metrics: Metrics | None
+    logger: Logger
+    paths: Paths
 
     @classmethod
     def from_config(cls, config: DictConfig) -> "Cell":
         """Raises `ConfigError`, `DeviceError` or `WeightsError` for whatever cannot be run."""
-        technique, model = technique_of(config.efficiency), source_of(config.model)
+        config = with_home(config)
+        technique, model, device = technique_of(config.efficiency), source_of(config.model), resolve_device(config.device)
         facts = model.card
         num_images = facts.num_images if config.num_images is None else config.num_images
+        trace_images = facts.trace_images if config.trace_images is None else config.trace_images
         cell = cls(
             config=config,
             model=model,
-            device=resolve_device(config.device),
+            uint8=config.model.uint8,
             sampler=_sampler(config, facts, technique),
+            efficiency=config.efficiency.name,
             technique=technique,
             num_images=num_images,
             batch_size=min(facts.batch_size, num_images) if config.batch_size is None else config.batch_size,
-            metrics=_metrics(config, facts),
+            trace_images=min(trace_images, num_images),
+            seed=config.seed,
+            device=device,
+            share=Share.of(config),
+            devices=devices_of(config, device),
+            metrics=Metrics.of(config.metrics, facts, config.model.random_weights),
+            logger=Logger(**config.logger),
+            paths=Paths.of(config.paths),
         )
         require_count(cell.num_images, cell.batch_size)
-        check_logger(config.logger)
-        if config.metrics.name not in METRICS:
-            raise ConfigError(f"Unknown metrics {config.metrics.name!r}; choose one of {', '.join(METRICS)}.")
-        if cell.metrics != "none" and config.metrics.scores is not None:
-            protocol(cell.metrics).check(config.metrics.scores)
-        if config.metrics.clip is not None and "text_encoder" not in facts.components:
-            raise ConfigError(f"metrics.clip: {facts.name} has no prompts to compare its images with. Leave metrics.clip unset.")
-        if config.metrics.bootstrap < 0 or (config.trace_images or 0) < 0:
-            raise ConfigError("metrics.bootstrap and trace_images must not be negative.")
-        if not 0 <= config.seed < 2**64:
-            raise ConfigError(f"seed={config.seed} must be in 0 .. 2^64 - 1.")
-        technique.check(facts, model.skeleton(), cell.sampler)
+        check_logger(cell.logger)
+        if trace_images < 0:
+            raise ConfigError(f"trace_images={trace_images} must not be negative.")
+        if not 0 <= cell.seed < 2**64:
+            raise ConfigError(f"seed={cell.seed} must be in 0 .. 2^64 - 1.")
+        technique.check(facts, model.skeleton, cell.sampler)
         return cell
 
     def sampler_of(self, prepared: Prepared) -> Solver:
-        """The sampler with the refresh steps that were found, where the technique finds them late."""
-        if self.technique.late != (prepared.refresh is not None):
+        """The sampler with the refresh steps, where `Technique.prepare` finds them."""
+        if self.technique.refresh_found_by_prepare != (prepared.refresh is not None):
             raise ConfigError(
-                f"efficiency={self.config.efficiency.name}: a technique gives its refresh steps either by refresh(), or, if it is "
-                "late, with what prepare() returns; this one does both or neither."
+                f"efficiency={self.efficiency}: a technique gives its refresh steps either by refresh(), or, with "
+                "refresh_found_by_prepare, with what prepare() returns; this one does both or neither."
             )
         return self.sampler if prepared.refresh is None else self.sampler.refreshed_at(prepared.refresh)
 
     @property
     def card(self) -> Card:
         return self.model.card
-
-    @property
-    def seed(self) -> int:
-        return self.config.seed
-
-    @property
-    def trace_images(self) -> int:
-        """How many trajectories are kept; never more than images."""
-        wanted = self.card.trace_images if self.config.trace_images is None else self.config.trace_images
-        return min(wanted, self.num_images)
 
     @property
     def batches(self) -> list[tuple[int, ...]]:
@@ -109,7 +115,7 @@ class Cell:
         sampler, correction = self.sampler, self.sampler.correction
         corrected: Any = sorted(sampler.corrected)
         placement = sampler.placement
-        if corrected and self.technique.late:
+        if corrected and self.technique.refresh_found_by_prepare:
             corrected = _plain(placement)  # it meets the refresh steps only when they are found
         elif sampler.refresh is not None and not sampler.refresh.issuperset(corrected):
             corrected = {"steps": corrected, "cached_steps": placement.cached_steps}
@@ -132,24 +138,23 @@ class Cell:
         }
         if sampler.solver != DDIM:
             identity["sampler"]["solver"] = sampler.solver
-        if self.config.model.uint8 != "round":
-            identity["uint8"] = self.config.model.uint8
+        if self.uint8 != "round":
+            identity["uint8"] = self.uint8
         try:
             return json.loads(json.dumps(identity))  # as it comes back from a file: tuples become lists
         except TypeError as error:
             raise ConfigError(
-                f"efficiency={self.config.efficiency.name}: {error}. Fields of a technique have to be JSON values: numbers, texts, "
-                "lists."
+                f"efficiency={self.efficiency}: {error}. Fields of a technique have to be JSON values: numbers, texts, lists."
             ) from error
 
     @property
     def slug(self) -> str:
         """Readable, with the hash of the identity at its end."""
         sampler = self.sampler
-        words = [self.card.name, self.config.efficiency.name, "none"]
+        words = [self.card.name, self.efficiency, "none"]
         if sampler.corrected:
             words[2] = "heun" if sampler.correction.evaluate_at == "s" else "iec"
-            words.append(self.config.iec.placement)
+            words.append(sampler.placement.kind)
         if sampler.solver != DDIM:
             words.append(sampler.solver)
         if sampler.epsilon_scale != 1:
@@ -158,7 +163,7 @@ class Cell:
 
     @property
     def folder(self) -> Path:
-        return Path(self.config.paths.cell or Path(self.config.paths.output) / self.slug)
+        return self.paths.cell or self.paths.output / self.slug
 
 
 def source_of(config: DictConfig) -> Source:
@@ -166,13 +171,6 @@ def source_of(config: DictConfig) -> Source:
     if config.uint8 not in ROUNDINGS:
         raise ConfigError(f"model.uint8={config.uint8}; choose {' or '.join(ROUNDINGS)}.")
     return Source.of(config.name, config.weights, config.random_weights, config.dtype, config.guidance, config.prompts)
-
-
-def _metrics(config: DictConfig, facts: Card) -> str:
-    """The protocol; ``auto`` is the card's, and none for random weights, whose images have no score worth computing."""
-    if config.metrics.name != "auto":
-        return config.metrics.name
-    return "none" if config.model.random_weights and facts.packaged is None else facts.metrics
 
 
 def _plain(value: Any) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The images of a cell's folder (iec/runs/store.py) as a source."""
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,8 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from iec.errors import StoreError
-from iec.io.files import canonical_hash, read_json, sha256
+from iec.io.files import canonical_hash, sha256
+from iec.io.records import read_record
 from iec.metrics.images.sources import AS_STORED, BLOCK
+from iec.runs.records import MANIFEST, Commit, Manifest
+
+COMMIT = re.compile(r"(\d+)-\d+\.json")
+"""Name of the record of a shard."""
 
 
 @dataclass(frozen=True)
@@ -34,16 +40,16 @@ class CellSource:
     def open(cls, folder: Path) -> "CellSource":
         """Raises `StoreError` when the cell is not finished: no shards, some missing between others, or no manifest yet."""
         shards: list[Shard] = []
-        for record in sorted((folder / "shards").glob("*.json"), key=lambda path: int(path.stem.split("-")[0])):
-            commit, begins = read_json(record), sum(shard.count for shard in shards)
-            start = int(record.stem.split("-")[0])
-            if not (isinstance(commit, dict) and {"count", "sha256"} <= commit.keys()) or start != begins:
+        names = ((COMMIT.fullmatch(path.name), path) for path in (folder / "shards").glob("*.json"))
+        for start, path in sorted((int(name[1]), path) for name, path in names if name is not None):
+            commit, begins = read_record(path, Commit), sum(shard.count for shard in shards)
+            if commit is None or start != begins:
                 raise StoreError(f"{folder} is not finished: image {begins} is missing. Run the cell again, it goes on from there.")
-            shards.append(Shard(record.with_suffix(".npz"), start, commit["count"], commit["sha256"]))
+            shards.append(Shard(path.with_suffix(".npz"), start, commit.count, commit.sha256))
         if not shards:
             raise StoreError(f"{folder} holds no finished shards. Give the folder that has cell.json in it, or run the cell.")
-        if read_json(folder / "manifest.json") is None:
-            raise StoreError(f"{folder} is not finished: it has no manifest.json. Run the cell again, it goes on from there.")
+        if read_record(folder / MANIFEST, Manifest) is None:
+            raise StoreError(f"{folder} is not finished: it has no usable manifest.json. Run it again, it goes on from there.")
         return cls(tuple(shards), f"cell {folder.resolve().name}", _read(shards[0]).shape[1])
 
     @property

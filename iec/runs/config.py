@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
 from typing import Any, get_type_hints
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING
+from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 
 from iec.efficiency.technique import Technique
 from iec.efficiency.techniques import PTQ, CacheQuant, DeepCache, FullPrecision
@@ -45,9 +45,11 @@ def schema(cls: type) -> type:
     return make_dataclass(f"{cls.__name__}Schema", columns)
 
 
-@dataclass(init=False, repr=False, eq=False)  # "lambda" cannot be a parameter name, but it can be a key
+@dataclass
 class IECConfig:
-    """See `iec.Correction`, `iec.Placement` and `iec.Sampler.epsilon_scale`."""
+    """See `iec.Correction`, `iec.Placement` and `iec.Sampler.epsilon_scale`. `iec_schema` adds ``lambda``, a word that Python keeps
+    for itself: a number, or a list with one for each correction.
+    """
 
     preset: str = "paper"
     placement: str = "none"
@@ -61,8 +63,14 @@ class IECConfig:
     cache_from: str | None = None
     evaluate_at: str = "t"
     epsilon_scale: float = 1.0
-    __annotations__["lambda"] = Any
-    locals()["lambda"] = None
+
+
+def iec_schema() -> DictConfig:
+    """`IECConfig` with the key ``lambda``."""
+    node: DictConfig = OmegaConf.structured(IECConfig)
+    with open_dict(node):
+        node["lambda"] = None
+    return node
 
 
 @dataclass
@@ -135,19 +143,23 @@ class RunConfig:
 
 
 def register() -> None:
-    """Make the schemas known to Hydra; called by the entry points."""
-    store = ConfigStore.instance()
-    store.store(name="run_schema", node=RunConfig)
-    for group, name, node in [
-        ("model", "model_schema", ModelConfig),
-        ("efficiency", "none_schema", schema(FullPrecision)),
-        ("efficiency", "ptq_schema", schema(PTQ)),
-        ("efficiency", "deepcache_schema", schema(DeepCache)),
-        ("efficiency", "cachequant_schema", schema(CacheQuant)),
-        ("iec", "iec_schema", IECConfig),
-        ("sampler", "sampler_schema", SamplerConfig),
-        ("metrics", "metrics_schema", MetricsConfig),
-        ("logger", "logger_schema", LoggerConfig),
-        ("paths", "paths_schema", PathsConfig),
-    ]:
-        store.store(group=group, name=name, node=node)
+    """Make the schemas known to Hydra; called by the entry points.
+
+    They are outside of the groups, where they would be listed as options: an option of ``model`` begins with the default
+    ``/model_schema@_here_``.
+    """
+    schemas = {
+        "run": RunConfig,
+        "model": ModelConfig,
+        "none": schema(FullPrecision),
+        "ptq": schema(PTQ),
+        "deepcache": schema(DeepCache),
+        "cachequant": schema(CacheQuant),
+        "iec": iec_schema(),
+        "sampler": SamplerConfig,
+        "metrics": MetricsConfig,
+        "logger": LoggerConfig,
+        "paths": PathsConfig,
+    }
+    for name, node in schemas.items():
+        ConfigStore.instance().store(name=f"{name}_schema", node=node)

@@ -17,7 +17,8 @@ from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 
 from iec.errors import IECError, StoreError
-from iec.io.files import read_json, write_json
+from iec.io.files import write_json
+from iec.io.records import read_record
 
 log = logging.getLogger(__name__)
 FAILED = "failed.json"
@@ -44,8 +45,7 @@ class Failure:
 
 def read_failure(folder: Path) -> Failure | None:
     """Of the cell's last attempt; None if it did not fail."""
-    held = read_json(folder / FAILED)
-    return None if held is None else Failure(**held)
+    return read_record(folder / FAILED, Failure)
 
 
 def forget_failure(folder: Path) -> None:

@@ -76,15 +76,15 @@ class Share:
 WHOLE = Share()
 
 
-def devices_of(config: DictConfig, device: torch.device) -> list[str]:
+def devices_of(config: DictConfig, device: torch.device) -> tuple[str, ...]:
     """The devices that ``devices`` asks for, of the type of ``device``. Raises `ConfigError` or `DeviceError`."""
     count = config.devices
     if count < 1:
         raise ConfigError(f"devices={count} must be at least 1.")
     if count == 1:
-        return [str(device)]
+        return (str(device),)
     if device.type == "cpu":
-        return ["cpu"] * count
+        return ("cpu",) * count
     if device.index is not None:
         raise ConfigError(
             f"devices={count} takes the first {count} devices, and device={device} is one. Use device={device.type}; "
@@ -93,10 +93,10 @@ def devices_of(config: DictConfig, device: torch.device) -> list[str]:
     there = torch.cuda.device_count() if device.type == "cuda" else 1
     if count > there:
         raise DeviceError(f"devices={count}, but there are {there} of type {device.type} here. Use devices={there}.")
-    return [f"{device.type}:{k}" for k in range(count)]
+    return tuple(f"{device.type}:{k}" for k in range(count))
 
 
-def run_workers(module: str, config: DictConfig, share: Share, devices: list[str]) -> None:
+def run_workers(module: str, config: DictConfig, share: Share, devices: Sequence[str]) -> None:
     """Run ``python -m module`` once for each device, each with its part of ``share``, until all have ended well.
 
     A worker gets its configuration on its standard input (`worker_config`); what it prints is logged with its device before it.
@@ -106,7 +106,8 @@ def run_workers(module: str, config: DictConfig, share: Share, devices: list[str
     try:
         for device, part in zip(devices, share.among(len(devices)), strict=True):
             name = device if devices.count(device) == 1 else f"{device}, process {len(workers)}"
-            settings = {"device": device, "shards": part.count, "shard": part.index, "devices": 1}
+            split = {"device": device, "shards": part.count, "shard": part.index, "devices": 1}
+            settings = {**split, "logger": {"name": "none"}}  # this process logs
             workers.append(_Worker(name, module, OmegaConf.merge(config, settings)))
         while any(worker.process.poll() is None for worker in workers):
             _require_none_failed(workers)

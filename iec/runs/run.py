@@ -40,16 +40,14 @@ def run_from_config(config: DictConfig) -> float | None:
         return None
     show(result)
     log_cell(result)
-    return None if result.record is None else next(iter(result.record["scores"].values()))["value"]
+    return None if result.record is None else next(iter(result.record.scores.values())).value
 
 
 def show(result: Result) -> None:
     """The cell's figures, to the log."""
     manifest = result.manifest
-    calls = ", ".join(f"{kind} {count:g}" for kind, count in manifest["calls_per_image"].items())
+    calls = ", ".join(f"{kind} {count:g}" for kind, count in manifest.calls_per_image.items())
     log.info("%s", result.cell.folder)
-    log.info(
-        "  N = %d, network calls per image: %s; %.3f s per image", manifest["num_images"], calls, manifest["seconds_per_image"]
-    )
-    for score in (result.record or {"scores": {}})["scores"].values():
-        log.info("  %s = %.4f [%.4f, %.4f]", score["label"], score["value"], score["low"], score["high"])
+    log.info("  N = %d, network calls per image: %s; %.3f s per image", manifest.num_images, calls, manifest.seconds_per_image)
+    for score in result.scores:
+        log.info("  %s = %.4f [%.4f, %.4f]", score.label, score.value, score.low, score.high)

@@ -2,10 +2,8 @@
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from omegaconf import OmegaConf
@@ -13,16 +11,20 @@ from omegaconf import OmegaConf
 from iec.efficiency.cost import Cost
 from iec.efficiency.technique import Prepared
 from iec.errors import StoreError
-from iec.io.environment import describe_device, environment
-from iec.io.files import canonical_hash, read_json, write_atomic, write_json
+from iec.io.environment import Environment, describe_device
+from iec.io.files import write_atomic, write_json
 from iec.io.images import grid, save_png
-from iec.io.locks import first_alone
+from iec.io.locks import exclusive
 from iec.io.progress import stage
+from iec.io.records import read_record
+from iec.metrics.record import Record
+from iec.metrics.scores import Score
 from iec.models import Model
 from iec.runs.batches import micro_batches, sample_batch
 from iec.runs.cell import Cell
 from iec.runs.failures import failure_recorded, forget_failure, memory_errors
-from iec.runs.parallel import UNSPLIT, WHOLE, Share, devices_of, run_workers
+from iec.runs.parallel import UNSPLIT, WHOLE, Share, run_workers
+from iec.runs.records import Manifest, PreparedRecord
 from iec.runs.scoring import Scorer, stored_record
 from iec.runs.store import Store
 from iec.sampling.solver import Solver
@@ -30,8 +32,7 @@ from iec.sampling.solver import Solver
 log = logging.getLogger(__name__)
 WORKER = "iec.runs.worker"
 MORE_MEMORY = "Use a device with more memory, or free this one of other processes; what is finished is kept."
-PREPARED = "prepared.json"
-"""What was known once the network was prepared: the refresh steps, and what calls cost."""
+PREPARED, ENVIRONMENT = "prepared.json", "environment.json"
 
 
 @dataclass(frozen=True)
@@ -40,14 +41,24 @@ class Result:
 
     cell: Cell
     store: Store
-    manifest: dict[str, Any]
-    record: dict[str, Any] | None
+    manifest: Manifest
+    record: Record | None
 
     @cached_property
     def cost(self) -> Cost | None:
         """Of the network's calls; None where the technique does not tell."""
-        prepared = read_json(self.cell.folder / PREPARED)
-        return Cost.from_dict(prepared["cost"]) if prepared and prepared["cost"] else None
+        prepared = read_record(self.cell.folder / PREPARED, PreparedRecord)
+        return None if prepared is None else prepared.cost
+
+    @property
+    def scores(self) -> tuple[Score, ...]:
+        """In the order of the record; none without one."""
+        return () if self.record is None else tuple(self.record.scores.values())
+
+    @property
+    def environment(self) -> Environment | None:
+        """Of the process that sampled last; None if it is not recorded."""
+        return read_record(self.cell.folder / ENVIRONMENT, Environment)
 
     def shards(self) -> Iterator[np.ndarray]:
         """uint8 [B, H, W, 3], a shard at a time."""
@@ -69,15 +80,16 @@ def run_cell(cell: Cell) -> Result | None:
     None while micro-batches of other shards are missing: the task that finds all of them finished scores the cell.
     Raises any `IECError`; finished shards stay, and failed.json says what went wrong.
     """
-    share, devices = Share.of(cell.config), devices_of(cell.config, cell.device)
+    share = cell.share
+    cell.paths.require_usable()
     store = Store.open(cell.folder, cell.identity)
     with failure_recorded(cell.folder):
-        scorer = None if cell.metrics == "none" else Scorer.open(cell)  # a missing reference fails before any sampling
+        scorer = None if cell.metrics is None else Scorer.open(cell)  # a missing reference fails before any sampling
         if missing := missing_batches(cell, store, share):
             log.info("%s: %d of %d micro-batches to sample", cell.slug, len(missing), len(share.take(cell.batches)))
             _write_circumstances(cell, store)
-            if len(devices) > 1:
-                run_workers(WORKER, cell.config, share, devices)
+            if len(cell.devices) > 1:
+                run_workers(WORKER, cell.config, share, cell.devices)
             else:
                 sample_batches(cell, store, missing)
         if missing := missing_batches(cell, store):
@@ -92,12 +104,12 @@ def _write_circumstances(cell: Cell, store: Store) -> None:
     """config.yaml, without how the cell is split into tasks, and environment.json."""
     text = OmegaConf.to_yaml(OmegaConf.merge(cell.config, UNSPLIT), resolve=True)
     write_atomic(store.folder / "config.yaml", lambda file: file.write(text.encode()))
-    write_json(store.folder / "environment.json", environment(cell.device))
+    write_json(store.folder / ENVIRONMENT, asdict(Environment.of(cell.device)))
 
 
 def _finish(cell: Cell, store: Store, scorer: Scorer | None) -> Result:
     """The manifest, the scores and the picture of a cell whose images are all there. A second task that comes finds them made."""
-    with first_alone(_locks(cell) / f"{cell.slug}.lock", f"scoring {cell.slug}"):
+    with exclusive(cell.folder / "scores.lock", f"scoring {cell.slug}"):
         manifest = store.write_manifest(cell.batches, cell.num_images)
         with memory_errors("scoring", MORE_MEMORY):
             record = None if scorer is None else scorer.score(cell, store, manifest)
@@ -115,8 +127,10 @@ def finished_result(cell: Cell) -> Result | None:
     if missing_batches(cell, store):
         return None
     manifest = store.manifest(cell.batches, cell.num_images)
-    record = None if cell.metrics == "none" else stored_record(cell, manifest)
-    return None if record is None and cell.metrics != "none" else Result(cell, store, manifest, record)
+    if cell.metrics is None:
+        return Result(cell, store, manifest, None)
+    record = stored_record(cell, manifest)
+    return None if record is None else Result(cell, store, manifest, record)
 
 
 def missing_batches(cell: Cell, store: Store, share: Share = WHOLE) -> list[tuple[int, ...]]:
@@ -130,7 +144,7 @@ def missing_batches(cell: Cell, store: Store, share: Share = WHOLE) -> list[tupl
 
 def sample_batches(cell: Cell, store: Store, batches: list[tuple[int, ...]]) -> None:
     """Sample and store micro-batches of the cell, one shard each. Raises `StoreError`, `MemoryLimitError`, `NonFiniteError`."""
-    with memory_errors(f"preparing {cell.config.efficiency.name}", MORE_MEMORY):
+    with memory_errors(f"preparing {cell.efficiency}", MORE_MEMORY):
         model = cell.model.load(str(cell.device))
         prepared = prepare(cell, model)
     sampler = cell.sampler_of(prepared)
@@ -138,37 +152,29 @@ def sample_batches(cell: Cell, store: Store, batches: list[tuple[int, ...]]) -> 
     smaller = f"Try batch_size={cell.batch_size // 2} (a cell of its own)" if cell.batch_size > 1 else "Try model.dtype=bfloat16"
     with (
         memory_errors(f"sampling micro-batches of {cell.batch_size}", f"{smaller}, or a device with more memory."),
-        stage(f"sampling {cell.config.efficiency.name}", len(batches) * len(cell.sampler.timetable)) as advance,
+        stage(f"sampling {cell.efficiency}", len(batches) * len(cell.sampler.timetable)) as advance,
     ):
         for indices in batches:
             count, trace = _wanted(cell, indices)
-            samples = sample_batch(model, prepared.network, sampler, cell.seed, indices, trace, advance, cell.config.model.uint8)
+            samples = sample_batch(model, prepared.network, sampler, cell.seed, indices, trace, advance, cell.uint8)
             store.write(indices, samples, count, describe_device(cell.device))
 
 
 def prepare(cell: Cell, model: Model) -> Prepared:
-    """The technique's network. Of processes that need the same calibration at the same time one makes it."""
-    identity, table = cell.identity, cell.sampler.timetable
-    facts = {"model": identity["model"], "efficiency": identity["efficiency"], "table": [list(pair) for pair in table.pairs]}
-    name = f"{cell.config.efficiency.name}-{canonical_hash({**facts, 'eta': table.eta})[:16]}"
-    with first_alone(_locks(cell) / f"{name}.lock", f"preparing {cell.config.efficiency.name}"):
-        return cell.technique.prepare(model, table, Path(cell.config.paths.artifacts))
+    """The technique's network. Calibrations come from the artifacts folder; each is locked while it is made."""
+    return cell.technique.prepare(model, cell.sampler.timetable, cell.paths.artifacts)
 
 
 def _record_prepared(cell: Cell, store: Store, sampler: Solver, cost: Cost | None) -> None:
     """Write prepared.json. Raises `StoreError` if images are there that were made with other refresh steps."""
     refresh = None if sampler.refresh is None else sorted(sampler.refresh)
-    held = read_json(store.folder / PREPARED)
-    if held is not None and held["refresh"] != refresh and len(missing_batches(cell, store)) < len(cell.batches):
+    stored = read_record(store.folder / PREPARED, PreparedRecord)
+    if stored is not None and stored.refresh != refresh and len(missing_batches(cell, store)) < len(cell.batches):
         raise StoreError(
-            f"{store.folder} has images with the refresh steps {held['refresh']}, and the calibration now finds {refresh}. Use the "
+            f"{store.folder} has images with the refresh steps {stored.refresh}, and the calibration now finds {refresh}. Use the "
             "artifacts folder that they were made with (paths.artifacts=DIR), or another cell folder (paths.cell=DIR)."
         )
-    write_json(store.folder / PREPARED, {"refresh": refresh, "cost": cost and cost.as_dict()})
-
-
-def _locks(cell: Cell) -> Path:
-    return Path(cell.config.paths.artifacts) / "locks"
+    write_json(store.folder / PREPARED, asdict(PreparedRecord(refresh, cost)))
 
 
 def _wanted(cell: Cell, indices: tuple[int, ...]) -> tuple[int, int]:

@@ -23,6 +23,8 @@ from iec.metrics.references.reference import Reference, load_reference, referenc
 from iec.metrics.scores import Score, available, require_images, require_parts
 from iec.models.prompts import prompts_of
 from iec.runs.cell import Cell
+from iec.runs.metrics import Metrics
+from iec.runs.records import Manifest
 from iec.runs.store import Store
 
 log = logging.getLogger(__name__)
@@ -49,8 +51,9 @@ class Scorer:
 
         Default scores that the reference has no part for are left out, and the log says so.
         """
-        rules, requested = protocol(cell.metrics), _requested(cell)
-        names = rules.default if requested is None else tuple(requested)
+        metrics = _metrics(cell)
+        rules, requested = protocol(metrics.protocol), metrics.scores
+        names = rules.default if requested is None else requested
         rules.check(names)
         extractor = rules.extractor(cell.device)
         path = reference_path(cell.card.reference, extractor)
@@ -60,7 +63,7 @@ class Scorer:
             if given != names:
                 log.warning("note: %s has no parts for %s", path, ", ".join(name for name in names if name not in given))
             names = given
-        if "text_encoder" in cell.card.components and cell.config.model.prompts is None:
+        if "text_encoder" in cell.card.components and cell.model.prompts is None:
             log.warning(
                 "note: model.prompts is not set: images of the package's own prompts are compared with %s. For COCO's captions use "
                 "model.prompts=captions_val2014.json.",
@@ -68,46 +71,55 @@ class Scorer:
             )
         require_parts(names, reference)
         require_images(names, cell.num_images, reference, rules.rules)
-        clip = cell.config.metrics.clip
-        return cls(rules, extractor, reference, names, None if clip is None else CLIPScorer(clip, cell.device))
+        clip = None if metrics.clip is None else CLIPScorer(metrics.clip, cell.device)
+        return cls(rules, extractor, reference, names, clip)
 
-    def score(self, cell: Cell, store: Store, manifest: dict[str, Any]) -> dict[str, Any]:
+    def score(self, cell: Cell, store: Store, manifest: Manifest) -> Record:
         """The record of the cell's images, from disk if it is about these images, this extractor and this reference."""
-        held = stored_record(cell, manifest)
+        stored = stored_record(cell, manifest)
         clip = None if self.clip is None else self.clip.identity
-        made_with = self.extractor.hash, self.reference.hash, clip
-        if held is not None and (held["extractor_hash"], held["reference_hash"], held["clip"]) == made_with:
-            return held
+        current = self.extractor.hash, self.reference.hash, clip
+        if stored is not None and (stored.extractor_hash, stored.reference_hash, stored.clip) == current:
+            return stored
         features = self.features(cell, store)
-        if not len(features) == cell.num_images == manifest["num_images"]:
+        if not len(features) == cell.num_images == manifest.num_images:
             raise MetricError(
-                f"{len(features)} images were scored, {cell.num_images} were asked for and {manifest['num_images']} are listed in "
+                f"{len(features)} images were scored, {cell.num_images} were asked for and {manifest.num_images} are listed in "
                 f"{store.folder / 'manifest.json'}. Run the same command again."
             )
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", FewSamplesWarning)
-            scores = self.protocol.score(features, self.reference, self.names, bootstrap=cell.config.metrics.bootstrap)
+            scores = self.protocol.score(features, self.reference, self.names, bootstrap=_metrics(cell).bootstrap)
         for message in dict.fromkeys(str(warning.message) for warning in caught):
             log.warning("note: %s", message)
         if self.clip is not None:
             scores["clip"] = self._clip_score(cell, store, self.clip)
-        rules, hashed, names = self.protocol.rules, manifest["hash"], _requested(cell)
-        record = Record.of(cell.metrics, scores, cell.seed, hashed, self.reference, self.extractor, rules, names, clip)
+        record = Record.of(
+            protocol=self.protocol.name,
+            scores=scores,
+            seed=cell.seed,
+            manifest_hash=manifest.hash,
+            reference=self.reference,
+            extractor=self.extractor,
+            rules=self.protocol.rules,
+            requested=_requested(cell),
+            clip=clip,
+        )
         for path in _record_paths(cell):
             record.save(path)
-        return record.as_dict()
+        return record
 
     def _clip_score(self, cell: Cell, store: Store, scorer: CLIPScorer) -> Score:
-        prompts, n = prompts_of(cell.config.model.prompts), cell.num_images
+        prompts, n = prompts_of(cell.model.prompts), cell.num_images
         captions = [prompts.of(k) for k in range(n)]
-        return clip_score(store.read_images(cell.batches, n), captions, scorer, cell.config.metrics.bootstrap)
+        return clip_score(store.read_images(cell.batches, n), captions, scorer, _metrics(cell).bootstrap)
 
     def features(self, cell: Cell, store: Store) -> Features:
         """Of all images of the cell, in order; kept in CELL/features.npz, for these images or fewer while they stay the same."""
         path, digests = store.folder / "features.npz", _digests(store.read_images(cell.batches, cell.num_images))
-        held = _read_features(path, self.extractor.hash, digests)
-        if held is not None:
-            return Features(**held, resolution=cell.card.resolution, extractor=self.extractor.hash)
+        stored = _read_features(path, self.extractor.hash, digests)
+        if stored is not None:
+            return Features(**stored, resolution=cell.card.resolution, extractor=self.extractor.hash)
         with stage("features", cell.num_images) as advance:
 
             def count(images: int) -> None:
@@ -121,27 +133,32 @@ class Scorer:
         return features
 
 
-def stored_record(cell: Cell, manifest: dict[str, Any]) -> dict[str, Any] | None:
-    """The cell's record if there is one about the manifest's images with the wanted protocol, scores and resamples."""
-    return next((found for path in _record_paths(cell) if (found := _fitting(path, cell, manifest)) is not None), None)
+def stored_record(cell: Cell, manifest: Manifest) -> Record | None:
+    """The cell's record if there is one about the manifest's images with the requested protocol, scores and resamples."""
+    return next((record for path in _record_paths(cell) if (record := _fitting(path, cell, manifest)) is not None), None)
 
 
-def _fitting(path: Path, cell: Cell, manifest: dict[str, Any]) -> dict[str, Any] | None:
+def _fitting(path: Path, cell: Cell, manifest: Manifest) -> Record | None:
     try:
         record = Record.read(path)
     except ArtifactError:
         return None
     resamples = {score.resamples for score in record.scores.values()}
-    options = cell.config.metrics
-    wanted = (manifest["hash"], cell.metrics, {options.bootstrap}, _requested(cell), options.clip is not None)
-    held = (record.manifest_hash, record.protocol, resamples, record.requested, record.clip is not None)
-    return record.as_dict() if held == wanted else None
+    metrics = _metrics(cell)
+    requested = (manifest.hash, metrics.protocol, {metrics.bootstrap}, _requested(cell), metrics.clip is not None)
+    stored = (record.manifest_hash, record.protocol, resamples, record.requested, record.clip is not None)
+    return record if stored == requested else None
+
+
+def _metrics(cell: Cell) -> Metrics:
+    assert cell.metrics is not None  # a cell without scores has no scorer, and no record is asked for
+    return cell.metrics
 
 
 def _requested(cell: Cell) -> list[str] | None:
-    """``metrics.scores``; None: the protocol's default."""
-    names = cell.config.metrics.scores
-    return None if names is None else [str(name) for name in names]
+    """``metrics.scores`` as a record holds them; None: the protocol's default."""
+    scores = _metrics(cell).scores
+    return None if scores is None else list(scores)
 
 
 def _record_paths(cell: Cell) -> tuple[Path, Path]:

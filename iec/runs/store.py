@@ -6,8 +6,8 @@
     CELL/traces/000000-000031.npz   states float32 [T + 1, n, C, H, W] of the first images
     CELL/manifest.json              the list of shards with their hashes, and one hash over them
 
-A shard counts as finished when its commit record is there and its bytes have the recorded hash. Two processes on one folder
-write the same bytes under unique temporary names and rename them, so that the last one wins without harm.
+A shard counts as finished when its commit record is there and its bytes have the recorded hash; if not it is made again. Two
+processes on one folder write the same bytes under unique temporary names and rename them, so that the last one wins without harm.
 """
 
 import hashlib
@@ -22,9 +22,10 @@ from typing import Any
 import numpy as np
 
 from iec.errors import StoreError
-from iec.io.files import read_json, sha256, write_atomic, write_json
+from iec.io.files import read_json, require_folder, sha256, write_atomic, write_json
+from iec.io.records import read_record
 from iec.runs.batches import Samples
-from iec.sampling.network import Calls
+from iec.runs.records import MANIFEST, Commit, Manifest
 
 STALE_SECONDS = 3600.0
 
@@ -42,19 +43,20 @@ class Store:
         try:
             # in this order, and without temporaries: another process may be making the folder at this moment
             occupied = folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())
-            held = read_json(record)
         except OSError as error:
             raise StoreError(f"{folder} cannot be used: {error.strerror}. Choose another folder (paths.output=DIR).") from error
-        if held is None and occupied:
-            raise StoreError(f"{folder} is not empty and holds no cell.json. Choose another folder (paths.cell=DIR).")
-        if held is not None and held != identity:
-            differing = sorted(k for k in {*held, *identity} if held.get(k) != identity.get(k))
+        stored = read_json(record)
+        if not isinstance(stored, dict):
+            if occupied:
+                raise StoreError(f"{folder} is not empty and holds no usable cell.json. Choose another folder (paths.cell=DIR).")
+            require_folder(folder, "paths.output")
+            write_json(record, identity)
+        elif stored != identity:
+            differing = sorted(key for key in {*stored, *identity} if stored.get(key) != identity.get(key))
             raise StoreError(
                 f"{folder} holds another cell; they differ in {', '.join(differing)}. Choose another folder (paths.cell=DIR), or "
                 "leave paths.cell unset, so that every cell gets a folder of its own."
             )
-        if held is None:
-            write_json(record, identity)
         for stale in folder.rglob(".*.tmp"):  # left by a kill; a younger one may belong to a process that is writing it
             with suppress(FileNotFoundError):
                 if time.time() - stale.stat().st_mtime > STALE_SECONDS:
@@ -68,13 +70,16 @@ class Store:
     def trace(self, indices: tuple[int, ...]) -> Path:
         return self.folder / "traces" / self.shard(indices).name
 
+    def commit(self, indices: tuple[int, ...]) -> Commit | None:
+        """None if the micro-batch has no commit record, or one that cannot be used."""
+        return read_record(self.shard(indices).with_suffix(".json"), Commit)
+
     def is_finished(self, indices: tuple[int, ...], count: int, trace: int) -> bool:
         """Whether at least ``count`` images and ``trace`` trajectories of the micro-batch are there, undamaged."""
-        path = self.shard(indices)
-        commit = read_json(path.with_suffix(".json"))
-        if commit is None or commit["count"] < count or commit["trace"] < trace:
+        commit = self.commit(indices)
+        if commit is None or commit.count < count or commit.trace < trace:
             return False
-        expected = {path: commit["sha256"], self.trace(indices): commit["trace_sha256"]}
+        expected = {self.shard(indices): commit.sha256, self.trace(indices): commit.trace_sha256}
         return all(digest is None or (file.is_file() and sha256(file) == digest) for file, digest in expected.items())
 
     def write(self, indices: tuple[int, ...], samples: Samples, count: int, machine: str) -> None:
@@ -84,40 +89,35 @@ class Store:
         write_atomic(path, lambda file: np.savez(file, images=samples.images[:count], indices=kept))
         if trace:
             write_atomic(self.trace(indices), lambda file: np.savez(file, states=samples.states))
-        commit = {
-            "sha256": sha256(path),
-            "trace_sha256": sha256(self.trace(indices)) if trace else None,
-            "count": count,
-            "computed": len(indices),
-            "trace": trace,
-            "calls": asdict(samples.calls),
-            "seconds": samples.seconds,
-            "machine": machine,
-        }
-        write_json(path.with_suffix(".json"), commit)
+        commit = Commit(
+            sha256=sha256(path),
+            trace_sha256=sha256(self.trace(indices)) if trace else None,
+            count=count,
+            computed=len(indices),
+            trace=trace,
+            calls=samples.calls,
+            seconds=samples.seconds,
+            machine=machine,
+        )
+        write_json(path.with_suffix(".json"), asdict(commit))
 
-    def write_manifest(self, batches: list[tuple[int, ...]], num_images: int) -> dict[str, Any]:
+    def write_manifest(self, batches: list[tuple[int, ...]], num_images: int) -> Manifest:
         """Write `manifest`, and return it."""
         manifest = self.manifest(batches, num_images)
-        write_json(self.folder / "manifest.json", manifest)
+        write_json(self.folder / MANIFEST, manifest.as_dict())
         return manifest
 
-    def manifest(self, batches: list[tuple[int, ...]], num_images: int) -> dict[str, Any]:
-        """Totals over the finished shards; ``hash`` is of the pixels of the images 0 .. num_images - 1 alone."""
-        commits = {self.shard(b).name: read_json(self.shard(b).with_suffix(".json")) for b in batches}
-        calls = sum((Calls(**c["calls"]) for c in commits.values()), Calls())
-        computed = sum(c["computed"] for c in commits.values())
+    def manifest(self, batches: list[tuple[int, ...]], num_images: int) -> Manifest:
+        """Of finished shards. Raises `StoreError` if one is not finished."""
+        commits: dict[str, Commit] = {}
+        for indices in batches:
+            if (commit := self.commit(indices)) is None:
+                raise StoreError(f"{self.shard(indices)} has no commit record. Run the cell again: the shard is made again.")
+            commits[self.shard(indices).name] = commit
         pixels = hashlib.sha256()
         for images in self.read_images(batches, num_images):
             pixels.update(images.tobytes())
-        return {
-            "num_images": num_images,
-            "shards": {name: commit["sha256"] for name, commit in commits.items()},
-            "hash": pixels.hexdigest(),
-            "calls_per_image": {kind: count / computed for kind, count in {**asdict(calls), "total": calls.total}.items()},
-            "seconds_per_image": sum(c["seconds"] for c in commits.values()) / computed,
-            "machines": sorted({c["machine"] for c in commits.values()}),
-        }
+        return Manifest.of(commits, num_images, pixels.hexdigest())
 
     def read_images(self, batches: list[tuple[int, ...]], num_images: int) -> Iterator[np.ndarray]:
         """The images 0 .. num_images - 1, a shard at a time. Raises `StoreError` if a shard cannot be read."""

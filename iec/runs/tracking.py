@@ -8,26 +8,25 @@ line (iec.lambda), like a sweep's.
 
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from iec.io.wandb import wandb_run
+from iec.metrics.record import Record
 from iec.runs.runner import Result
 
 
 def log_cell(result: Result, group: str | None = None) -> None:
     """Log a finished cell. group: the table that it is a row of. Raises `LoggerError`."""
-    if (config := result.cell.config).logger.name == "wandb":
+    cell, manifest = result.cell, result.manifest
+    if cell.logger.name == "wandb":
         import wandb
 
-        cell, manifest = result.cell, result.manifest
-        figures = {"N": manifest["num_images"], "seconds_per_image": manifest["seconds_per_image"], **_scores(result.record)}
-        calls = {f"calls/{kind}": count for kind, count in manifest["calls_per_image"].items()}
-        with wandb_run(
-            config.logger, Path(config.paths.output), cell.slug.rpartition("-")[2], cell.slug, group, "cell", _flat(config)
-        ) as run:
+        figures = {"N": manifest.num_images, "seconds_per_image": manifest.seconds_per_image, **_scores(result.record)}
+        calls = {f"calls/{kind}": count for kind, count in manifest.calls_per_image.items()}
+        run_id = cell.slug.rpartition("-")[2]
+        with wandb_run(cell.logger, cell.paths.output, run_id, cell.slug, group, "cell", _flat(cell.config)) as run:
             run.define_metric("*", step_metric="N")  # the axis of its charts, as more images may follow
             run.log({**figures, **calls, "grid": wandb.Image(str(cell.folder / "grid.png"))})
 
@@ -37,16 +36,16 @@ def score_key(protocol: str, name: str) -> str:
     return f"{protocol}/{name}"
 
 
-def _scores(record: dict[str, Any] | None) -> dict[str, float]:
+def _scores(record: Record | None) -> dict[str, float]:
     """Values, and the ends of the intervals where there are any."""
     if record is None:
         return {}
-    found: dict[str, float] = {}
-    for name, score in record["scores"].items():
-        key = score_key(record["protocol"], name)
-        ends = {f"{key}_{end}": score[end] for end in ("low", "high") if math.isfinite(score[end])}
-        found |= {key: score["value"], **ends}
-    return found
+    values: dict[str, float] = {}
+    for name, score in record.scores.items():
+        key = score_key(record.protocol, name)
+        ends = {f"{key}_low": score.low, f"{key}_high": score.high}
+        values |= {key: score.value, **{end: value for end, value in ends.items() if math.isfinite(value)}}
+    return values
 
 
 def _flat(config: DictConfig) -> dict[str, Any]:

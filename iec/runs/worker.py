@@ -5,7 +5,7 @@ import sys
 
 from iec.io.runtime import entry_point, keep_freed_memory
 from iec.runs.cell import Cell
-from iec.runs.parallel import Share, worker_config
+from iec.runs.parallel import worker_config
 from iec.runs.runner import missing_batches, sample_batches
 from iec.runs.store import Store
 
@@ -17,7 +17,7 @@ def main() -> None:
     with entry_point():
         cell = Cell.from_config(config)
         store = Store.open(cell.folder, cell.identity)
-        if missing := missing_batches(cell, store, Share.of(config)):
+        if missing := missing_batches(cell, store, cell.share):
             sample_batches(cell, store, missing)
 
 

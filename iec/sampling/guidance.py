@@ -1,7 +1,7 @@
 """Classifier-free guidance (Ho & Salimans, arXiv 2207.12598) around any network, caching ones included.
 
-An image of a guided model is one row to the sampler and two rows to the UNet: unconditional and conditional. Techniques deal
-with the UNet's rows; the guided network goes around what they make.
+An image of a guided model is one image to the sampler, and two branches to the UNet: unconditional and conditional. Techniques deal
+with branches; guidance goes around the network of a technique.
 """
 
 import torch
@@ -12,35 +12,38 @@ from iec.sampling.network import FeatureCache, Network, Prediction, Step
 
 
 class GuidedNetwork:
-    """eps = eps_u + w (eps_c - eps_u), both halves in one batch, the unconditional one first.
+    """eps = eps_u + w (eps_c - eps_u), both branches in one batch, the unconditional one first.
 
-    network: evaluates rows. scale: w; with w = 1 only the conditional half is evaluated, as in the original code. cond: [B, 2, ..],
-    the unconditional and the conditional row of each image. A cached feature of the network, one [C, h, w] a row, is folded into
-    one [rows, C, h, w] an image, so that the sampler can select images. Raises `ConfigError` for another cond.
+    network: evaluates branches. scale: w; with w = 1 only the conditional branch is evaluated, as in the original code. cond:
+    [B, 2, ..], of the unconditional and the conditional branch of each image. The feature of a caching network, [C, h, w] for each
+    branch, is folded to [branches, C, h, w] for each image, so that the sampler can tell the images apart. Raises `ConfigError`
+    for another cond.
     """
 
     def __init__(self, network: Network, scale: float) -> None:
         self.network, self.scale = network, scale
-        self.rows = rows_per_image(scale)
+        self.branches = num_branches(scale)
 
     def __call__(self, x: Tensor, step: Step, cond: Tensor | None = None, cache: FeatureCache | None = None) -> Prediction:
         if cond is None or cond.shape[:2] != (len(x), 2):
             given = "none" if cond is None else str(list(cond.shape))
             raise ConfigError(
-                f"Guidance needs cond [{len(x)}, 2, ...], an unconditional and a conditional row an image, not {given}."
+                f"Guidance needs cond [{len(x)}, 2, ...], of an unconditional and a conditional branch for each image, not {given}."
             )
         if cache is not None:
             cache = FeatureCache(_unfold(cache.feature), cache.step)
-        made = self.network(torch.cat([x] * self.rows), step, _unfold(cond[:, -self.rows :]), cache)
-        feature = None if made.feature is None else made.feature.unflatten(0, (self.rows, len(x))).transpose(0, 1)
-        if self.rows == 1:
-            return Prediction(made.eps, feature)
-        low, high = made.eps.chunk(2)
-        return Prediction(low + self.scale * (high - low), feature)
+        prediction = self.network(torch.cat([x] * self.branches), step, _unfold(cond[:, -self.branches :]), cache)
+        eps, feature = prediction.eps, prediction.feature
+        if feature is not None:
+            feature = feature.unflatten(0, (self.branches, len(x))).transpose(0, 1)
+        if self.branches == 2:
+            unconditional, conditional = eps.chunk(2)
+            eps = unconditional + self.scale * (conditional - unconditional)
+        return Prediction(eps, feature)
 
 
-def rows_per_image(scale: float | None) -> int:
-    """What a network call on one image asks of the UNet. scale: None without guidance."""
+def num_branches(scale: float | None) -> int:
+    """How many evaluations of the UNet a network call on one image is. scale: None without guidance."""
     return 1 if scale is None or scale == 1 else 2
 
 
@@ -49,17 +52,17 @@ def guided(network: Network, scale: float | None) -> Network:
     return network if scale is None else GuidedNetwork(network, scale)
 
 
-def unet_rows(scale: float | None, x: Tensor, cond: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """The rows that the UNet gets for images x [B, ...]: those of an image stay together, [u_0, c_0, u_1, c_1, ..].
+def unet_batch(scale: float | None, x: Tensor, cond: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """The batch of branches for images x [B, ...], and its cond: those of an image stay together, [u_0, c_0, u_1, c_1, ..].
 
     This order, and not that of a guided call, is for calibration, so that every mini-batch has as many of both kinds.
     """
     if scale is None or cond is None:
         return x, cond
-    rows = rows_per_image(scale)
-    return x.repeat_interleave(rows, 0), cond[:, -rows:].flatten(0, 1)
+    branches = num_branches(scale)
+    return x.repeat_interleave(branches, 0), cond[:, -branches:].flatten(0, 1)
 
 
 def _unfold(value: Tensor) -> Tensor:
-    """[B, rows, ...] -> [rows B, ...], all first rows first."""
+    """[B, branches, ...] -> [branches B, ...], the first branch of all images first."""
     return value.transpose(0, 1).flatten(0, 1)

@@ -28,7 +28,7 @@ from iec.sampling.solver import Solver
 from iec.sampling.timetable import Timetable
 
 SCHEDULERS = {"dpmsolver": "DPMSolverMultistepScheduler", "unipc": "UniPCMultistepScheduler"}
-"""solver -> the class of diffusers, which is loaded with the first scheduler that is made."""
+"""solver -> the class of diffusers, which is loaded with the first scheduler."""
 SOLVERS = (DDIM, *SCHEDULERS)
 
 

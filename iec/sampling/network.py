@@ -19,7 +19,7 @@ Mode = Literal["full", "cached"]
 class Step:
     """One network call.
 
-    index: sampling index i = 0 .. T-1, 0 is the noisiest; per-step tables (quantizer rows) are read at this index.
+    index: sampling index i = 0 .. T-1, 0 is the noisiest; per-step quantizers are read at this index.
     timestep: training timestep fed to the network. tau_i, except for the second evaluation of Heun's rule.
     mode: ``full`` evaluates everything, ``cached`` only the path around the cached feature.
     correction: 0 for the ordinary call of the step, k for the k-th correction.
@@ -48,7 +48,7 @@ class Prediction:
 
 
 class Network(Protocol):
-    """Predicts the noise in x [B, C, H, W] at ``step``; ``cond`` [B, ...] is the conditioning, one row an image."""
+    """Predicts the noise in x [B, C, H, W] at ``step``; ``cond`` [B, ...] is the conditioning of each image."""
 
     def __call__(self, x: Tensor, step: Step, cond: Tensor | None = None, cache: FeatureCache | None = None) -> Prediction: ...
 

@@ -4,7 +4,6 @@ A schedule is data, a frozenset for `Sampler(refresh=...)`. The first step alway
 """
 
 from collections.abc import Collection
-from typing import Literal
 
 import numpy as np
 
@@ -32,7 +31,7 @@ def quadratic(num_steps: int, interval: int, power: float = 1.5) -> frozenset[in
     return frozenset(int(v) for v in (line**power)[:-1])
 
 
-def centred(num_steps: int, count: int, centre: int, power: float, if_short: Literal["raise", "keep"] = "raise") -> frozenset[int]:
+def centred(num_steps: int, count: int, centre: int, power: float) -> frozenset[int]:
     """``count`` = n refreshes that are densest around step ``centre`` = c, for a p = ``power`` above 1.
 
     trunc(x_j^p) + c on n + 1 points x_j from (-c)^(1/p) to (T-c)^(1/p), the first and last of the distinct values replaced by 0.
@@ -40,8 +39,8 @@ def centred(num_steps: int, count: int, centre: int, power: float, if_short: Lit
     straight line in the complex plane and the real part of its power is taken, which is what the original
     (``sample_from_quad_center`` in horseee/DeepCache) does by way of an integer cast that drops the imaginary part.
 
-    if_short: where no power gives n steps, ``raise`` a `ConfigError` (the original for Stable Diffusion), or ``keep`` the list of
-    the last power tried, of whatever length (the original for pixel models).
+    Raises `ConfigError` where no power gives n steps, as the original for Stable Diffusion does. (That for pixel models then takes
+    the steps of the last power tried, however few.)
     """
     _require_counts(num_steps, count)
     _require_power(power)
@@ -50,8 +49,6 @@ def centred(num_steps: int, count: int, centre: int, power: float, if_short: Lit
             f"A centred schedule of {num_steps} steps needs a count of 1 .. {num_steps} and a centre of 0 .. {num_steps - 1}, "
             f"not {count} and {centre}."
         )
-    if if_short not in ("raise", "keep"):
-        raise ConfigError(f"if_short={if_short!r}; choose raise or keep.")
     steps: list[int] = []
     p = power
     while p > 1 and len(steps) != count:
@@ -60,10 +57,10 @@ def centred(num_steps: int, count: int, centre: int, power: float, if_short: Lit
         values = np.unique((line**p).real.astype(np.int32))  # the cast truncates towards zero
         steps = [0] + [int(v) + centre for v in values[1:-1]]
         p -= POWER_STEP
-    if len(steps) != count and if_short == "raise":
+    if len(steps) != count:
         raise ConfigError(
             f"No power from {power} down to 1 gives {count} refresh steps of {num_steps} around step {centre}. Change the number "
-            "of refreshes or the centre, give the steps explicitly, or accept a shorter list with if_short=keep."
+            "of refreshes or the centre, or give the steps explicitly."
         )
     return explicit(num_steps, steps)
 

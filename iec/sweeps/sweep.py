@@ -22,7 +22,7 @@ from hydra.errors import HydraException
 
 from iec.errors import ConfigError
 from iec.io.files import write_atomic
-from iec.io.outputs import require_writable
+from iec.io.paths import require_writable
 from iec.runs.cell import Cell
 from iec.runs.tracking import score_key
 from iec.tables.experiment import Experiment
@@ -39,7 +39,7 @@ def sweep_config(overrides: Sequence[str], method: str = "grid", name: str | Non
     metrics = {_metric(cell) for cell in cells}
     return {
         **({"name": name} if name else {}),
-        "project": cells[0].config.logger.project,  # in a sweep it is not the run that says
+        "project": cells[0].logger.project,  # in a sweep it is not the run that says
         "program": "run.py",
         "method": method,
         **({"metric": {"name": metric, "goal": "minimize"}} if len(metrics) == 1 and (metric := metrics.pop()) else {}),
@@ -83,9 +83,10 @@ def _cells(fixed: list[str], swept: dict[str, list[str]]) -> list[Cell]:
 
 def _metric(cell: Cell) -> str | None:
     """The key of the cell's FID; None if it is not asked for."""
-    scores = cell.config.metrics.scores
-    asked = cell.metrics != "none" and (scores is None or "fid" in scores)
-    return score_key(cell.metrics, "fid") if asked else None
+    metrics = cell.metrics
+    if metrics is None or (metrics.scores is not None and "fid" not in metrics.scores):
+        return None
+    return score_key(metrics.protocol, "fid")
 
 
 def _value(text: str) -> int | float | str:

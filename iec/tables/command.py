@@ -19,7 +19,7 @@ from pathlib import Path
 
 from iec.errors import ArtifactError, ConfigError, IECError, WeightsError
 from iec.io.files import canonical_hash, read_json
-from iec.io.outputs import require_writable
+from iec.io.paths import require_writable
 from iec.runs.cell import Cell
 from iec.runs.runner import Result, finished_result, run_cell
 from iec.runs.status import progress_of
@@ -141,9 +141,9 @@ def _show(
     experiment: Experiment, cells: dict[str, Cell], results: dict[str, Result], absent: Mapping[str, str], out: Path | None
 ) -> None:
     """Write the table and its pictures, and print it. absent: label -> why it is not there."""
-    config = next(iter(cells.values())).config
+    output = next(iter(cells.values())).paths.output
     key = canonical_hash([cells[label].slug for label in results])[:10]
-    folder = out / experiment.name if out else Path(config.paths.output) / "tables" / f"{experiment.name}-{key}"
+    folder = out / experiment.name if out else output / "tables" / f"{experiment.name}-{key}"
     rows = build_rows(results, experiment.references)
     header, body = write_table(rows, experiment, folder, absent)
     pictures = write_pictures(rows, experiment, folder)

@@ -56,15 +56,16 @@ class Measured:
     @classmethod
     def from_json(cls, entry: Mapping[str, Any]) -> "Measured":
         """An entry of table.json."""
-        kinds = (entry["record"] or {"scores": {}})["scores"].values()
+        kinds = (entry["record"] or {"scores": {}})["scores"]
+        labels = {name: kind["label"] for name, kind in kinds.items()}
         mean, interval, difference = (
             entry[key] for key in ("relative_distance_mean", "relative_distance_interval", "paired_difference")
         )
         return cls(
             label=entry["label"],
             images=entry["manifest"]["num_images"],
-            scores=_ordered({name: Interval(**score) for name, score in entry["scores"].items()}, entry["record"]),
-            higher_is_better={kind["label"]: kind["higher_is_better"] for kind in kinds} | {PSNR: True},
+            scores=_ordered({name: Interval(**score) for name, score in entry["scores"].items()}, labels),
+            higher_is_better={kind["label"]: kind["higher_is_better"] for kind in kinds.values()} | {PSNR: True},
             cost=None if entry["cost"] is None else CallCost(**entry["cost"]),
             distance=None if mean is None else Curve(np.array(mean), *map(np.array, interval or ())),
             difference=None if difference is None else Curve.from_json(difference),
@@ -75,7 +76,7 @@ class Measured:
         """The part of an entry of table.json that a plot needs and the cell does not hold."""
         return {
             "cost": None if self.cost is None else asdict(self.cost),
-            "scores": {name: vars(score) for name, score in self.scores.items()},
+            "scores": {name: dict(zip(("value", "low", "high"), score, strict=True)) for name, score in self.scores.items()},
             "relative_distance_mean": None if self.distance is None else self.distance.mean.tolist(),
             "relative_distance_interval": None if self.distance is None else self.distance.interval,
             "paired_difference": None if self.difference is None else self.difference.as_json(),
@@ -83,22 +84,22 @@ class Measured:
         }
 
 
-def _ordered(scores: dict[str, Interval], record: Mapping[str, Any] | None) -> dict[str, Interval]:
-    """In the order of `METRICS`, others last: files keep their keys in alphabetical order."""
-    kinds = (record or {"scores": {}})["scores"]
-    ranks = {kinds[name]["label"]: rank for rank, name in enumerate(METRICS) if name in kinds}
+def _ordered(scores: dict[str, Interval], labels: Mapping[str, str]) -> dict[str, Interval]:
+    """In the order of `METRICS`, others last: files keep their keys in alphabetical order. labels: of the scores by name."""
+    ranks = {labels[name]: rank for rank, name in enumerate(METRICS) if name in labels}
     return dict(sorted(scores.items(), key=lambda item: ranks.get(item[0], len(METRICS))))
 
 
 def measured(rows: Sequence[Row], bases: Mapping[str, str]) -> list[Measured]:
     """bases: corrected row -> the row without correction."""
     errors = {row.label: row.errors for row in rows if row.errors is not None}
+    finite = {row.label: {name: score for name, score in row.scores.items() if np.isfinite(score.value)} for row in rows}
     differences = {label: errors[label] - errors[base] for label, base in bases.items() if {label, base} <= errors.keys()}
     return [
         Measured(
             label=row.label,
-            images=row.result.manifest["num_images"],
-            scores=_ordered({name: score for name, score in row.scores.items() if np.isfinite(score.value)}, row.result.record),
+            images=row.result.manifest.num_images,
+            scores=_ordered(finite[row.label], {score.name: score.label for score in row.result.scores}),
             higher_is_better=row.higher_is_better,
             cost=row.image_cost,
             distance=None if row.errors is None else Curve.of(row.errors),

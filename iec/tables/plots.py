@@ -6,6 +6,7 @@ Labels and titles are anybody's text: `plain` keeps matplotlib from reading form
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -64,7 +65,7 @@ def error_against_step(
         for k, (label, curve) in enumerate(curves.items()):
             style, steps = styles[label], np.arange(len(curve.mean))
             every = max(1, len(steps) // MARKS_OF_A_CURVE)
-            marks = {"marker": style.marker, "mfc": style.face, "ms": 4, "markevery": (k % every, every)}
+            marks: dict[str, Any] = {"marker": style.marker, "mfc": style.face, "ms": 4, "markevery": (k % every, every)}
             axis.plot(steps, curve.mean, style.line, color=style.colour, **marks)
             if curves is panels[-1] and curve.low is not None and curve.high is not None:
                 axis.fill_between(steps, curve.low, curve.high, alpha=0.15, color=style.colour, linewidth=0)
@@ -144,7 +145,7 @@ def pareto_front(places: Mapping[str, tuple[float, float]], higher_is_better: bo
     return front
 
 
-def _mark(axis: Axes, x: float, y: float, style: Style, **errors: np.ndarray) -> None:
+def _mark(axis: Axes, x: float, y: float, style: Style, **errors: Any) -> None:
     """A marker with an error bar."""
     axis.errorbar(x, y, fmt=style.marker, color=style.colour, mfc=style.face, capsize=2, ms=5, elinewidth=1, **errors)
 
@@ -164,11 +165,11 @@ def _legend(figure: Figure, styles: Mapping[str, Style], lines: bool = False) ->
     """At the right of all axes, one entry a row. lines: with the line of a curve."""
     handles = []
     for style in styles.values():
-        line = style.line if lines else "none"
-        handles.append(Line2D([], [], color=style.colour, marker=style.marker, mfc=style.face, ms=5, linestyle=line))
+        look: dict[str, Any] = {"linestyle": style.line if lines else "none", "marker": style.marker, "mfc": style.face, "ms": 5}
+        handles.append(Line2D([], [], color=style.colour, **look))
     columns = -(-len(handles) // ROWS_OF_A_LEGEND)
-    box = {"loc": "center left", "bbox_to_anchor": (1, 0.5), "fontsize": 8, "ncols": columns, "handlelength": 2.5 if lines else 1}
-    texts = figure.legend(handles, ["-"] * len(handles), **box).get_texts()
+    options: dict[str, Any] = {"bbox_to_anchor": (1, 0.5), "fontsize": 8, "ncols": columns, "handlelength": 2.5 if lines else 1}
+    texts = figure.legend(handles, ["-"] * len(handles), loc="center left", **options).get_texts()
     for text, label in zip(texts, styles, strict=True):  # set afterwards: a legend drops labels that begin with _
         text.set_text(plain(label))
 

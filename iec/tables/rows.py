@@ -27,26 +27,25 @@ class Row:
     @property
     def higher_is_better(self) -> dict[str, bool]:
         """Of each of the scores."""
-        record = self.result.record or {"scores": {}}
-        return {s["label"]: s["higher_is_better"] for s in record["scores"].values()} | {PSNR: True}
+        return {score.label: score.higher_is_better for score in self.result.scores} | {PSNR: True}
 
     @property
     def image_cost(self) -> CallCost | None:
         """Of one image, from the measured calls; None where the technique does not tell."""
         cost = self.result.cost
-        return None if cost is None else cost.per_image(self.result.manifest["calls_per_image"])
+        return None if cost is None else cost.per_image(self.result.manifest.calls_per_image)
 
     def cells(self) -> dict[str, str]:
         """column -> formatted value."""
         manifest = self.result.manifest
-        calls = manifest["calls_per_image"]
+        calls = manifest.calls_per_image
         corrections = calls["correction"] + calls["cached_correction"]
         cost, image = self.result.cost, self.image_cost
         return {
             "": self.label,
-            "N": str(manifest["num_images"]),
+            "N": str(manifest.num_images),
             "calls (full+cached+corr.)": f"{calls['total']:g} ({calls['full']:g}+{calls['cached']:g}+{corrections:g})",
-            "s / image": f"{manifest['seconds_per_image']:.3f}{' sim.' if self.result.cell.technique.simulated else ''}",
+            "s / image": f"{manifest.seconds_per_image:.3f}{' sim.' if self.result.cell.technique.simulated else ''}",
             **({} if cost is None or image is None else _cost(cost, image)),
             **{name: _text(score) for name, score in self.scores.items()},
         }
@@ -78,10 +77,10 @@ def _require_one_reference(results: dict[str, Result]) -> None:
     for label, result in results.items():
         if (record := result.record) is None:
             continue
-        key = result.cell.card.reference, record["protocol"]
-        made = record["reference_hash"], record["extractor_hash"]
-        other, held = seen.setdefault(key, (label, made))
-        if held != made:
+        key = result.cell.card.reference, record.protocol
+        scored_with = record.reference_hash, record.extractor_hash
+        other, first = seen.setdefault(key, (label, scored_with))
+        if first != scored_with:
             raise MetricError(
                 f"'{label}' and '{other}' were scored against different references or extractors. Run the table again with --run."
             )
@@ -97,8 +96,7 @@ def build_rows(results: dict[str, Result], references: Sequence[str]) -> list[Ro
     for label, result in results.items():
         reference = bases.get(result.cell.card.name)
         base = None if reference is None else results[reference]
-        record = result.record or {"scores": {}}
-        scores = {s["label"]: Interval(s["value"], s["low"], s["high"]) for s in record["scores"].values()}
+        scores = {score.label: Interval(*score) for score in result.scores}
         errors = None
         if base is not None and label != reference and result.cell.num_images == base.cell.num_images:
             scores[PSNR] = psnr(result.shards(), base.shards())

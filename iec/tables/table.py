@@ -60,9 +60,9 @@ def _published_columns(experiment: Experiment) -> dict[str, str]:
 def _entry(row: Row, drawn: Measured) -> dict[str, Any]:
     """Of table.json."""
     result = row.result
-    manifest = {key: value for key, value in result.manifest.items() if key != "shards"}
+    manifest = {key: value for key, value in result.manifest.as_dict().items() if key != "shards"}
     fixed = {"label": row.label, "cell": result.cell.slug, "identity": result.cell.identity, "manifest": manifest}
-    return {**fixed, "record": result.record, **drawn.as_json()}
+    return {**fixed, "record": result.record and result.record.as_dict(), **drawn.as_json()}
 
 
 def _absent(experiment: Experiment, absent: Mapping[str, str]) -> list[str]:
@@ -76,10 +76,10 @@ def _absent(experiment: Experiment, absent: Mapping[str, str]) -> list[str]:
 def caption_of(rows: list[Row], experiment: Experiment) -> str:
     """What the rows (one at least) were measured on, and what the columns mean."""
     cell = rows[0].result.cell
-    machines = sorted({m for row in rows for m in row.result.manifest["machines"]})
+    machines = sorted({m for row in rows for m in row.result.manifest.machines})
     references = "' or '".join(label for label in experiment.references if label in {row.label for row in rows})
     paired = f"ref. is '{references}' from the same noise; " if references else ""
-    hours = sum(row.result.manifest["seconds_per_image"] * row.result.manifest["num_images"] for row in rows) / 3600
+    hours = sum(row.result.manifest.seconds for row in rows) / 3600
     models = ", ".join(dict.fromkeys(row.result.cell.card.name for row in rows))
     if experiment.replaced:
         models += f" in place of {', '.join(experiment.replaced)}: look at what IEC changes, not at the values"

@@ -17,19 +17,13 @@ def log_table(
     experiment: Experiment, cells: Mapping[str, Cell], header: list[str], body: list[list[str]], pictures: list[Path]
 ) -> None:
     """Log a table and its pictures; its cells are logged on their own. Raises `LoggerError`."""
-    if (config := next(iter(cells.values())).config).logger.name == "wandb":
+    cell = next(iter(cells.values()))
+    if cell.logger.name == "wandb":
         import wandb
 
         slugs = {label: cell.slug for label, cell in cells.items()}
         run_id = canonical_hash([experiment.name, slugs])[:10]
         table = wandb.Table(columns=["label", *header[1:]], data=body)
-        with wandb_run(
-            config.logger,
-            Path(config.paths.output),
-            run_id,
-            experiment.name,
-            experiment.name,
-            "table",
-            {"title": experiment.title, "cells": slugs},
-        ) as run:
+        name, values = experiment.name, {"title": experiment.title, "cells": slugs}
+        with wandb_run(cell.logger, cell.paths.output, run_id, name, name, "table", values) as run:
             run.log({"table": table, **{path.stem: wandb.Image(str(path)) for path in pictures}})

@@ -21,7 +21,7 @@ import torch
 from diffusers import UNet2DModel
 
 from iec.efficiency.caching import CachedUNetNetwork, uniform
-from iec.efficiency.cost import call_macs
+from iec.efficiency.cost import network_cost
 from iec.efficiency.prepare import quantize
 from iec.efficiency.quantization import PTQConfig
 from iec.io.environment import describe_device
@@ -165,7 +165,8 @@ def speedup_over_promise(interval: int) -> float:
     measured = interleaved(
         lambda: list(Sampler(table).trajectory(plain, noise)), lambda: list(cached.trajectory(network, noise)), repeats=1
     )
-    full, shallow = call_macs(unet, "pixel", shape)
+    cost = network_cost(unet, shape, 0, cut="pixel")
+    full, shallow = cost.full.macs, cost.cached.macs
     promised = STEPS * full / (len(refresh) * full + (STEPS - len(refresh)) * shallow)
     return measured / promised
 

@@ -5,11 +5,10 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from iec.efficiency.caching import CachedUNetNetwork, num_cuts
-from iec.efficiency.cost import call_macs
+from iec.efficiency.caching import CachedUNetNetwork
 from iec.models import load_model
 from iec.sampling.network import FeatureCache, Step
-from tests.efficiency.caching.unets import PAPER, make
+from tests.efficiency.caching.unets import PAPER, cuts_of, macs_of, make
 
 PUBLISHED = {1: 6.1, 2: 4.15, 3: 3.54, 5: 3.01, 10: 2.63}
 """MACs in G of one step, on average over the refresh interval N: DeepCache (arXiv 2312.00858), CIFAR-10, 32 x 32."""
@@ -21,27 +20,27 @@ def average(full, cached, interval):
 
 def share(unet, cut):
     """MACs of a cached call over those of a full one."""
-    full, cached = call_macs(unet, cut, (3, 32, 32))
+    full, cached = macs_of(unet, cut, (3, 32, 32))
     return cached / full
 
 
 def test_cifar_costs_what_deepcache_publishes():
     """Its numbers, and its measured speedup of 2.07 at N = 10, are those of the cut after the second residual block (cut 2)."""
-    full, cached = call_macs(PAPER["DDPM CIFAR-10"](), 2, (3, 32, 32))
+    full, cached = macs_of(PAPER["DDPM CIFAR-10"](), 2, (3, 32, 32))
     for interval, published in PUBLISHED.items():
         assert average(full, cached, interval) == pytest.approx(published, rel=0.025)
 
 
 def test_the_cut_of_the_released_code_costs_more_than_deepcache_publishes():
     """The released "branch 2" is one skip deeper: it also runs a residual block, an attention and the upsampler above."""
-    full, cached = call_macs(PAPER["DDPM CIFAR-10"](), "pixel", (3, 32, 32))
+    full, cached = macs_of(PAPER["DDPM CIFAR-10"](), "pixel", (3, 32, 32))
     assert cached / full == pytest.approx(0.544, abs=0.001)
     assert average(full, cached, 10) == pytest.approx(3.67, abs=0.01)
 
 
 def test_a_deeper_cut_costs_more_and_never_all():
     unet = load_model(device="cpu", random_weights=True).unet
-    costs = [share(unet, k) for k in range(num_cuts(unet))]
+    costs = [share(unet, k) for k in cuts_of(unet)]
     assert costs == sorted(costs) and costs[0] > 0 and costs[-1] < 1
     assert share(unet, "pixel") == costs[2] == pytest.approx(0.421, abs=0.001)
 
@@ -56,11 +55,11 @@ def test_the_count_agrees_with_torchs_own(name):
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as cached:
         network(x, Step(0, 5, "cached"), cond, FeatureCache(feature, step))
     macs = (full.get_total_flops() // 2, cached.get_total_flops() // 2)
-    assert call_macs(unet, 1, (3, 8, 8), cond) == macs
+    assert macs_of(unet, 1, (3, 8, 8), cond) == macs
 
 
 def test_counting_leaves_the_unet_alone():
     unet, cond = make("text")
     before = [m for m in unet.modules() if m._forward_hooks or m._forward_pre_hooks]
-    call_macs(unet, 0, (3, 8, 8), cond[:1])
+    macs_of(unet, 0, (3, 8, 8), cond[:1])
     assert before == [m for m in unet.modules() if m._forward_hooks or m._forward_pre_hooks] == []

@@ -1,6 +1,7 @@
 """Techniques from their configuration: what they are asked for, what they refuse before any work, what they cost."""
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from iec.efficiency.quantization import PTQConfig
 from iec.efficiency.technique import Technique, technique_of
 from iec.efficiency.techniques import DeepCache
 from iec.errors import ConfigError, StoreError
+from iec.io.records import parse
 from iec.runs.runner import run_cell
 from iec.sampling.correction import Correction
 from iec.sampling.ddim import Sampler
@@ -167,7 +169,7 @@ def test_the_cost_of_an_image_follows_its_calls():
     cost = Cost(10, CallCost(100, 1000), CallCost(10, 20))
     calls = {"full": 2, "cached": 3, "correction": 1, "cached_correction": 4}
     assert cost.per_image(calls) == CallCost(3 * 100 + 7 * 10, 3 * 1000 + 7 * 20)
-    assert Cost.from_dict(cost.as_dict()) == cost
+    assert parse(Cost, json.loads(json.dumps(asdict(cost)))) == cost
 
 
 def test_configurations_that_make_no_technique():
@@ -208,9 +210,9 @@ class Undecorated(Derived):
 
 @dataclass(frozen=True)
 class Contradiction(DeepCache):
-    """Late, and yet with refresh steps in advance and none afterwards."""
+    """Its refresh steps are to be found by prepare, and yet refresh gives them in advance, and prepare none."""
 
-    late = True
+    refresh_found_by_prepare = True
 
 
 def test_the_fields_of_a_derived_technique_are_part_of_its_identity(make_cell, tmp_path):

@@ -179,6 +179,13 @@ def test_a_refusal_says_what_to_do(server, tmp_path, status, requests):
     assert ("its licence accepted" in str(error.value)) == (status == 403)
 
 
+def test_a_server_that_does_not_answer_is_named_with_the_reason(server, tmp_path):
+    server.shutdown()
+    server.server_close()
+    with pytest.raises(WeightsError, match=r"file\.ckpt could not be fetched \(\[Errno \d+\] Connection refused\)"):
+        fetch(server.url, tmp_path / "file.ckpt")
+
+
 @pytest.mark.parametrize("variable", ["HF_HUB_OFFLINE", "IEC_OFFLINE"])
 def test_offline_opens_no_connection(server, tmp_path, monkeypatch, variable):
     monkeypatch.setenv(variable, "1")

@@ -90,6 +90,11 @@ def test_another_resolution_is_refused(tmp_path):
         score(tmp_path, *SCORE)
 
 
+def test_one_image_is_too_few(tmp_path, real_images):
+    with pytest.raises(MetricError, match=r"folder pngs: 1 image\(s\) cannot be scored; use at least 2"):
+        score(write_folder(tmp_path / "pngs", real_images[:1]), *SCORE)
+
+
 def test_protocols_are_one_line_each(capsys):
     cli.main(["protocols"])
     lines = capsys.readouterr().out.splitlines()

@@ -18,9 +18,9 @@ def brute_force(x, y):
     return xx + yy - 2 * sum(k(a, b) for a in x for b in y) / (n * m)
 
 
-@pytest.mark.parametrize("rows", [2, 5, 1024])
-def test_equals_the_definition_whatever_the_block(monkeypatch, rows):
-    monkeypatch.setattr(module, "ROWS", rows)
+@pytest.mark.parametrize("height", [2, 5, 1024])
+def test_equals_the_definition_whatever_the_block(monkeypatch, height):
+    monkeypatch.setattr(module, "HEIGHT", height)
     x, y = draw.standard_normal((7, 3)), draw.standard_normal((11, 3)) + 0.5
     assert kid(x, y) == pytest.approx(brute_force(x, y), rel=1e-12)
 

@@ -119,7 +119,7 @@ def test_names():
 
 
 def test_a_score_that_the_protocol_does_not_give(made):
-    with pytest.raises(ConfigError, match="metrics=pytorch_fid has no score 'is'; choose from fid"):
+    with pytest.raises(ConfigError, match="The protocol pytorch_fid has no score 'is'; choose from fid"):
         protocol("pytorch_fid").score(made[0], made[1], ("fid", "is"))
 
 

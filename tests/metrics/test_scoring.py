@@ -9,7 +9,6 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf
 
 from iec.errors import ArtifactError, ConfigError, MetricError
 from iec.metrics.extractors.features import extract
@@ -20,6 +19,8 @@ from iec.metrics.record import Record
 from iec.metrics.references.reference import Reference
 from iec.models.prompts import prompts_of
 from iec.runs import scoring as module
+from iec.runs.metrics import Metrics
+from iec.runs.records import Manifest
 from iec.runs.scoring import Scorer, stored_record
 
 pytestmark = pytest.mark.filterwarnings("ignore::iec.metrics.frechet.FewSamplesWarning")
@@ -53,19 +54,14 @@ def setting(tiny, random_images, tmp_path, monkeypatch):
 
     def cell(bootstrap=10, scores=None, name="cell", clip=None):
         return SimpleNamespace(
-            metrics="toy",
+            metrics=Metrics("toy", scores, clip, bootstrap),
             device=torch.device("cpu"),
             card=SimpleNamespace(reference="toy", resolution=8, components={"unet": None}),
             num_images=40,
             seed=3,
             batches=[],
             folder=tmp_path / name,
-            config=OmegaConf.create(
-                {
-                    "metrics": {"name": "toy", "bootstrap": bootstrap, "scores": scores, "clip": clip},
-                    "model": {"prompts": None},
-                }
-            ),
+            model=SimpleNamespace(prompts=None),
         )
 
     return cell, reference, (random_images * 0.8).astype(np.uint8)
@@ -84,7 +80,11 @@ def extractions(monkeypatch):
     return found
 
 
-MANIFEST = {"hash": "abc", "num_images": 40}
+def manifest(hash, num_images=40):
+    return Manifest(num_images, {}, hash, {}, 1.0, ())
+
+
+MANIFEST = manifest("abc")
 
 
 def test_the_clip_score_pairs_image_n_with_prompt_n(setting, monkeypatch):
@@ -107,10 +107,10 @@ def test_the_clip_score_pairs_image_n_with_prompt_n(setting, monkeypatch):
     record = Scorer.open(cell).score(cell, store, MANIFEST)
     ((scored, captions),) = asked
     assert np.array_equal(scored, images) and captions == [prompts_of().of(n) for n in range(40)]
-    assert record["scores"]["clip"]["value"] == 19.5 and record["clip"] == Counting.identity
+    assert record.scores["clip"].value == 19.5 and record.clip == Counting.identity
     assert Scorer.open(cell).score(cell, store, MANIFEST) == record and len(asked) == 1  # from disk
     Counting.identity = {"network": "toy", "weights_sha256": "2"}
-    assert Scorer.open(cell).score(cell, store, MANIFEST)["clip"] == Counting.identity and len(asked) == 2
+    assert Scorer.open(cell).score(cell, store, MANIFEST).clip == Counting.identity and len(asked) == 2
     assert stored_record(make(), MANIFEST) is None
 
 
@@ -119,14 +119,14 @@ def test_a_record_holds_all_that_the_scores_depend_on(setting, tmp_path):
     cell = make()
     cell.folder.mkdir()
     record = Scorer.open(cell).score(cell, Folder(cell.folder, images, 7), MANIFEST)
-    assert list(record["scores"]) == ["fid", "is", "precision"] and record["scores"]["fid"]["interval"] == "linear"
-    assert [s["label"] for s in record["scores"].values()] == ["FID (Toy)", "IS (Toy)", "precision (Toy)"]
-    assert (record["protocol"], record["n"], record["seed"], record["manifest_hash"]) == ("toy", 40, 3, "abc")
-    assert record["reference_hash"] == reference.hash and record["extractor_hash"] == reference.extractor_hash
-    assert record["real_features"] == 40
-    assert record["rules"] == {"chunks": "adm", "kid_subsets": 0, "linear": True}
-    assert (record["inception_splits"], record["inception_shuffle_seed"], record["dtype"]) == (1, None, "float32")
-    assert record["resize"] == "8 -> 8: none" and {"torch", "numpy", "torch-fidelity"} <= set(record["versions"])
+    assert list(record.scores) == ["fid", "is", "precision"] and record.scores["fid"].interval == "linear"
+    assert [score.label for score in record.scores.values()] == ["FID (Toy)", "IS (Toy)", "precision (Toy)"]
+    assert (record.protocol, record.n, record.seed, record.manifest_hash) == ("toy", 40, 3, "abc")
+    assert record.reference_hash == reference.hash and record.extractor_hash == reference.extractor_hash
+    assert record.real_features == 40
+    assert record.rules == {"chunks": "adm", "kid_subsets": 0, "linear": True}
+    assert (record.inception_splits, record.inception_shuffle_seed, record.dtype) == (1, None, "float32")
+    assert record.resize == "8 -> 8: none" and {"torch", "numpy", "torch-fidelity"} <= set(record.versions)
     assert json.loads((cell.folder / "scores.json").read_text())["n"] == 40
 
 
@@ -137,7 +137,7 @@ def test_the_same_digits_whatever_the_shards(setting):
         cell = make(name=f"cell{shard}")
         cell.folder.mkdir()
         records.append(Scorer.open(cell).score(cell, Folder(cell.folder, images, shard), MANIFEST))
-    assert all(record["scores"] == records[0]["scores"] for record in records)
+    assert all(record.scores == records[0].scores for record in records)
 
 
 def test_features_are_kept_and_the_record_is_about_what_is_asked(setting, extractions):
@@ -147,15 +147,15 @@ def test_features_are_kept_and_the_record_is_about_what_is_asked(setting, extrac
     store = Folder(cell.folder, images, 7)
     first = Scorer.open(cell).score(cell, store, MANIFEST)
     assert stored_record(cell, MANIFEST) == first == Scorer.open(cell).score(cell, store, MANIFEST)
-    for other in (make(bootstrap=11), make(scores=["fid"]), make(scores=["fid", "is", "precision"])):
+    for other in (make(bootstrap=11), make(scores=("fid",)), make(scores=("fid", "is", "precision"))):
         assert stored_record(other, MANIFEST) is None
-    assert stored_record(cell, {**MANIFEST, "hash": "other"}) is None
-    asked = make(scores=["kid", "sfid"])
+    assert stored_record(cell, manifest("other")) is None
+    asked = make(scores=("kid", "sfid"))
     record = Scorer.open(asked).score(asked, store, MANIFEST)
-    assert list(record["scores"]) == ["kid", "sfid"] and stored_record(asked, MANIFEST) == record
+    assert list(record.scores) == ["kid", "sfid"] and stored_record(asked, MANIFEST) == record
     assert len(extractions) == 1
     store.images = images[::-1]
-    Scorer.open(cell).score(cell, store, {**MANIFEST, "hash": "other"})
+    Scorer.open(cell).score(cell, store, manifest("other"))
     assert len(extractions) == 2
 
 
@@ -165,15 +165,15 @@ def test_tables_that_want_different_numbers_of_images_do_not_undo_each_other(set
     cell, fewer = make(), make()
     fewer.num_images = 24
     cell.folder.mkdir()
-    store, half = Folder(cell.folder, images, 7), {"hash": "half", "num_images": 24}
+    store, half = Folder(cell.folder, images, 7), manifest("half", 24)
     whole = Scorer.open(cell).score(cell, store, MANIFEST)
     part = Scorer.open(fewer).score(fewer, store, half)
-    assert len(extractions) == 1 and part["n"] == 24 and part["scores"] != whole["scores"]
+    assert len(extractions) == 1 and part.n == 24 and part.scores != whole.scores
     assert stored_record(cell, MANIFEST) == whole and stored_record(fewer, half) == part
-    assert stored_record(fewer, {**half, "hash": "other"}) is None
+    assert stored_record(fewer, manifest("other", 24)) is None
     (cell.folder / "features.npz").unlink()
-    Scorer.open(fewer).score(fewer, store, {**half, "hash": "half, anew"})
-    assert Scorer.open(cell).score(cell, store, {**MANIFEST, "hash": "abc, anew"})["scores"] == whole["scores"]
+    Scorer.open(fewer).score(fewer, store, manifest("half, anew", 24))
+    assert Scorer.open(cell).score(cell, store, manifest("abc, anew")).scores == whole.scores
     assert len(extractions) == 3
 
 
@@ -188,19 +188,19 @@ def test_damaged_features_are_computed_again(setting, extractions):
         kept.write_bytes(damaged)
         for record in cell.folder.rglob("*.json"):
             record.unlink()
-        assert Scorer.open(cell).score(cell, store, MANIFEST)["scores"] == first["scores"]
+        assert Scorer.open(cell).score(cell, store, MANIFEST).scores == first.scores
     assert len(extractions) == 5 and kept.read_bytes() == whole
 
 
 def test_refusals_come_before_any_image(setting, tmp_path, caplog):
     make, reference, _images = setting
-    with pytest.raises(ConfigError, match="metrics=toy has no score 'recall'"):
-        Scorer.open(make(scores=["fid", "recall"]))
+    with pytest.raises(ConfigError, match="toy has no score 'recall'"):
+        Scorer.open(make(scores=("fid", "recall")))
     dataclasses.replace(reference, kid=None).save(tmp_path / "toy.safetensors")
     with pytest.raises(MetricError, match="its part 'kid'"):
-        Scorer.open(make(scores=["precision"]))
+        Scorer.open(make(scores=("precision",)))
     reference.save(tmp_path / "toy.safetensors")
-    few = make(scores=["fid_inf"])
+    few = make(scores=("fid_inf",))
     few.num_images = 39
     with pytest.raises(MetricError, match="39 images are too few for fid_inf, which needs 40"):
         Scorer.open(few)
@@ -224,7 +224,7 @@ def test_another_number_of_images_than_asked_for(setting, held, listed):
     cell.folder.mkdir()
     store = Folder(cell.folder, images[:held], 7)
     with pytest.raises(MetricError, match=f"{held} images were scored, 40 were asked for and {listed} are listed"):
-        Scorer.open(cell).score(cell, store, {**MANIFEST, "num_images": listed})
+        Scorer.open(cell).score(cell, store, manifest("abc", listed))
     assert not (cell.folder / "scores.json").exists()
 
 
@@ -248,4 +248,4 @@ def test_records_from_before_the_protocols_are_read(setting, tmp_path):
     (cell.folder / "scores.json").write_text(json.dumps(values))
     (cell.folder / "scores" / "40.json").unlink()
     record = stored_record(cell, MANIFEST)
-    assert record["requested"] is None and record["rules"]["chunks"] == "shuffled"
+    assert record.requested is None and record.rules["chunks"] == "shuffled"

@@ -34,9 +34,9 @@ def overrides(name, efficiency, tmp_path, *more):
 def test_every_technique_attaches_to_every_model(make_cell, tiny_cards, tmp_path, name, efficiency):
     steps = "sampler.steps=4"  # divides 1000
     result = run_cell(make_cell(*overrides(name, efficiency, tmp_path, steps)))
-    cell, calls = result.cell, result.manifest["calls_per_image"]
+    cell, calls = result.cell, result.manifest.calls_per_image
     size = cell.card.resolution
-    assert cell.metrics == "none" and cell.batch_size == 2
+    assert cell.metrics is None and cell.batch_size == 2
     assert result.first_images(3).shape == (3, size, size, 3)
     cached = "cache" in efficiency
     assert (calls["full"], calls["cached"], calls["correction"]) == ((2, 2, 2) if cached else (4, 0, 4))

@@ -214,8 +214,12 @@ def test_misuse_is_refused():
     with pytest.raises(ConfigError, match="Step 0 goes"):
         scheduler.set_timesteps(timesteps=[1, 5])
     scheduler.set_timesteps(10)
-    with pytest.raises(ConfigError, match="not the first call"):
+    with pytest.raises(ConfigError, match="not the first call.* multiple of order = 3"):
         scheduler.set_begin_index(4)
+    scheduler.set_begin_index(6)
+    scheduler.set_timesteps(10)
+    with pytest.raises(ConfigError, match="Entry -1 is none"):
+        scheduler.set_begin_index(-1)
     scheduler.step(X, 900, X)
     with pytest.raises(ConfigError, match="Timestep 800 is not that of call 1"):
         scheduler.step(X, 800, X)
@@ -243,3 +247,19 @@ def test_a_timestep_without_signal_cannot_be_corrected():
     rest = IECScheduler(**options, placement="explicit", steps=list(range(1, 10)))
     rest.set_timesteps(10)
     assert torch.isfinite(loop(rest, wave, X)[-1]).all()
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5])
+def test_a_correction_before_the_first_step_is_passed_over(eta):
+    """``denoising_start`` with order = 2: the run is that of the remaining steps, and its noise too."""
+    scheduler, listed = IECScheduler(clip_sample=False), IECScheduler(clip_sample=False)
+    scheduler.set_timesteps(6)
+    scheduler.set_begin_index(5)
+    listed.set_timesteps(timesteps=scheduler.timesteps[6::2])
+    states = []
+    for one, first in ((scheduler, 5), (listed, 0)):
+        x, generator = X, seeded()
+        for t in one.timesteps[first:]:
+            x = one.step(wave(x, int(t)), t, x, eta=eta, generator=generator).prev_sample
+        states.append(x)
+    assert torch.equal(*states)

@@ -28,6 +28,7 @@ from tests.tiny_pipelines import (
     X,
     pixel_unet,
     quiet,
+    refiner,
     run,
     sd_eps,
     seeded,
@@ -246,3 +247,17 @@ def test_ddim_pipeline_drops_the_scheduler_at_construction():
     """diffusers makes a DDIMScheduler of whatever it is given: assign it afterwards, or use iec.apply."""
     pipe = DDIMPipeline(pixel_unet(), IECScheduler.from_config(PIXEL.config))
     assert type(pipe.scheduler) is DDIMScheduler
+
+
+def test_a_refiner_starts_where_its_base_ended():
+    """denoising_start = 0.6 of 10 steps leaves 4; with K = 1 diffusers runs one entry more, which is passed over."""
+    torch.manual_seed(0)
+    pipe, latents = refiner(), torch.randn(2, 4, 8, 8)
+    pooled = {"pooled_prompt_embeds": torch.ones(2, 8), "negative_pooled_prompt_embeds": torch.zeros(2, 8)}
+    arguments = {**TEXT, **pooled, "image": latents, "output_type": "latent"}
+    for options, calls in {(("iterations", 1),): 9, (("iterations", 2),): 12, (("placement", "none"),): 4}.items():
+        scheduler = IECScheduler.from_config(LATENT.config, **dict(options))
+        _, last, made = run(pipe, scheduler, denoising_start=0.6, num_inference_steps=10, **arguments)
+        _, expected, _ = run(pipe, scheduler, strength=1.0, denoising_start=None, timesteps=[301, 201, 101, 1],
+                             num_inference_steps=4, latents=latents, **arguments)  # fmt: skip
+        assert made == calls and torch.equal(last, expected)

@@ -149,8 +149,8 @@ def test_every_finished_number_and_its_provenance_is_there(folder, html):
     for cell in [*header, *(cell for line in body for cell in line)]:
         assert cell in text, cell
     for row in rows:
-        facts = [row.result.cell.slug, row.result.manifest["hash"], row.result.record["reference_hash"]]
-        facts += [row.result.record["extractor_hash"], experiment.command(row.label), *row.result.manifest["machines"]]
+        facts = [row.result.cell.slug, row.result.manifest.hash, row.result.record.reference_hash]
+        facts += [row.result.record.extractor_hash, experiment.command(row.label), *row.result.manifest.machines]
         assert all(fact in text for fact in facts)
     assert "4.19 (k)" in text and "k: read in the primary source" in text and "EfficientNet-Lite0, not of Inception" in text
     columns = [name for name in re.findall(r'<th scope="col">(.*?)</th>', html) if name]

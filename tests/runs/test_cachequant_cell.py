@@ -45,7 +45,7 @@ def test_a_cell_is_corrected_at_its_refresh_steps_only(make_cell, folder, schedu
     cells = [make_cell(*TINY, f"efficiency.schedule={schedule}", iec, *paths) for iec in ("iec=none", "iec=all_steps")]
     plain, corrected = (run_cell(cell) for cell in cells)
     assert cells[1].identity != cells[0].identity
-    calls = plain.manifest["calls_per_image"], corrected.manifest["calls_per_image"]
+    calls = plain.manifest.calls_per_image, corrected.manifest.calls_per_image
     prepared = json.loads((cells[0].folder / "prepared.json").read_text())
     full = len(prepared["refresh"])
     assert prepared["refresh"][0] == 0 and full == 2
@@ -59,8 +59,8 @@ def test_a_calibration_of_another_configuration_is_refused(make_cell, folder):
     path = sorted((folder / "artifacts").glob(f"cachequant-{16 * '[0-9a-f]'}.safetensors"))[0]
     paths = [f"paths.output={folder / 'other'}", f"paths.artifacts={folder / 'other'}", f"efficiency.artifact={path}"]
     for override, message in [
-        ("efficiency.interval=3", "interval: stored 2, wanted 3"),
-        ("efficiency.weight_bits=4", "weight_bits: stored 8, wanted 4"),
+        ("efficiency.interval=3", "interval: stored 2, expected 3"),
+        ("efficiency.weight_bits=4", "weight_bits: stored 8, expected 4"),
     ]:
         with pytest.raises(ArtifactError, match=message):
             run_cell(make_cell(*TINY, *paths, override))

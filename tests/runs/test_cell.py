@@ -1,9 +1,13 @@
 """Configurations: what is composed, what is refused before anything is loaded, and what a cell's identity depends on."""
 
 import pytest
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 
 from iec.errors import ConfigError, DeviceError, WeightsError
+from iec.runs.config import register
+from iec.runs.paths import Paths
 from tests.conftest import CONFIGS
 
 OPTIONS = [(group.name, option.stem) for group in CONFIGS.iterdir() if group.name != "hydra" for option in group.glob("*.yaml")]
@@ -87,11 +91,46 @@ def test_bad_values_are_refused(make_cell, overrides, message):
 
 
 @pytest.mark.parametrize(
-    "override", ["iec.lamda=0.5", "nmu_images=4", "iec=everywhere", "sampler.steps=ten", "efficiency=w3a3", "seed=x"]
+    "override",
+    [
+        "iec.lamda=0.5",
+        "iec.iterations=x",
+        "logger.projekt=x",
+        "metrics.bootstrap=many",
+        "nmu_images=4",
+        "iec=everywhere",
+        "sampler.steps=ten",
+        "efficiency=w3a3",
+        "seed=x",
+    ],
 )
 def test_unknown_keys_options_and_types_are_refused(make_cell, override):
     with pytest.raises(HydraException):
         make_cell(override)
+
+
+def test_schemas_are_no_options_of_the_groups():
+    register()
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        groups = [group for group in loader.list_groups("") if group != "hydra"]
+        options = {(group, option) for group in groups for option in loader.get_group_options(group)}
+    assert options == set(OPTIONS)
+
+
+def test_paths_may_begin_with_the_home_folder(make_cell, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    cell = make_cell("paths.output='~/out'", "efficiency=w8a8", "efficiency.artifact='~/a.safetensors'")
+    assert cell.paths == Paths(tmp_path / "out", tmp_path / "out" / "artifacts", None)
+    assert cell.technique.artifact == str(tmp_path / "a.safetensors")
+    assert cell.config.paths.output == str(tmp_path / "out")  # as it is written, logged and handed to workers
+    assert make_cell("paths.cell='~'", "paths.artifacts='~/a'").folder == tmp_path
+    text = make_cell("model=sd_coco", "model.random_weights=true", "metrics=inception", "metrics.clip='~/c'", "model.prompts='~/p'")
+    assert text.metrics.clip == str(tmp_path / "c") and text.model.prompts == str(tmp_path / "p")
+    with pytest.raises(WeightsError, match=str(tmp_path / "nowhere")):
+        make_cell("model.weights='~/nowhere'")
+    with pytest.raises(ConfigError, match=r"paths\.output=~nobody-here/out"):
+        make_cell("paths.output='~nobody-here/out'")
 
 
 def test_missing_device_and_weights(make_cell):

@@ -99,9 +99,9 @@ def test_impossible_splits_are_refused_before_anything_is_made(tmp_path, make_ce
 def test_devices_are_the_first_ones_of_their_type(monkeypatch):
     four = OmegaConf.create({"devices": 4})
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    assert devices_of(four, torch.device("cuda")) == ["cuda:0", "cuda:1", "cuda:2", "cuda:3"]
-    assert devices_of(four, torch.device("cpu")) == ["cpu"] * 4
-    assert devices_of(OmegaConf.create({"devices": 1}), torch.device("cuda:2")) == ["cuda:2"]
+    assert devices_of(four, torch.device("cuda")) == ("cuda:0", "cuda:1", "cuda:2", "cuda:3")
+    assert devices_of(four, torch.device("cpu")) == ("cpu",) * 4
+    assert devices_of(OmegaConf.create({"devices": 1}), torch.device("cuda:2")) == ("cuda:2",)
     with pytest.raises(ConfigError, match="CUDA_VISIBLE_DEVICES"):
         devices_of(four, torch.device("cuda:1"))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
@@ -120,7 +120,7 @@ def test_three_processes_make_what_one_makes_and_score_once(one_process, tmp_pat
     assert finish_all(start_all(cells)) == [0, 0, 0]
     folder = cells[0].folder
     assert files(folder) == files(one_process.cell.folder)
-    assert json.loads((folder / "manifest.json").read_text())["hash"] == one_process.manifest["hash"]
+    assert json.loads((folder / "manifest.json").read_text())["hash"] == one_process.manifest.hash
     assert (folder / "scores.json").read_bytes() == (one_process.cell.folder / "scores.json").read_bytes()
     assert scorings() == 1
     config = (folder / "config.yaml").read_text()
@@ -148,7 +148,7 @@ def test_a_shard_that_is_killed_goes_on_and_the_last_one_scores(one_process, tmp
     assert run_cell(cells[1]) is None
     assert "shard 1 of 2 is finished, shards [0] are not" in caplog.text and "2 of 5 micro-batches are missing" in caplog.text
     assert not (cells[0].folder / "manifest.json").exists()
-    assert run_cell(cells[0]).manifest["hash"] == one_process.manifest["hash"]
+    assert run_cell(cells[0]).manifest.hash == one_process.manifest.hash
     assert "2 of 3 micro-batches to sample" in caplog.text
     assert files(cells[0].folder) == files(one_process.cell.folder)
 
@@ -157,7 +157,7 @@ def test_two_devices_make_what_one_makes(one_process, tmp_path, make_cell, caplo
     caplog.set_level("INFO")
     result = run_cell(make_cell(*CELL, f"paths.output={tmp_path}", "devices=2"))
     assert files(result.cell.folder) == files(one_process.cell.folder)
-    assert result.manifest["hash"] == one_process.manifest["hash"]
+    assert result.manifest.hash == one_process.manifest.hash
     assert "[cpu, process 0] sampling" in caplog.text and "[cpu, process 1] sampling" in caplog.text
 
 

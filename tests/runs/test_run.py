@@ -32,8 +32,22 @@ CELL = [
 ]
 
 
-def start(output, *overrides):
-    command = [sys.executable, "run.py", *CELL, f"paths.output={output}", *overrides]
+PAUSING = """
+import runpy, signal, sys
+import iec.runs.runner as runner
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+pause_at, sample = int(sys.argv.pop(1)), runner.sample_batch
+def sample_or_pause(model, network, sampler, seed, indices, *rest):
+    return signal.pause() if indices[0] == pause_at else sample(model, network, sampler, seed, indices, *rest)
+runner.sample_batch = sample_or_pause
+sys.argv[0] = "run.py"
+runpy.run_path("run.py", run_name="__main__")
+"""
+"""run.py, which waits for a signal instead of making the micro-batch that begins with the image of its first argument."""
+
+
+def start(output, *overrides, program=("run.py",)):
+    command = [sys.executable, *program, *CELL, f"paths.output={output}", *overrides]
     return subprocess.Popen(command, cwd=ROOT, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -71,15 +85,14 @@ def test_a_cell_leaves_its_config_environment_manifest_and_picture(uninterrupted
 
 
 def test_killed_at_any_moment_it_resumes_to_the_same_bytes(uninterrupted, tmp_path):
-    for wanted, kill in [(1, signal.SIGKILL), (3, signal.SIGINT)]:  # in the middle of the next shard
-        process = start(tmp_path)
-        while process.poll() is None and len(list(tmp_path.glob("*/shards/*.json"))) < wanted:
+    for shards, kill, code in [(1, signal.SIGKILL, -signal.SIGKILL), (3, signal.SIGINT, 130)]:
+        process = start(tmp_path, program=("-c", PAUSING, str(2 * shards)))
+        while process.poll() is None and len(list(tmp_path.glob("*/shards/*.json"))) < shards:
             time.sleep(0.005)
         process.send_signal(kill)
         err = process.communicate(timeout=60)[1]
-        finished = process.returncode == 0  # on a busy machine it may be done before the signal arrives
-        assert finished or process.returncode == -signal.SIGKILL or "goes on from there" in err
-    assert len(shard_hashes(tmp_path)) >= 3
+        assert process.returncode == code and ("goes on from there" in err) == (kill == signal.SIGINT), err
+        assert len(list(tmp_path.glob("*/shards/*.json"))) == shards and not list(tmp_path.glob("*/manifest.json"))
     code, text = run(tmp_path)
     assert code == 0, text
     assert shard_hashes(tmp_path) == uninterrupted[1]
@@ -110,7 +123,41 @@ def test_more_images_continue_the_same_cell(uninterrupted, tmp_path, make_cell):
 def test_bad_input_exits_with_its_message_and_no_traceback(tmp_path):
     code, text = run(tmp_path, "iec.lambda=-1")
     assert code == 2 and "ConfigError: iec.lambda" in text and "Traceback" not in text
-    assert not list(tmp_path.glob("*/cell.json"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_sweep_into_an_output_that_is_no_folder_exits_with_one_line(tmp_path):
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+    process = start(tmp_path / "gone", program=("run.py", "-m", "seed=0,1"))
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 2 and err.count("\n") == 1, err
+    assert err.startswith("StoreError: ") and "link to nothing" in err and "paths.output=DIR" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["gone"]
+
+
+@pytest.mark.parametrize(("option", "name"), [("paths.output", "file/a"), ("paths.artifacts", "file"), ("paths.cell", "file")])
+def test_folders_that_cannot_be_used_are_refused_before_anything_is_made(tmp_path, make_cell, option, name):
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match=rf"is not a folder\. Choose another folder \({option}=DIR\)"):
+        run_cell(make_cell(*CELL, f"paths.output={tmp_path}", f"{option}={tmp_path / name}"))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_sweep_makes_the_cells_of_single_runs_below_the_home_folder(tmp_path, make_cell, monkeypatch):
+    """Two tiny cells of one command, which starts elsewhere and leaves nothing there."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    cell = [override for override in CELL if not override.startswith("iec=")]
+    cell += ["num_images=1", "batch_size=1", "sampler.steps=1", "paths.output='~/out'"]
+    command = [sys.executable, ROOT / "run.py", "-m", *cell, "iec=none,all_steps"]
+    (tmp_path / "elsewhere").mkdir()
+    environment = {**ENV, "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        command, cwd=tmp_path / "elsewhere", env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not list((tmp_path / "elsewhere").iterdir()) and (tmp_path / "out" / "multirun.yaml").is_file()
+    cells = [make_cell(*cell, f"iec={iec}") for iec in ("none", "all_steps")]
+    assert {path.parent for path in (tmp_path / "out").glob("*/manifest.json")} == {cell.folder for cell in cells}
 
 
 def test_a_folder_that_holds_another_cell_is_refused(uninterrupted, make_cell):
@@ -122,7 +169,7 @@ def test_a_folder_that_holds_another_cell_is_refused(uninterrupted, make_cell):
 def test_deepcache_counts_its_calls_and_an_interval_of_one_changes_nothing(tmp_path, make_cell):
     def images(*overrides):
         result = run_cell(make_cell(*CELL, *overrides, "num_images=2", "sampler.steps=4", f"paths.output={tmp_path}"))
-        return result.first_images(2), result.manifest["calls_per_image"]
+        return result.first_images(2), result.manifest.calls_per_image
 
     plain, _ = images()
     every, _ = images("efficiency=deepcache", "efficiency.interval=1")

@@ -134,4 +134,4 @@ def test_shards_that_are_timed_out_and_killed_end_with_the_bytes_of_one_process(
             assert sweep.job_log(number).count("of 6 micro-batches to sample") == starts, sweep.text()
         assert "Job has timed out" in sweep.job_log(0) and "(19 remaining timeouts)" in sweep.job_log(0)
     (manifest,) = output.glob("*/manifest.json")
-    assert whole.manifest["hash"] in manifest.read_text()
+    assert whole.manifest.hash in manifest.read_text()

@@ -1,14 +1,21 @@
 import errno
+import json
 import os
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from iec.errors import StoreError
 from iec.io import files
-from iec.io.files import write_atomic
+from iec.io.files import sha256, write_atomic
+from iec.io.records import read_record
 from iec.runs.batches import Samples, micro_batches
+from iec.runs.cell_images import CellSource
+from iec.runs.failures import FAILED, read_failure
+from iec.runs.records import MANIFEST, Manifest
+from iec.runs.runner import ENVIRONMENT, PREPARED, Result
 from iec.runs.store import Store
 from iec.sampling.network import Calls
 
@@ -38,7 +45,7 @@ def test_round_trip_and_totals(tmp_path):
     assert images[:, 0, 0, 0].tolist() == list(range(10))
     assert store.read_states(BATCHES, 2).shape == (3, 2, 3, 4, 4)
     manifest = store.write_manifest(BATCHES, 10)
-    assert manifest["calls_per_image"] == {"full": 2.0, "cached": 0.0, "correction": 1.0, "cached_correction": 0, "total": 3.0}
+    assert manifest.calls_per_image == {"full": 2.0, "cached": 0.0, "correction": 1.0, "cached_correction": 0, "total": 3.0}
     with np.load(store.shard(BATCHES[2])) as shard:
         assert shard["indices"].tolist() == [8, 9] and shard["images"].dtype == np.uint8
 
@@ -46,8 +53,8 @@ def test_round_trip_and_totals(tmp_path):
 def test_the_same_images_are_the_same_bytes_and_the_same_manifest_hash(tmp_path):
     a, b = filled(tmp_path / "a"), filled(tmp_path / "b", 12)
     assert a.shard(BATCHES[0]).read_bytes() == b.shard(BATCHES[0]).read_bytes()
-    assert a.write_manifest(BATCHES, 10)["hash"] == b.write_manifest(BATCHES, 10)["hash"]
-    assert a.write_manifest(BATCHES, 10)["hash"] != b.write_manifest(BATCHES, 12)["hash"]
+    assert a.write_manifest(BATCHES, 10).hash == b.write_manifest(BATCHES, 10).hash
+    assert a.write_manifest(BATCHES, 10).hash != b.write_manifest(BATCHES, 12).hash
 
 
 def test_more_images_or_trajectories_than_kept_are_not_finished(tmp_path):
@@ -76,13 +83,58 @@ def test_a_damaged_shard_is_found(tmp_path, damage):
     assert store.is_finished(BATCHES[1], 4, 0)
 
 
+SHAPES = ["{}", "[]", "null", "1", '{"count": 4, "sha256": "", "trace": 0}', "{broken"]
+
+
+@pytest.mark.parametrize("text", [*SHAPES, "types"])
+def test_a_shard_whose_commit_record_has_another_shape_is_made_again(tmp_path, text):
+    store = filled(tmp_path / "cell")
+    record = store.shard(BATCHES[0]).with_suffix(".json")
+    whole = record.read_bytes()
+    record.write_text(json.dumps({**json.loads(whole), "count": "4"}) if text == "types" else text)
+    assert not store.is_finished(BATCHES[0], 4, 0)
+    with pytest.raises(StoreError, match="made again"):
+        store.manifest(BATCHES, 10)
+    store.write(BATCHES[0], samples(BATCHES[0], 2), 4, "test")
+    assert store.is_finished(BATCHES[0], 4, 2) and record.read_bytes() == whole
+
+
+@pytest.mark.parametrize("text", SHAPES)
+def test_other_files_of_another_shape_are_as_if_they_were_missing(tmp_path, text):
+    store = filled(tmp_path / "cell")
+    for name in (FAILED, PREPARED, ENVIRONMENT, MANIFEST):
+        (store.folder / name).write_text(text)
+    assert read_failure(store.folder) is None
+    result = Result(SimpleNamespace(folder=store.folder), store, store.manifest(BATCHES, 10), None)
+    assert result.cost is None and result.environment is None
+    with pytest.raises(StoreError, match=r"no usable manifest\.json. Run it again"):
+        CellSource.open(store.folder)
+    store.write_manifest(BATCHES, 10)
+    assert len(CellSource.open(store.folder)) == 10
+    (store.folder / "cell.json").write_text(text)
+    with pytest.raises(StoreError, match=r"paths\.cell"):
+        Store.open(store.folder, {"cell": 1})
+
+
+def test_a_manifest_is_written_as_it_always_was(tmp_path):
+    """Byte for byte: keys, order, indent; machines as a list."""
+    store = filled(tmp_path / "cell")
+    manifest = store.write_manifest(BATCHES, 10)
+    shards = {store.shard(batch).name: sha256(store.shard(batch)) for batch in BATCHES}
+    calls = {"cached": 0.0, "cached_correction": 0.0, "correction": 1.0, "full": 2.0, "total": 3.0}
+    totals = {"hash": manifest.hash, "machines": ["test"], "num_images": 10, "seconds_per_image": 0.25, "shards": shards}
+    expected = json.dumps({"calls_per_image": calls, **totals}, indent=1) + "\n"
+    assert (store.folder / MANIFEST).read_text() == expected
+    assert read_record(store.folder / MANIFEST, Manifest) == manifest
+
+
 def test_a_folder_of_another_cell_is_refused(tmp_path):
     filled(tmp_path / "cell")
     with pytest.raises(StoreError, match=r"differ in cell.*paths\.cell"):
         Store.open(tmp_path / "cell", {"cell": 2})
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.png").touch()
-    with pytest.raises(StoreError, match="holds no cell.json"):
+    with pytest.raises(StoreError, match="holds no usable cell.json"):
         Store.open(tmp_path / "photos", {"cell": 1})
 
 

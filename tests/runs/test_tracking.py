@@ -16,7 +16,7 @@ import yaml
 
 from iec.errors import ConfigError
 from iec.io import wandb as loggers
-from iec.io.wandb import LoggerError, check_logger, wandb_mode
+from iec.io.wandb import Logger, LoggerError, check_logger, wandb_mode
 from iec.metrics.frechet import FewSamplesWarning
 from iec.runs import tracking
 from iec.runs.runner import run_cell
@@ -132,10 +132,10 @@ def test_a_cell_is_an_offline_run_that_can_be_read_back(finished, make_cell, tmp
     assert run.config["model.name"] == "ddim_cifar_small" and "model" not in run.config
     (values,) = run.history
     assert values["N"] == 4 and values["calls/full"] == 2 and values["calls/total"] == 2
-    assert values["seconds_per_image"] == result.manifest["seconds_per_image"]
-    for name, score in result.record["scores"].items():
+    assert values["seconds_per_image"] == result.manifest.seconds_per_image
+    for name, score in result.record.scores.items():
         key = f"efficientnet_lite0/{name}"
-        assert [values[key], values[f"{key}_low"], values[f"{key}_high"]] == [score["value"], score["low"], score["high"]]
+        assert [values[key], values[f"{key}_low"], values[f"{key}_high"]] == [score.value, score.low, score.high]
     assert run.file(values["grid"]).read_bytes() == (result.cell.folder / "grid.png").read_bytes()
     (folder,) = re.findall(r"wandb sync (\S+)", caplog.text)
     assert list(Path(folder).glob("*.wandb")) and Path(folder).parent == tmp_path / "wandb"
@@ -181,7 +181,7 @@ def test_a_table_is_a_run_and_its_rows_are_runs_of_its_group(tmp_path, server):
 
 def test_the_mode(make_cell, tmp_path, monkeypatch, server):
     def mode(*overrides):
-        return wandb_mode(make_cell(*overrides).config.logger)
+        return wandb_mode(make_cell(*overrides).logger)
 
     assert mode("logger=wandb") == "offline"
     for name in ("disabled", "dryrun"):
@@ -207,7 +207,28 @@ def test_the_mode(make_cell, tmp_path, monkeypatch, server):
     assert not server.connections
     monkeypatch.setattr(loggers, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="pip install"):
-        check_logger(make_cell("logger=wandb").config.logger)
+        check_logger(make_cell("logger=wandb").logger)
+
+
+@pytest.mark.parametrize("project", [*(f"a{mark}b" for mark in "/\\#?%:"), "x" * 129, "", " "])
+def test_projects_that_the_server_refuses_are_refused_before_anything_is_computed(project, server):
+    with pytest.raises(ConfigError, match="logger.project"):
+        check_logger(Logger("wandb", project))
+    assert not server.connections
+
+
+def test_names_of_the_logger(monkeypatch, server):
+    for project in ("a b", "ä-1.2_c", "x" * 128):
+        check_logger(Logger("wandb", project, group="a/b: c#?%"))  # a group may have any characters
+    check_logger(Logger("none", "a/b"))  # is not used
+    for group in ("", " ", "x" * 129):
+        with pytest.raises(ConfigError, match="logger.group"):
+            check_logger(Logger("wandb", group=group))
+    wandb.teardown()
+    monkeypatch.setenv("WANDB_PROJECT", "a/b")
+    with pytest.raises(ConfigError, match=r"WANDB_\*"):
+        check_logger(Logger("wandb"))
+    assert not server.connections
 
 
 def test_a_server_that_does_not_answer_loses_nothing(make_cell, tmp_path, monkeypatch, server):
@@ -246,8 +267,8 @@ def test_the_sweep_over_lambda_and_placement(make_cell, finished, tmp_path):
     commands = list(agent_commands(config))
     cells = [make_cell(*command) for command in commands]
     expected = itertools.product(("all_steps", "first_last", "first_step"), (0.1, 0.3, 0.5, 0.7, 1.0))
-    assert [(cell.config.iec.placement, cell.config.iec["lambda"]) for cell in cells] == list(expected)
-    assert len({cell.slug for cell in cells}) == 15 and {cell.config.logger.name for cell in cells} == {"wandb"}
+    assert [(cell.sampler.placement.kind, cell.config.iec["lambda"]) for cell in cells] == list(expected)
+    assert len({cell.slug for cell in cells}) == 15 and {cell.logger.name for cell in cells} == {"wandb"}
     assert config["metric"]["name"] in tracking._scores(finished.record) and config["metric"]["goal"] == "minimize"
 
 

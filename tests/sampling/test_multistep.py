@@ -140,14 +140,14 @@ def test_the_cache_is_refreshed_where_it_is_asked_for(solver):
     table, unet = Timetable.from_timesteps([900, 700, 500, 500, 300, 100, 0, 0], DDPM), tiny_unet()
     network = CachedUNetNetwork(unet, 1)
 
-    def run(made):
+    def run(solver):
         calls = []
 
         def noting(x, step, cond=None, cache=None):
             calls.append((step, cache and cache.step.index))
             return network(x, step, cond, cache)
 
-        *_, x = made.trajectory(noting, NOISE)
+        *_, x = solver.trajectory(noting, NOISE)
         return x, calls
 
     refresh = frozenset({0, 2, 4})  # steps 2 and 6 change nothing, but 2 has to refresh
@@ -181,7 +181,7 @@ def test_a_cell_goes_on_where_it_was_stopped(make_cell, tmp_path):
             paths = [f"paths.output={tmp_path / name}", f"paths.artifacts={tmp_path / name}"]
             result = run_cell(make_cell(*options, count, *paths))
         images.append(result.first_images(2))
-    assert np.array_equal(*images) and result.manifest["calls_per_image"]["total"] == 3
+    assert np.array_equal(*images) and result.manifest.calls_per_image["total"] == 3
 
 
 def test_what_is_defined_for_ddim_alone_is_refused():

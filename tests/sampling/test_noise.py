@@ -17,8 +17,8 @@ def test_an_image_has_its_noise_in_any_batch_and_order():
 
 def test_draws_do_not_shift_each_other():
     noise = Noise(7, (0,), SHAPE)
-    late = noise.of_step(9)
-    assert torch.equal(Noise(7, (0,), SHAPE).of_step(9), late)
+    alone = noise.of_step(9)
+    assert torch.equal(Noise(7, (0,), SHAPE).of_step(9), alone)
     draws = [noise.initial(), noise.of_step(0), noise.of_step(1), Noise(7, (1,), SHAPE).initial(), Noise(8, (0,), SHAPE).initial()]
     assert len({d.flatten()[0].item() for d in draws}) == len(draws)
 

@@ -251,7 +251,7 @@ def test_a_row_that_fails_does_not_stop_the_others(spec, monkeypatch, caplog):
     compute = tables.run_cell
 
     def failing(cell):
-        if cell.config.iec.placement != "none":
+        if cell.sampler.placement.kind != "none":
             raise NonFiniteError("the network returned NaN")
         return compute(cell)
 

@@ -18,7 +18,7 @@ from iec.efficiency.cachequant.trajectories import FloatRuns
 from iec.efficiency.caching import CachedUNetNetwork
 from iec.efficiency.quantization import CalibrationCall, QuantizedNetwork, QuantizedUNet, calibrate, quantize_unet, reconstruct
 from iec.efficiency.quantization.artifact import calibration_tensors, fill_calibration
-from iec.io.artifacts import artifact_path, load_artifact, save_artifact
+from iec.io.artifacts import artifact_path, cached, load_artifact
 from iec.io.progress import reported, stage
 from iec.models.unet import UNetNetwork
 from iec.sampling.timetable import Timetable
@@ -45,7 +45,7 @@ def prepare_cachequant(
     table: Timetable,
     shape: tuple[int, ...],
     *,
-    facts: dict[str, Any],
+    fingerprint: dict[str, Any],
     seed: int,
     artifacts: Path,
     artifact: Path | None = None,
@@ -55,23 +55,23 @@ def prepare_cachequant(
 ) -> CacheQuant:
     """The CacheQuant network of a float UNet for the steps of ``table``, calibrated now or earlier.
 
-    shape: (C, H, W) of the network's input. facts: what ``unet`` is, JSON values (model, hash of the weights). seed: of the noise
-    of the calibration images. batch_size: of the float runs; it changes the result by rounding only. cond: row n conditions
-    calibration image n; at least ``config.images`` rows. guidance: w of a guided model, see `iec.sampling.guidance`.
-    artifacts: where calibrations, and the finished stages of one that was
-    interrupted, are kept and looked for. artifact: a calibration file that must be used.
+    shape: (C, H, W) of the network's input. fingerprint: what ``unet`` is, JSON values (model, hash of the weights). seed: of
+    the noise of the calibration images. batch_size: of the float runs; it changes the result by rounding only. cond: cond[n]
+    conditions calibration image n; at least ``config.images`` of them. guidance: w of a guided model, see
+    `iec.sampling.guidance`. artifacts: the folder of calibrations and of their stages. Of the processes that need the same one,
+    one makes it and the others wait. artifact: a calibration file that must be used.
 
     Works on the device and in the dtype of ``unet``. Raises `ConfigError` before any work, and `ArtifactError` for a file that is
     missing, damaged or was made from something else.
     """
     config.require_fits(len(table), cond)
     runs = FloatRuns(CachedUNetNetwork(unet, config.cut), table, shape, seed, batch_size, cond, guidance)
-    work = _Calibration(runs, config, quantize_unet(unet, config.ptq, len(table)), facts, artifacts)
-    wanted = {**work.base, "cachequant": config.as_dict()}
-    path = artifact or artifact_path(artifacts, KIND, wanted)
-    if artifact is None and not path.exists():
-        save_artifact(path, KIND, wanted, work.run())
-    return _assemble(work, load_artifact(path, KIND, wanted), path)
+    work = _Calibration(runs, config, quantize_unet(unet, config.ptq, len(table)), fingerprint, artifacts)
+    whole = {**work.base, "cachequant": config.as_dict()}
+    if artifact is not None:
+        return _assemble(work, load_artifact(artifact, KIND, whole), artifact)
+    path = artifact_path(artifacts, KIND, whole)
+    return _assemble(work, cached(path, KIND, whole, work.run), path)
 
 
 def _assemble(work: "_Calibration", stored: dict[str, Tensor], path: Path) -> CacheQuant:
@@ -85,12 +85,12 @@ def _assemble(work: "_Calibration", stored: dict[str, Tensor], path: Path) -> Ca
 
 @dataclass
 class _Calibration:
-    """The stages. Each is kept in a file that is named by the facts it depends on, so that configurations share them."""
+    """The stages. Each is kept in a file that is named by what it depends on, so that configurations share them."""
 
     runs: FloatRuns
     config: CacheQuantConfig
     quantized: QuantizedUNet
-    facts: dict[str, Any]
+    fingerprint: dict[str, Any]
     artifacts: Path
 
     def run(self) -> dict[str, Tensor]:
@@ -119,7 +119,7 @@ class _Calibration:
                 distances.add(call.step.index, call.feature)
             return {"refresh": _steps(cheapest_refreshes(distances.table(), config.interval))}
 
-        stored, _ = self._kept("schedule", {"interval": config.interval, "dps_images": config.dps_images}, make)
+        stored, _ = self._stage("schedule", {"interval": config.interval, "dps_images": config.dps_images}, make)
         return frozenset(stored["refresh"].tolist())
 
     def cache_tables(self, refresh: frozenset[int]) -> CacheTables:
@@ -131,32 +131,32 @@ class _Calibration:
             tables = fit_cache(self.runs, refresh, self.config.dec_images, self.config.official_divisors)
             return {"a": tables.a, "b": tables.b}
 
-        stored, _ = self._kept("cache", self._cache_facts(refresh), make)
+        stored, _ = self._stage("cache", self._cache_fingerprint(refresh), make)
         return CacheTables(refresh, stored["a"], stored["b"])
 
     def quantize(self, tables: CacheTables) -> None:
         """Stages 3 and 4: activation scales and, if asked for, learned rounding, on the path that is sampled."""
         ptq, quantized, network = self.config.ptq, self.quantized, self.deployed(tables)
         calls = _Lazy(lambda: self.runs.calibration_calls(tables.refresh, ptq.calibration_images))
-        facts = {**self._cache_facts(tables.refresh), "ptq": ptq.facts()}
+        fingerprint = {**self._cache_fingerprint(tables.refresh), "ptq": ptq.fingerprint()}
 
         def scales() -> dict[str, Tensor]:
             with stage("calibrating", len(self.runs.table)) as advance:
                 calibrate(quantized, network, calls.value, lambda *_: advance())
             return calibration_tensors(quantized)
 
-        fill_calibration(quantized, *self._kept("ptq", facts, scales))
+        fill_calibration(quantized, *self._stage("ptq", fingerprint, scales))
         if ptq.reconstruct == "none":
             return
         unet = self.runs.network.module
-        units = artifact_path(self.artifacts, f"{KIND}-units", {**self.base, **facts}).with_suffix("")  # a folder
+        units = artifact_path(self.artifacts, f"{KIND}-units", {**self.base, **fingerprint}).with_suffix("")  # a folder
 
         def rounding() -> dict[str, Tensor]:
             with reported("learning the rounding") as progress:  # a UNetNetwork takes no notice of the mode: always full
                 reconstruct(quantized, network, unet, UNetNetwork(unet), calls.value, progress=progress, checkpoint=units)
             return calibration_tensors(quantized)
 
-        fill_calibration(quantized, *self._kept("rounding", facts, rounding))
+        fill_calibration(quantized, *self._stage("rounding", fingerprint, rounding))
 
     def deployed(self, tables: CacheTables) -> CorrectedCacheNetwork:
         """How the quantized UNet is evaluated, in calibration and in sampling."""
@@ -164,10 +164,10 @@ class _Calibration:
 
     @cached_property
     def base(self) -> dict[str, Any]:
-        """The facts of every stage."""
+        """What every stage depends on."""
         runs = self.runs
         return {
-            **self.facts,
+            **self.fingerprint,
             "timetable": [list(pair) for pair in runs.table.pairs],
             "eta": runs.table.eta,
             "noise_schedule": asdict(runs.table.schedule),
@@ -178,18 +178,18 @@ class _Calibration:
             "cond": None if runs.cond is None else _digest(runs.cond[: self.config.images]),
         }
 
-    def _cache_facts(self, refresh: frozenset[int]) -> dict[str, Any]:
+    def _cache_fingerprint(self, refresh: frozenset[int]) -> dict[str, Any]:
         """Of the features that cached calls get."""
         fitted = {"dec_images": self.config.dec_images, "official_divisors": self.config.official_divisors}
         return {"refresh": sorted(refresh), "dec_cache": fitted if self.config.dec_cache else None}
 
-    def _kept(self, name: str, facts: dict[str, Any], make: Callable[[], dict[str, Tensor]]) -> tuple[dict[str, Tensor], Path]:
+    def _stage(
+        self, name: str, fingerprint: dict[str, Any], make: Callable[[], dict[str, Tensor]]
+    ) -> tuple[dict[str, Tensor], Path]:
         """A stage's tensors and its file, which is made if it is not there."""
-        kind, facts = f"{KIND}-{name}", {**self.base, **facts}
-        path = artifact_path(self.artifacts, kind, facts)
-        if not path.exists():
-            save_artifact(path, kind, facts, make())
-        return load_artifact(path, kind, facts), path
+        kind, fingerprint = f"{KIND}-{name}", {**self.base, **fingerprint}
+        path = artifact_path(self.artifacts, kind, fingerprint)
+        return cached(path, kind, fingerprint, make), path
 
 
 class _Lazy:

@@ -49,8 +49,8 @@ class CacheQuantConfig:
             )
 
     def require_fits(self, num_steps: int, cond: Tensor | None = None) -> None:
-        """Raises `ConfigError` for an interval or refresh steps that T = ``num_steps`` does not have, and for too few rows of
-        ``cond``.
+        """Raises `ConfigError` for an interval or refresh steps that T = ``num_steps`` does not have, and for a ``cond``
+        that is too short.
         """
         if self.refresh is None:
             require_interval(num_steps, self.interval)
@@ -58,7 +58,7 @@ class CacheQuantConfig:
             explicit(num_steps, self.refresh)
         if cond is not None and len(cond) < self.images:
             raise ConfigError(
-                f"{len(cond)} rows of conditioning for {self.images} calibration images; give one row an image, or lower "
+                f"{len(cond)} conditionings for {self.images} calibration images; give each image its own, or lower "
                 "efficiency.calibration_images, dps_images and dec_images."
             )
 
@@ -79,4 +79,4 @@ class CacheQuantConfig:
         unused |= set() if self.dec_quant else {"official_bias"}
         unused |= set() if self.dec_cache or self.dec_quant else {"dec_images", "official_divisors"}
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in unused}
-        return values | {"ptq": self.ptq.facts(), "refresh": "dps" if self.refresh is None else sorted(self.refresh)}
+        return values | {"ptq": self.ptq.fingerprint(), "refresh": "dps" if self.refresh is None else sorted(self.refresh)}

@@ -47,9 +47,9 @@ def fit_quantization(
     """
     consumer = Consumer(runs.network.module, runs.network.cut)
     deployed = {name: quantized.layers()[name] for name in consumer.layers}
-    rows, tables = len(runs.table), tables.to(runs.network.device)
+    steps, tables = len(runs.table), tables.to(runs.network.device)
     regressions = {
-        name: AffineRegression(rows, len(layer.quantized_weight), runs.network.device) for name, layer in deployed.items()
+        name: AffineRegression(steps, len(layer.quantized_weight), runs.network.device) for name, layer in deployed.items()
     }
     for call, source in with_source(runs.calls(count, "quantization correction"), tables.refresh):
         i = call.step.index

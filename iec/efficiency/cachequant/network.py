@@ -45,7 +45,7 @@ class CorrectedCacheNetwork:
 
     Inside ``QuantizedNetwork(quantized, network)`` this is the network of CacheQuant. The tables hold for the schedule they were
     fitted to: sample with ``Sampler(refresh=tables.refresh)``. Raises `ConfigError` for cached calls of another schedule, and
-    `ArtifactError` for a step that has no row.
+    `ArtifactError` for a step that has none.
     """
 
     def __init__(self, network: CachedUNetNetwork, tables: CacheTables) -> None:
@@ -57,10 +57,10 @@ class CorrectedCacheNetwork:
         self.network, self.tables = network, tables.to(network.device)
 
     def __call__(self, x: Tensor, step: Step, cond: Tensor | None = None, cache: FeatureCache | None = None) -> Prediction:
-        rows = len(self.tables.a)
-        if not 0 <= step.index < rows:
+        steps = len(self.tables.a)
+        if not 0 <= step.index < steps:
             raise ArtifactError(
-                f"Sampling step {step.index} has no row in the cache correction; it was fitted for steps 0 .. {rows - 1}. "
+                f"Sampling step {step.index} has no cache correction; it was fitted for steps 0 .. {steps - 1}. "
                 "Calibrate for the timetable that is sampled."
             )
         if step.mode == "cached" and cache is not None:

@@ -10,7 +10,7 @@ from iec.efficiency.caching import CachedUNetNetwork
 from iec.efficiency.quantization import CalibrationCall
 from iec.io.progress import stage
 from iec.sampling.ddim import Sampler
-from iec.sampling.guidance import guided, unet_rows
+from iec.sampling.guidance import guided, unet_batch
 from iec.sampling.network import FeatureCache, Network, Prediction, Step
 from iec.sampling.noise import Noise
 from iec.sampling.timetable import Timetable
@@ -18,7 +18,7 @@ from iec.sampling.timetable import Timetable
 
 @dataclass(frozen=True)
 class FloatCall:
-    """One call of a float run on the UNet's rows: its input x [B, C, H, W], and the feature F [B, C', h, w] it made."""
+    """One call of the UNet in a float run: its input x [B, C, H, W], and the feature F [B, C', h, w] it made."""
 
     step: Step
     x: Tensor
@@ -30,8 +30,8 @@ class FloatCall:
 class FloatRuns:
     """Runs of the float UNet of ``network`` over ``table``, every call full, in batches of ``batch_size``.
 
-    Image n starts from the noise of (seed, n) and has row n of ``cond``. guidance: w of a guided model, whose images have two rows
-    each (`iec.sampling.guidance.unet_rows`). All stages take the images 0, 1, .., so that a stage's
+    Image n starts from the noise of (seed, n) and has cond[n]. guidance: w of a guided model, whose images have two branches
+    each (`iec.sampling.guidance.unet_batch`). All stages take the images 0, 1, .., so that a stage's
     result does not depend on the sizes of the others; the corrections have two parameters a channel and cannot learn images.
     shape: (C, H, W).
     """
@@ -52,24 +52,24 @@ class FloatRuns:
         sampler = Sampler(self.table, refresh=frozenset(range(len(self.table))))  # so that no-ops make their feature too
         with stage(name, -(-count // self.batch_size) * len(self.table)) as advance:
             for start in range(0, count, self.batch_size):
-                rows = range(start, min(start + self.batch_size, count))
-                cond = None if self.cond is None else self.cond[rows.start : rows.stop].to(self.network.device)
+                indices = range(start, min(start + self.batch_size, count))
+                cond = None if self.cond is None else self.cond[indices.start : indices.stop].to(self.network.device)
                 recorder = _Recorder(guided(self.network, self.guidance))
-                noise = Noise(self.seed, tuple(rows), self.shape)
+                noise = Noise(self.seed, tuple(indices), self.shape)
                 for _ in sampler.trajectory(recorder, noise, cond, self.network.device):
                     if recorder.call is not None:  # the first state comes before the first call
-                        yield self._by_row(recorder.call)
+                        yield self._by_branch(recorder.call)
                         advance()
 
-    def _by_row(self, call: FloatCall) -> FloatCall:
-        """A call on images as one on the UNet's rows."""
-        x, cond = unet_rows(self.guidance, call.x, call.cond)
+    def _by_branch(self, call: FloatCall) -> FloatCall:
+        """A call on images as the UNet sees it: under guidance with both branches in the batch."""
+        x, cond = unet_batch(self.guidance, call.x, call.cond)
         return FloatCall(call.step, x, cond, call.feature if self.guidance is None else call.feature.flatten(0, 1))
 
     def calibration_calls(self, refresh: frozenset[int], count: int) -> list[CalibrationCall]:
-        """What row i of a cached and quantized network is calibrated on: full calls at the refresh steps, cached ones between.
+        """What step i of a cached and quantized network is calibrated on: full calls at the refresh steps, cached ones between.
 
-        x is that of the float run at every step, float32 [rows, C, H, W]; a cached call carries the raw feature of the last
+        x is that of the float run at every step, float32 [B, C, H, W]; a cached call carries the raw feature of the last
         refresh step, which is held once for all of them.
         """
         steps = range(len(self.table))
@@ -81,7 +81,7 @@ class FloatRuns:
                 features[call.step.index].append(call.feature)
         cond = None if self.cond is None else self.cond[:count].to(self.network.device)
         if cond is not None:
-            _, cond = unet_rows(self.guidance, cond, cond)
+            _, cond = unet_batch(self.guidance, cond, cond)
         calls, cache = [], None
         for i, (t, _) in enumerate(self.table.pairs):
             step = Step(i, t, "full" if i in refresh else "cached")

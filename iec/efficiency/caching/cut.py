@@ -55,16 +55,6 @@ def find_cut(unet: Any, cut: int | Kind) -> Cut:
     return _describe(structure, unet.config.block_out_channels[0], index)
 
 
-def default_cut(unet: Any, kind: Kind) -> int:
-    """The paper's cut for a ``pixel`` or a ``latent`` model, derived from the UNet."""
-    return _default(structure_of(unet), kind)
-
-
-def num_cuts(unet: Any) -> int:
-    """S, the number of skip connections."""
-    return len(structure_of(unet).down)
-
-
 def _default(structure: Structure, kind: str) -> int:
     if kind not in get_args(Kind):
         raise ConfigError(f"Unknown cut {kind!r}; give a number, or {' or '.join(get_args(Kind))}.")

@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from iec.efficiency.caching.cut import Kind, find_cut
@@ -19,19 +18,23 @@ class CachedUNetNetwork:
     dtype. Build this after the UNet has been quantized. cut: see `find_cut`.
     cond: class labels [B] of a UNet2DModel with a class embedding, text embeddings [B, tokens, width] of a UNet2DConditionModel.
 
-    A full call equals ``module(x, t, cond).sample`` bit for bit. A cached call at the x and timestep that F was made with equals
-    the full call. F [B, C, h, w] comes in with ``cache`` and goes out with the prediction; nothing is kept between calls. F has
-    one row an image of x, so that a wrapper that doubles the batch (guidance) can fold both rows of an image into one, and a
-    wrapper that corrects F can do so before it hands it in. Raises `ConfigError`.
+    A full call equals ``module(x, t, cond).sample`` bit for bit, if the UNet and its down and up blocks have no hooks and no
+    forward of their own: their parts are run, and they are not called. A hook on a deep module fires in full calls only. A cached
+    call at the x and timestep that F was made with equals the full call. F [B, C, h, w] comes in with ``cache`` and goes out with
+    the prediction; nothing is kept between calls. F has one entry an image of x, so that a wrapper that doubles the batch
+    (guidance) can fold both branches of an image into one, and a wrapper that corrects F can do so before it hands it in. Raises
+    `ConfigError`.
     """
 
     def __init__(self, module: nn.Module, cut: int | Kind) -> None:
+        from diffusers import UNet2DConditionModel
+
         self.cut = find_cut(module, cut)
         self.module: Any = module.eval().requires_grad_(False)
         self.structure = structure_of(module)
         self.conditional = isinstance(module, UNet2DConditionModel)
-        parameter = next(module.parameters())
-        self.dtype, self.device = parameter.dtype, parameter.device
+        self.dtype: Any = module.dtype  # under layerwise casting that of the arithmetic, not of the parameters
+        self.device = next(module.parameters()).device
 
     def __call__(self, x: Tensor, step: Step, cond: Tensor | None = None, cache: FeatureCache | None = None) -> Prediction:
         x = x.to(self.dtype)

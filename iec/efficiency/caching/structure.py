@@ -10,9 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel, UNet2DModel
-from diffusers.models.resnet import ResnetBlock2D, Upsample2D
-from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 
 from iec.errors import ConfigError
@@ -106,6 +103,8 @@ def structure_of(unet: Any) -> Structure:
 
 def require_supported(unet: Any) -> None:
     """Raises `ConfigError` naming what keeps a UNet from being run stage by stage."""
+    from diffusers import UNet2DConditionModel, UNet2DModel
+
     conditional = isinstance(unet, UNet2DConditionModel)
     if not conditional and not isinstance(unet, UNet2DModel):
         raise ConfigError(f"Feature caching needs a diffusers UNet2DModel or UNet2DConditionModel, not a {type(unet).__name__}.")
@@ -136,6 +135,9 @@ def _samplers(modules: nn.ModuleList, name: str) -> list[tuple[str, nn.Module]]:
 
 def _apply(module: Any, h: Tensor, signals: Signals, size: torch.Size | None) -> Tensor:
     """One module of a block, called as diffusers' own block calls it."""
+    from diffusers.models.resnet import ResnetBlock2D, Upsample2D
+    from diffusers.models.transformers.transformer_2d import Transformer2DModel
+
     if isinstance(module, ResnetBlock2D):  # also as a down- or upsampler
         return module(h, signals.emb)
     if isinstance(module, Transformer2DModel):

@@ -1,5 +1,6 @@
 """The calibration of a quantized UNet as tensors, and as a file."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,26 +12,39 @@ from iec.efficiency.quantization.config import OFF
 from iec.efficiency.quantization.layers import QuantLayer
 from iec.efficiency.quantization.model import QuantizedUNet
 from iec.errors import ArtifactError
-from iec.io.artifacts import WAY_OUT, load_artifact, save_artifact
+from iec.io.artifacts import WAY_OUT, cached, load_artifact, save_artifact
 
 KIND = "ptq"
 
 
-def save_calibration(path: Path, quantized: QuantizedUNet, metadata: dict[str, Any]) -> None:
-    """Write the activation rows, weight scales and learned rounding of ``quantized``.
+def cached_calibration(path: Path, quantized: QuantizedUNet, fingerprint: dict[str, Any], make: Callable[[], object]) -> None:
+    """Fill ``quantized`` from the file ``path``; where it is not there, ``make()`` calibrates ``quantized``, which is then saved.
 
-    metadata: what they depend on, JSON values, e.g. ``{"model": sha256, "timetable": [[t, s], ..]}``; the config and
+    fingerprint: see `save_calibration`. Raises what `iec.io.artifacts.cached` raises.
+    """
+
+    def tensors() -> dict[str, Tensor]:
+        make()
+        return calibration_tensors(quantized)
+
+    fill_calibration(quantized, cached(path, KIND, _fingerprint(quantized, fingerprint), tensors), path)
+
+
+def save_calibration(path: Path, quantized: QuantizedUNet, fingerprint: dict[str, Any]) -> None:
+    """Write the activation scales, weight scales and learned rounding of ``quantized``.
+
+    fingerprint: what they depend on, JSON values, e.g. ``{"model": sha256, "timetable": [[t, s], ..]}``; the config and
     the number of steps are added. Raises `StoreError` when the file cannot be written.
     """
-    save_artifact(path, KIND, _facts(quantized, metadata), calibration_tensors(quantized))
+    save_artifact(path, KIND, _fingerprint(quantized, fingerprint), calibration_tensors(quantized))
 
 
-def load_calibration(path: Path, quantized: QuantizedUNet, expected: dict[str, Any]) -> None:
-    """Fill ``quantized`` from a file written by `save_calibration` with the same ``metadata`` and config.
+def load_calibration(path: Path, quantized: QuantizedUNet, fingerprint: dict[str, Any]) -> None:
+    """Fill ``quantized`` from a file written by `save_calibration` with the same ``fingerprint`` and config.
 
     Raises `ArtifactError`, and leaves ``quantized`` as it is, if the file is missing, damaged or was made from something else.
     """
-    fill_calibration(quantized, load_artifact(path, KIND, _facts(quantized, expected)), path)
+    fill_calibration(quantized, load_artifact(path, KIND, _fingerprint(quantized, fingerprint)), path)
 
 
 def calibration_tensors(quantized: QuantizedUNet, prefix: str = "") -> dict[str, Tensor]:
@@ -64,7 +78,7 @@ def fill_calibration(quantized: QuantizedUNet, stored: dict[str, Tensor], path: 
         if _is_learned(quantized, layer):
             layer.set_rounding(unpack(stored[f"{name}.rounded_up"], layer.layer.weight.shape))
     for name, quantizer in quantized.quantizers().items():
-        quantizer.set_rows(*(stored[f"{name}.{key}"] for key in ("delta", "zero_point", "calibrated")))
+        quantizer.set_steps(*(stored[f"{name}.{key}"] for key in ("delta", "zero_point", "calibrated")))
 
 
 def pack(bits: Tensor) -> Tensor:
@@ -82,8 +96,8 @@ def _is_learned(quantized: QuantizedUNet, layer: QuantLayer) -> bool:
     return quantized.config.reconstruct != "none" and layer.weight_bits != OFF
 
 
-def _facts(quantized: QuantizedUNet, metadata: dict[str, Any]) -> dict[str, Any]:
-    return {**metadata, "config": quantized.config.facts(), "num_steps": quantized.context.num_steps}
+def _fingerprint(quantized: QuantizedUNet, fingerprint: dict[str, Any]) -> dict[str, Any]:
+    return {**fingerprint, "config": quantized.config.fingerprint(), "num_steps": quantized.context.num_steps}
 
 
 def _problem(name: str, own: Tensor | None, stored: Tensor | None) -> str | None:

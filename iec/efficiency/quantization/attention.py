@@ -1,16 +1,22 @@
 """Attention with fake-quantized operands, as a processor of diffusers' `Attention`."""
 
+from typing import TYPE_CHECKING
+
 import torch
-from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
 from torch import Tensor, nn
 
 from iec.efficiency.quantization.config import OFF, PTQConfig
-from iec.efficiency.quantization.rows import ActivationQuantizer, RowContext
+from iec.efficiency.quantization.steps import ActivationQuantizer, StepContext
 from iec.errors import ConfigError
 
+if TYPE_CHECKING:
+    from diffusers.models.attention_processor import Attention
 
-def require_supported(attention: Attention, name: str) -> None:
+
+def require_supported(attention: "Attention", name: str) -> None:
     """Raises `ConfigError` for attention that computes anything but softmax(q k^T scale) v."""
+    from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+
     extras = ("spatial_norm", "norm_q", "norm_k", "added_kv_proj_dim")
     found = [extra for extra in extras if getattr(attention, extra, None) is not None]
     if type(attention.processor) not in (AttnProcessor, AttnProcessor2_0):
@@ -32,7 +38,7 @@ class QuantAttnProcessor(nn.Module):
     cross attention, mask, residual and output factor. Source: AttnBlock (quant/quant_block.py of zysxmu/IEC).
     """
 
-    def __init__(self, name: str, config: PTQConfig, context: RowContext) -> None:
+    def __init__(self, name: str, config: PTQConfig, context: StepContext) -> None:
         super().__init__()
 
         def quantizer(operand: str, bits: int) -> nn.Module:
@@ -48,7 +54,7 @@ class QuantAttnProcessor(nn.Module):
     # __call__ and not forward: Attention reads the names of its parameters to see which keywords a processor takes.
     def __call__(
         self,
-        attn: Attention,
+        attn: "Attention",
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -72,7 +78,7 @@ class QuantAttnProcessor(nn.Module):
             hidden_states = hidden_states + residual
         return hidden_states / attn.rescale_output_factor
 
-    def _attend(self, attn: Attention, x: Tensor, context: Tensor, mask: Tensor | None) -> Tensor:
+    def _attend(self, attn: "Attention", x: Tensor, context: Tensor, mask: Tensor | None) -> Tensor:
         """[B, N, C'] from x [B, N, C] and context [B, M, D]; heads are folded into the batch, as [B heads, N, C' / heads]."""
         query = self.query(attn.head_to_batch_dim(attn.to_q(x)))
         key = self.key(attn.head_to_batch_dim(attn.to_k(context)))

@@ -14,7 +14,7 @@ class _Reached(Exception):
 
 
 class Column:
-    """A growing tensor [n, ..] in a file. ``rows`` reads from a memory map: what is read is in memory, the rest need not be."""
+    """A growing tensor [n, ..] in a file. ``tensor`` is a memory map: what is read is in memory, the rest need not be."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.length, self._like = path, 0, torch.empty(0)
@@ -32,7 +32,7 @@ class Column:
 
 
 class Arguments:
-    """The arguments of the calls of one module: tensors with one row an image in files, all else as the last call had it."""
+    """The arguments of the calls of one module: tensors with one entry an image in files, all else as the last call had it."""
 
     def __init__(self, folder: Path, label: str) -> None:
         self.folder, self.label = folder, label
@@ -55,19 +55,19 @@ class Arguments:
         """Map the files; nothing can be appended afterwards."""
         self._maps = {key: column.tensor() for key, column in self.columns.items()}
 
-    def rows(self, index: Tensor, device: torch.device) -> dict[int | str, Any]:
+    def read(self, index: Tensor, device: torch.device) -> dict[int | str, Any]:
         """The arguments of the images ``index``, positional ones under their position."""
         return self.other | {key: values[index].to(device) for key, values in self._maps.items()}
 
 
 def split_arguments(arguments: dict[int | str, Any]) -> tuple[list[Any], dict[str, Any]]:
-    """What `Arguments.rows` gives as args and kwargs."""
+    """What `Arguments.read` gives as args and kwargs."""
     positions = sorted(key for key in arguments if isinstance(key, int))
     return [arguments[key] for key in positions], {key: value for key, value in arguments.items() if isinstance(key, str)}
 
 
 def catch(module: nn.Module, run: Callable[[], object], *, output: bool) -> tuple[tuple[Any, ...], dict[str, Any], Any] | None:
-    """The arguments of the first call of ``module`` in ``run()``, and its output if wanted; None if it is not called.
+    """The arguments of the first call of ``module`` in ``run()``, and its output if asked for; None if it is not called.
 
     ``run`` is abandoned there.
     """

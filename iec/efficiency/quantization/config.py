@@ -74,7 +74,7 @@ class PTQConfig:
     percentile: of the rule of that name, above 0.5 and at most 1 (the extremes): the share of values below the upper bound. A
         channel of n weights loses int((1 - percentile) (n - 1)) of them at either end, that is none if it is small.
     activation_granularity: ``tensor``, or ``channel`` for one scale a channel of a layer's input. Operands of attention have one
-        per tensor in both: theirs is a product over channels, and their rows hold all heads. The mse search scores all 40
+        per tensor in both: theirs is a product over channels, and one scale serves all heads. The mse search scores all 40
         candidates of each channel in full, which takes several times longer.
     search_samples: elements of an activation that the mse rule scores its candidates on, evenly spaced; None means all of them,
         as the original does. The search is nearly all of the time of a calibration; 65536 makes it several times shorter, and
@@ -126,15 +126,15 @@ class PTQConfig:
                 f"efficiency.search_samples={self.search_samples!r} must be a whole number of at least 1, or null for all."
             )
 
-    def facts(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """JSON values: the settings that a result depends on, without those of rules that are not in use."""
-        facts = {f.name: getattr(self, f.name) for f in fields(PTQConfig)}  # a subclass may have more of them
-        del facts["reconstruction"]
+        fingerprint = {f.name: getattr(self, f.name) for f in fields(PTQConfig)}  # a subclass may have more of them
+        del fingerprint["reconstruction"]
         if self.reconstruct != "none":
-            facts["reconstruction"] = asdict(self.reconstruction)
+            fingerprint["reconstruction"] = asdict(self.reconstruction)
         if self.scale_rule != "percentile":
-            del facts["percentile"]
-        return facts
+            del fingerprint["percentile"]
+        return fingerprint
 
     def bits_of(self, layer: str) -> tuple[int, int]:
         """(weight bits, activation bits) of the layer of that name, e.g. ``down_blocks.0.resnets.0.conv1``."""

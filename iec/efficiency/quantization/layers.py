@@ -1,6 +1,7 @@
 """Convolutions and linear layers with fake-quantized weights and inputs."""
 
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,11 +10,15 @@ from torch.nn import functional as F
 from iec.efficiency.quantization.config import OFF, PTQConfig
 from iec.efficiency.quantization.quantizer import levels, search_scale
 from iec.efficiency.quantization.rounding import LearnedRounding
-from iec.efficiency.quantization.rows import ActivationQuantizer, RowContext
+from iec.efficiency.quantization.steps import ActivationQuantizer, Float32Scales, StepContext
 from iec.errors import ConfigError
 
 
-class QuantLayer(nn.Module):
+class NoWeightError(ConfigError, AttributeError):
+    """Something that changes or copies weights (fused projections, an adapter) reached for those of a quantized layer."""
+
+
+class QuantLayer(Float32Scales):
     """A Conv2d or Linear computed as layer(xq, Wq) + bias; the bias stays float.
 
     Wq: one (delta, z) per output channel, found once from the weights alone. xq: one (delta, z) per sampling step. With ``split``,
@@ -28,6 +33,8 @@ class QuantLayer(nn.Module):
     learning: the rounding that `reconstruct` is learning, in place of all of these, else None.
     """
 
+    SCALES = ("weight_delta", "weight_zero_point", "alpha", "beta")
+
     weight_delta: Tensor
     weight_zero_point: Tensor
     quantized_weight: Tensor
@@ -36,7 +43,7 @@ class QuantLayer(nn.Module):
     rounded_up: Tensor | None
 
     def __init__(
-        self, layer: nn.Conv2d | nn.Linear, name: str, config: PTQConfig, context: RowContext, split: int | None = None
+        self, layer: nn.Conv2d | nn.Linear, name: str, config: PTQConfig, context: StepContext, split: int | None = None
     ) -> None:
         super().__init__()
         self.layer, self.name, self.context, self.split = layer, name, context, split
@@ -73,6 +80,14 @@ class QuantLayer(nn.Module):
             return self.layer._conv_forward(x, weight, bias)
         return F.linear(x, weight, bias)
 
+    def __getattr__(self, name: str) -> Any:
+        if name in ("weight", "bias"):
+            raise NoWeightError(
+                f"{self.name} is quantized and its {name} cannot be used from outside (fused projections, adapters, merged weights "
+                "..). Take the quantization off (iec.remove(pipe)), change the weights, and quantize again."
+            )
+        return super().__getattr__(name)
+
     def operands(self) -> tuple[Tensor, Tensor | None]:
         """The weight [O, I, ...] and bias [O] of this call."""
         if self.context.searching:
@@ -82,9 +97,9 @@ class QuantLayer(nn.Module):
             return self.learning.weight().to(weight.dtype), bias
         if self.alpha is None or self.beta is None:
             return weight, bias
-        row = self.context.row(self.name)
-        factor = self.alpha[row].to(weight.dtype).view(-1, *[1] * (weight.ndim - 1))
-        shift = self.beta[row].to(weight.dtype)
+        step = self.context.step(self.name)
+        factor = self.alpha[step].to(weight.dtype).view(-1, *[1] * (weight.ndim - 1))
+        shift = self.beta[step].to(weight.dtype)
         weight = torch.cat([factor * weight[:, self.parts[0]], weight[:, self.parts[1]]], dim=1)
         return weight, shift if bias is None else bias + shift
 
@@ -117,7 +132,7 @@ class QuantLayer(nn.Module):
         widths = [1] if len(self.parts) == 1 else [part.stop - part.start for part in self.parts]
 
         def spread(table: Tensor) -> Tensor:
-            return torch.cat([row.view(shape).repeat_interleave(n, 1) for row, n in zip(table, widths, strict=True)], dim=1)
+            return torch.cat([half.view(shape).repeat_interleave(n, 1) for half, n in zip(table, widths, strict=True)], dim=1)
 
         z = spread(self.weight_zero_point).round()
         return spread(self.weight_delta), -z, levels(self.weight_bits) - 1 - z
@@ -151,7 +166,7 @@ class QuantLayer(nn.Module):
             return x
         if len(self.parts) == 1:
             return self.inputs[0](x)
-        if self.context.rows is not None:  # with gradients, which ``out`` does not have
+        if self.context.steps is not None:  # with gradients, which ``out`` does not have
             return torch.cat([quantizer(x[:, part]) for quantizer, part in zip(self.inputs, self.parts, strict=True)], dim=1)
         out = torch.empty_like(x, dtype=torch.float32)
         for quantizer, part in zip(self.inputs, self.parts, strict=True):

@@ -16,7 +16,7 @@ from iec.efficiency.quantization.config import OFF, Reconstruction
 from iec.efficiency.quantization.layers import QuantLayer
 from iec.efficiency.quantization.model import QuantizedNetwork, QuantizedUNet
 from iec.efficiency.quantization.rounding import LearnedRounding, annealed
-from iec.efficiency.quantization.rows import ActivationQuantizer, RowContext
+from iec.efficiency.quantization.steps import ActivationQuantizer, StepContext
 from iec.errors import NonFiniteError
 from iec.sampling.network import Network
 
@@ -24,13 +24,13 @@ from iec.sampling.network import Network
 @dataclass(frozen=True)
 class Samples:
     """What a unit is learned from, n images: the quantized network's arguments, the float ones (or None), float targets [n, ..]
-    and rows [n].
+    and steps [n].
     """
 
     quantized: Arguments
     float: Arguments | None
     targets: Tensor
-    rows: Tensor
+    steps: Tensor
 
 
 def collect(
@@ -47,7 +47,7 @@ def collect(
     own, theirs, targets = Arguments(folder, "quantized"), Arguments(folder, "float"), Column(folder / "target")
     with_float = quantized.config.reconstruction.quantized_input < 1
     sampled = QuantizedNetwork(quantized, network)
-    rows: list[int] = []
+    steps: list[int] = []
     for call in calls:
         for part in call.batches(quantized.config.calibration_batch):
             found = catch(inner, partial(sampled, part.x, part.step, part.cond, part.cache), output=False)
@@ -56,18 +56,18 @@ def collect(
             full = replace(part.step, mode="full")
             expected = catch(outer, partial(reference, part.x, full, part.cond), output=True)
             assert expected is not None  # units are taken from such a call
-            rows += [part.step.index] * own.append(found[0], found[1])
+            steps += [part.step.index] * own.append(found[0], found[1])
             if with_float:
                 theirs.append(expected[0], expected[1])
             targets.append(expected[2])
-    if not rows:
+    if not steps:
         return None
     own.open()
     theirs.open()
-    return Samples(own, theirs if with_float else None, targets.tensor(), torch.tensor(rows))
+    return Samples(own, theirs if with_float else None, targets.tensor(), torch.tensor(steps))
 
 
-def learn(name: str, module: nn.Module, samples: Samples, context: RowContext, settings: Reconstruction) -> None:
+def learn(name: str, module: nn.Module, samples: Samples, context: StepContext, settings: Reconstruction) -> None:
     """Learn the rounding of the layers in ``module``, and their activation steps if wanted, and put both in place.
 
     Minimises, over batches of images drawn without replacement,
@@ -93,7 +93,7 @@ def learn(name: str, module: nn.Module, samples: Samples, context: RowContext, s
         for quantizer in quantizers:
             factor = quantizer.log_scale.detach().exp()  # type: ignore[union-attr]
             factor = factor if quantizer.channels is None else factor[:, None]
-            quantizer.set_rows(quantizer.delta * factor, quantizer.zero_point, quantizer.calibrated)
+            quantizer.set_steps(quantizer.delta * factor, quantizer.zero_point, quantizer.calibrated)
     finally:
         for layer in layers:
             layer.learning = None
@@ -107,7 +107,7 @@ def _optimize(
     layers: list[QuantLayer],
     quantizers: list[ActivationQuantizer],
     samples: Samples,
-    context: RowContext,
+    context: StepContext,
     settings: Reconstruction,
 ) -> None:
     rounding = [layer.learning for layer in layers if layer.learning is not None]
@@ -138,45 +138,45 @@ def _optimize(
 
 
 def reconstruction_loss(
-    module: nn.Module, samples: Samples, context: RowContext, settings: Reconstruction, generator: torch.Generator
+    module: nn.Module, samples: Samples, context: StepContext, settings: Reconstruction, generator: torch.Generator
 ) -> Tensor:
     """mean (output - target)^2 on one batch."""
-    count = len(samples.rows)
+    count = len(samples.steps)
     index = torch.randperm(count, generator=generator)[: settings.batch_size]
     device = next(module.parameters()).device
-    arguments = samples.quantized.rows(index, device)
+    arguments = samples.quantized.read(index, device)
     if samples.float is not None:
         own = torch.rand(len(index), generator=generator) < settings.quantized_input
-        arguments = _mixed(arguments, samples.float.rows(index, device), own.to(device))
-    output = _run(module, arguments, samples.rows[index].to(device), context)
+        arguments = _mixed(arguments, samples.float.read(index, device), own.to(device))
+    output = _run(module, arguments, samples.steps[index].to(device), context)
     return (output - samples.targets[index].to(device).float()).square().mean()
 
 
 @torch.no_grad()
 def rounding_noise(
-    module: nn.Module, layers: list[QuantLayer], samples: Samples, context: RowContext, settings: Reconstruction
+    module: nn.Module, layers: list[QuantLayer], samples: Samples, context: StepContext, settings: Reconstruction
 ) -> float:
     """mean (output with nearest rounding - output at the start, h = frac)^2, on one batch spread over the samples.
 
     1 for a unit that rounding does not touch, so that it can be divided by.
     """
-    count = len(samples.rows)
+    count = len(samples.steps)
     index = torch.linspace(0, count - 1, min(count, settings.batch_size)).long()
     device = next(module.parameters()).device
-    arguments, rows = samples.quantized.rows(index, device), samples.rows[index].to(device)
-    start = _run(module, arguments, rows, context)
+    arguments, steps = samples.quantized.read(index, device), samples.steps[index].to(device)
+    start = _run(module, arguments, steps, context)
     learning = [layer.learning for layer in layers]
     for layer in layers:
         layer.learning = None
-    nearest = _run(module, arguments, rows, context)
+    nearest = _run(module, arguments, steps, context)
     for layer, variables in zip(layers, learning, strict=True):
         layer.learning = variables
     return float((nearest - start).square().mean()) or 1.0
 
 
-def _run(module: nn.Module, arguments: dict[int | str, Any], rows: Tensor, context: RowContext) -> Tensor:
+def _run(module: nn.Module, arguments: dict[int | str, Any], steps: Tensor, context: StepContext) -> Tensor:
     args, kwargs = split_arguments(arguments)
-    with context.reading_rows(rows):
+    with context.reading_steps(steps):
         return module(*args, **kwargs).float()
 
 

@@ -3,14 +3,13 @@
 import copy
 from typing import Any
 
-from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from iec.efficiency.quantization.attention import QuantAttnProcessor, require_supported
 from iec.efficiency.quantization.config import OFF, PTQConfig
 from iec.efficiency.quantization.layers import QuantLayer
-from iec.efficiency.quantization.rows import ActivationQuantizer, RowContext
+from iec.efficiency.quantization.steps import ActivationQuantizer, StepContext
 from iec.errors import ConfigError
 from iec.models.unet import UNetNetwork, parameter_bytes
 from iec.sampling.network import FeatureCache, Network, Prediction, Step
@@ -19,7 +18,7 @@ from iec.sampling.network import FeatureCache, Network, Prediction, Step
 class QuantizedUNet(nn.Module):
     """A UNet made by `quantize_unet`, and what its quantizers share. Called like the UNet, inside ``context.reading(i)``."""
 
-    def __init__(self, unet: nn.Module, config: PTQConfig, context: RowContext) -> None:
+    def __init__(self, unet: nn.Module, config: PTQConfig, context: StepContext) -> None:
         super().__init__()
         self.unet, self.config, self.context = unet, config, context
 
@@ -36,7 +35,7 @@ class QuantizedUNet(nn.Module):
 
 
 class QuantizedNetwork:
-    """A quantized UNet as a `Network`: a call at sampling step i reads row i of every activation quantizer.
+    """A quantized UNet as a `Network`: a call at sampling step i reads the scales of step i of every activation quantizer.
 
     network: how the quantized UNet is evaluated; `UNetNetwork` unless a network that runs parts of it is given. Raises
     `ArtifactError` for a step, or a layer at a step, that was not calibrated.
@@ -59,8 +58,10 @@ def quantize_unet(unet: nn.Module, config: PTQConfig, num_steps: int) -> Quantiz
     beside the quantized ones, for calibration. Choose dtype and device before: scales are kept in float32. Raises
     `ConfigError` for a UNet with layers that are none of these.
     """
+    from diffusers.models.attention_processor import Attention
+
     unet = copy.deepcopy(unet).eval().requires_grad_(False)
-    context = RowContext(num_steps)
+    context = StepContext(num_steps)
     splits = skip_splits(unet) if config.split_skips else {}
     for name, module in list(unet.named_modules()):
         if isinstance(module, Attention):
@@ -78,7 +79,7 @@ def quantize_unet(unet: nn.Module, config: PTQConfig, num_steps: int) -> Quantiz
     quantized = QuantizedUNet(unet, config, context)
     device = next(unet.parameters()).device
     for quantizer in quantized.quantizers().values():
-        quantizer.to(device)  # its rows are made without knowing of one
+        quantizer.to(device)  # its scales are made without knowing of one
     return quantized
 
 

@@ -27,12 +27,6 @@ def levels(bits: int) -> int:
     return 1 << bits
 
 
-def fake_quantize(x: Tensor, delta: Tensor, zero_point: Tensor, bits: int) -> Tensor:
-    """xq for float32 x; delta and zero_point broadcast against x. The zero point may be fractional, it is rounded here."""
-    z = zero_point.round()
-    return round_to_grid(x, delta, -z, levels(bits) - 1 - z)
-
-
 def round_to_grid(x: Tensor, delta: Tensor, low: Tensor | float, high: Tensor | float, out: Tensor | None = None) -> Tensor:
     """clamp(round(x / delta), low, high) delta, in ``out`` if given (which may not be x's memory).
 
@@ -97,16 +91,16 @@ def search_scale(
     and returns the raw one; the two agree where m <= 0 <= M and differ on one-sided slices. A constant slice, whose range
     is empty, gets the grid that holds its value exactly (an all-zero one stays zero); the original divides by zero there.
     """
-    rows = x.detach().to(torch.float32)
-    rows = rows.flatten(1) if per_channel else rows.reshape(1, -1)
-    low, high = torch.aminmax(rows, dim=1)
+    slices = x.detach().to(torch.float32)
+    slices = slices.flatten(1) if per_channel else slices.reshape(1, -1)
+    low, high = torch.aminmax(slices, dim=1)
     if rule == "mse":
-        stride = 1 if samples is None else max(1, rows.shape[1] // samples)
-        delta, zero_point = _mse(rows[:, ::stride].contiguous(), low, high, bits)
+        stride = 1 if samples is None else max(1, slices.shape[1] // samples)
+        delta, zero_point = _mse(slices[:, ::stride].contiguous(), low, high, bits)
     elif rule == "max":
         delta, zero_point = _max(low, high, bits)
     elif rule == "percentile":
-        delta, zero_point = _percentile(rows, low, high, bits, percentile)
+        delta, zero_point = _percentile(slices, low, high, bits, percentile)
     else:
         raise ValueError(f"unknown scale rule {rule!r}")
     constant = low == high
@@ -121,37 +115,37 @@ def _max(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     return delta.float(), (-low.clamp_max(0) / delta).round().float()
 
 
-def _percentile(rows: Tensor, low: Tensor, high: Tensor, bits: int, percentile: float) -> tuple[Tensor, Tensor]:
-    count = rows.shape[1]
+def _percentile(slices: Tensor, low: Tensor, high: Tensor, bits: int, percentile: float) -> tuple[Tensor, Tensor]:
+    count = slices.shape[1]
     cut = int((1 - percentile) * (count - 1))  # values cut off at either end
     if cut:
-        a, b = rows.kthvalue(cut + 1, dim=1).values, rows.kthvalue(count - cut, dim=1).values
+        a, b = slices.kthvalue(cut + 1, dim=1).values, slices.kthvalue(count - cut, dim=1).values
         low, high = torch.where(a < b, a, low), torch.where(a < b, b, high)
     low, high = low.double(), high.double()
     delta = ((high - low) / (levels(bits) - 1)).clamp_min(MIN_DELTA)
     return delta.float(), (-low / delta).round().float()
 
 
-def _mse(rows: Tensor, low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    fractions = torch.tensor(CANDIDATES, dtype=torch.float32, device=rows.device)[:, None]
+def _mse(slices: Tensor, low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    fractions = torch.tensor(CANDIDATES, dtype=torch.float32, device=slices.device)[:, None]
     delta = ((fractions * high - fractions * low) / (levels(bits) - 1)).clamp_min(MIN_DELTA)  # [40, O]
     zero_point = (-(fractions * low) / delta).round()
-    if len(rows) == 1:
-        best = _best_of_one(rows[0], delta[:, 0], zero_point[:, 0], bits)
+    if len(slices) == 1:
+        best = _best_of_one(slices[0], delta[:, 0], zero_point[:, 0], bits)
     else:
-        best = _best_of_rows(rows, delta, zero_point, bits)
+        best = _best_of_each(slices, delta, zero_point, bits)
     pick = best[None]
     return delta.gather(0, pick)[0], zero_point.gather(0, pick)[0]
 
 
-def _best_of_rows(rows: Tensor, delta: Tensor, zero_point: Tensor, bits: int) -> Tensor:
-    """Index [O] of the best candidate of every row of [O, K]; each row is scored as if it were alone."""
-    at_once = max(1, CHUNK // rows.shape[1])  # pairs of candidate and row
+def _best_of_each(slices: Tensor, delta: Tensor, zero_point: Tensor, bits: int) -> Tensor:
+    """Index [O] of the best candidate of every slice of [O, K]; each is scored as if it were alone."""
+    at_once = max(1, CHUNK // slices.shape[1])  # pairs of candidate and slice
     low, high = -zero_point, levels(bits) - 1 - zero_point
     best = []
-    for part in torch.arange(len(rows), device=rows.device).split(at_once):
+    for part in torch.arange(len(slices), device=slices.device).split(at_once):
         tables = (table[:, part, None].split(max(1, at_once // len(part))) for table in (delta, low, high))  # C x O x 1
-        scores = [_errors(rows[part], *bounds).pow_(EXPONENT).mean(2) for bounds in zip(*tables, strict=True)]
+        scores = [_errors(slices[part], *bounds).pow_(EXPONENT).mean(2) for bounds in zip(*tables, strict=True)]
         best.append(torch.cat(scores).argmin(0))  # the first of equals
     return torch.cat(best)
 

@@ -41,14 +41,14 @@ def reconstruct(
     progress: called with (units done, units).
     checkpoint: a folder of this run's own, which gets a file a finished unit. Called again after an interruption, with equal
         arguments and a network that is as calibration left it, those units are skipped and the result has the same bytes. Files
-        made from other weights, calls, rows or settings are left aside; what else ``network`` depends on is for the caller to
+        made from other weights, calls, scales or settings are left aside; what else ``network`` depends on is for the caller to
         tell apart by folder. Save the result with `save_calibration`; the folder can then be deleted.
 
     A unit (see `units`) learns to give what it gives in the float network's full call, from what the quantized network feeds it:
     with quantized activations, the units before it already hardened, those behind it still to nearest. Where the sampled call is
     a cached one, so is the call that the input comes from, and the unit learns to undo the error of caching too; a unit that
-    cached calls do not reach learns from full calls alone, and one that no call reaches is rounded to nearest. Activation rows
-    stay, unless ``step_learning_rate`` lets their steps be learned as well; only rows that were sampled change.
+    cached calls do not reach learns from full calls alone, and one that no call reaches is rounded to nearest. Activation
+    scales stay, unless ``step_learning_rate`` lets delta be learned as well; only those of steps that were drawn change.
 
     Inputs and targets of one unit at a time are in files in a temporary folder (TMPDIR): ``samples`` times the floats of the
     unit's input and output, twice the input if ``quantized_input`` < 1. In memory are one batch of them and, for each weight of the
@@ -63,7 +63,7 @@ def reconstruct(
     for layer in quantized.layers().values():
         layer.set_rounding(None)
     drawn = draw(calls, config.reconstruction.samples)
-    first = drawn[0].rows(slice(0, 1))
+    first = drawn[0].select(slice(0, 1))
     names = units(quantized, unet, lambda: reference(first.x, replace(first.step, mode="full"), first.cond))
     paths = _paths(quantized, drawn, names, checkpoint)
     done = _restore(quantized, paths)
@@ -90,7 +90,7 @@ def draw(calls: Sequence[CalibrationCall], samples: int) -> list[CalibrationCall
     chosen: dict[int, list[int]] = {}
     for k, image in turns[:samples]:
         chosen.setdefault(k, []).append(image)
-    return [calls[k].rows(torch.tensor(sorted(chosen[k]))) for k in sorted(chosen)]
+    return [calls[k].select(torch.tensor(sorted(chosen[k]))) for k in sorted(chosen)]
 
 
 def _require(quantized: QuantizedUNet, calls: Sequence[CalibrationCall]) -> None:
@@ -108,22 +108,23 @@ def _require(quantized: QuantizedUNet, calls: Sequence[CalibrationCall]) -> None
 def _paths(
     quantized: QuantizedUNet, calls: Sequence[CalibrationCall], names: list[str], checkpoint: Path | None
 ) -> list[tuple[Path, str, dict[str, object]]]:
-    """Path, kind and facts of the file of every unit; none without a folder."""
+    """Path, kind and fingerprint of the file of every unit; none without a folder."""
     if checkpoint is None:
         return []
     origin = _digest(quantized, calls)
-    facts: list[dict[str, object]] = [{"config": quantized.config.facts(), "origin": origin, "unit": name} for name in names]
-    return [(artifact_path(checkpoint, KIND, fact), KIND, fact) for fact in facts]
+    config = quantized.config.fingerprint()
+    fingerprints: list[dict[str, object]] = [{"config": config, "origin": origin, "unit": name} for name in names]
+    return [(artifact_path(checkpoint, KIND, fingerprint), KIND, fingerprint) for fingerprint in fingerprints]
 
 
 def _restore(quantized: QuantizedUNet, paths: list[tuple[Path, str, dict[str, object]]]) -> int:
     """Put the units that have a file in place, up to the first that has none. Returns their number."""
     stored: dict[str, Tensor] = {}
     done = 0
-    for path, kind, facts in paths:
+    for path, kind, fingerprint in paths:
         if not path.exists():
             break
-        stored |= load_artifact(path, kind, facts)
+        stored |= load_artifact(path, kind, fingerprint)
         done += 1
     if done:
         fill_calibration(quantized, calibration_tensors(quantized) | stored, paths[0][0].parent)

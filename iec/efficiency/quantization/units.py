@@ -3,28 +3,28 @@
 from collections.abc import Callable
 
 import torch
-from diffusers.models.attention import BasicTransformerBlock
-from diffusers.models.attention_processor import Attention
-from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 
 from iec.efficiency.quantization.model import QuantizedUNet
-
-BLOCKS = (ResnetBlock2D, Attention, BasicTransformerBlock)
-"""What BRECQ (arXiv 2102.05426) calls a block: ends where the residual is added."""
 
 
 def units(quantized: QuantizedUNet, unet: nn.Module, run: Callable[[], object]) -> list[str]:
     """Names of the modules whose output is reconstructed, in the order in which ``run()`` calls them in the float ``unet``.
 
-    ``layer``: every quantized layer. ``block``: the outermost of `BLOCKS`, and every quantized layer outside of them. Each layer
-    is in one unit. A module that ``run`` does not call is left out.
+    ``layer``: every quantized layer. ``block``: the outermost residual, attention and transformer blocks, which end where the
+    residual is added (as in BRECQ, arXiv 2102.05426), and every quantized layer outside of them. Each layer is in one unit. A
+    module that ``run`` does not call is left out.
     """
+    from diffusers.models.attention import BasicTransformerBlock
+    from diffusers.models.attention_processor import Attention
+    from diffusers.models.resnet import ResnetBlock2D
+
+    blocks = (ResnetBlock2D, Attention, BasicTransformerBlock)
     layers = quantized.layers()
     names: list[str] = []
     for name, module in unet.named_modules():
         inside = any(name.startswith(f"{outer}.") for outer in names)
-        block = quantized.config.reconstruct == "block" and isinstance(module, BLOCKS)
+        block = quantized.config.reconstruct == "block" and isinstance(module, blocks)
         if not inside and (name in layers or block):
             names.append(name)
     order: list[str] = []

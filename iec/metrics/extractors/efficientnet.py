@@ -27,7 +27,7 @@ Stages 1 to 3 answer to invisible noise far more than to a broken layout; in sta
 effect of noise. Stage 4 sees both and its bias is small. sFID as chosen: real 110 +- 2.6 / 29.4 / 15.4; noise 18.3, blur 1.8,
 JPEG 3.9, swap 1/4 1.8, swap 11.0; without the averaging to 4 x 4 (448 values of an 8 x 8 grid) 500 at N = 2000, and 3.2, 1.1, 1.5,
 1.2, 3.4. Input size: at 64, 96, 128 pixels the right group of classes wins for 0.42, 0.56, 0.62 of the images, and the real FID at
-N = 1000 is 14.8, 8.1, 5.3; at 224 it wins for 0.55 (a blurred picture) at 7 times the cost of 128.
+N = 1000 is 14.8, 8.1, 5.3; at 224 it wins for 0.55 (a blurred image) at 7 times the cost of 128.
 """
 
 import re

@@ -32,7 +32,7 @@ class Extractor(Protocol):
         ...
 
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """uint8 [B, H, W, 3] -> float32 (pooled [B, d], spatial [B, k], logits [B, K]). A row depends on its image alone."""
+        """uint8 [B, H, W, 3] -> float32 (pooled [B, d], spatial [B, k], logits [B, K]). Features depend on their image alone."""
         ...
 
 
@@ -76,10 +76,10 @@ def extract(
             progress(len(batch))
     count = sum(len(part) for part in columns[0])
     if first is None or count < 2:
-        raise MetricError(f"{count} image(s) cannot be scored; generate at least 2 (num_images=N).")
+        raise MetricError(f"{count} image(s) cannot be scored; use at least 2.")
     if not varied or not structured:
         what = "one flat colour" if varied else "the same"
-        raise MetricError(f"All {count} images are {what}; look at them (grid.png), the sampler or its weights are broken.")
+        raise MetricError(f"All {count} images are {what}; look at them: the sampler or its weights are broken.")
     pooled, spatial, logits = (_joined(column) for column in columns)
     if not all(np.isfinite(value).all() for value in (pooled, spatial, logits)):
         raise MetricError("The extractor returned NaN or infinity; check its weights and device.")
@@ -87,7 +87,7 @@ def extract(
 
 
 Forward = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
-"""uint8 [batch, H, W, 3] -> (pooled, spatial, logits), a row an image."""
+"""uint8 [batch, H, W, 3] -> (pooled, spatial, logits), each [batch, ...]."""
 
 
 @torch.inference_mode()
@@ -106,7 +106,7 @@ def padded(images: np.ndarray, batch: int, device: torch.device, forward: Forwar
 
 
 def _joined(parts: list[np.ndarray]) -> np.ndarray:
-    """All parts in one array; they are let go, so that never more than one column is held twice."""
+    """All parts in one array; they are let go, so that never more than one column is in memory twice."""
     whole = np.concatenate(parts)
     parts.clear()
     return whole
@@ -114,19 +114,19 @@ def _joined(parts: list[np.ndarray]) -> np.ndarray:
 
 def regroup(images: np.ndarray | Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
     """Batches of exactly ``size`` images, the last one shorter, in order."""
-    waiting: list[np.ndarray] = []
-    held, shape = 0, None
+    pending: list[np.ndarray] = []
+    count, shape = 0, None
     for block in [images] if isinstance(images, np.ndarray) else images:
         shape = _check(block, shape)
         while len(block):
-            part, block = block[: size - held], block[size - held :]
-            waiting.append(part)
-            held += len(part)
-            if held == size:
-                yield np.concatenate(waiting)
-                waiting, held = [], 0
-    if waiting:
-        yield np.concatenate(waiting)
+            part, block = block[: size - count], block[size - count :]
+            pending.append(part)
+            count += len(part)
+            if count == size:
+                yield np.concatenate(pending)
+                pending, count = [], 0
+    if pending:
+        yield np.concatenate(pending)
 
 
 def _check(block: np.ndarray, shape: tuple[int, ...] | None) -> tuple[int, ...]:

@@ -41,8 +41,8 @@ def find_weights(given: Path | str | None = None, digest: str = SHA256) -> Path:
                 fetch(URL, path, sha256=digest)
             except WeightsError as error:
                 raise WeightsError(f"{error} {_way_out()}") from error
-    if (found := sha256(path)) != digest:
-        raise WeightsError(f"{path} is damaged or another network: its SHA-256 is {found[:12]}... . Delete it. {_way_out()}")
+    if (actual := sha256(path)) != digest:
+        raise WeightsError(f"{path} is damaged or another network: its SHA-256 is {actual[:12]}... . Delete it. {_way_out()}")
     return path
 
 

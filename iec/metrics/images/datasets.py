@@ -153,8 +153,8 @@ class Lmdb:
             return tuple(key.decode() for key in transaction.cursor().iternext(keys=True, values=False))
 
     def state(self, names: Sequence[str]) -> str:
-        facts = (self.folder / "data.mdb").stat()
-        return f"{len(names)} {facts.st_size} {facts.st_mtime_ns}"
+        status = (self.folder / "data.mdb").stat()
+        return f"{len(names)} {status.st_size} {status.st_mtime_ns}"
 
     def _open(self) -> Any:
         try:

@@ -37,9 +37,9 @@ class ImageArray:
             with zipfile.ZipFile(path) as archive:
                 names = archive.namelist()
                 if member not in names:
-                    held = ", ".join(n.removesuffix(".npy") for n in names)
+                    arrays = ", ".join(n.removesuffix(".npy") for n in names)
                     raise MetricError(
-                        f"{path} holds no images: there is no {name} among {held}. Give an npz as guided-diffusion writes it."
+                        f"{path} holds no images: there is no {name} among {arrays}. Give an npz as guided-diffusion writes it."
                     )
                 info = archive.getinfo(member)
                 with archive.open(info) as file:

@@ -60,8 +60,8 @@ def _datasets() -> dict[str, Dataset]:
     return {name: _dataset(name, **entry) for name, entry in entries.items()}
 
 
-def _dataset(name: str, published: dict[str, Any] | None = None, **facts: Any) -> Dataset:
-    return Dataset(name, published=Published(**published) if published else None, **facts)
+def _dataset(name: str, published: dict[str, Any] | None = None, **entry: Any) -> Dataset:
+    return Dataset(name, published=Published(**published) if published else None, **entry)
 
 
 def dataset_names() -> tuple[str, ...]:
@@ -87,11 +87,11 @@ def user_folder() -> Path:
 def find_reference(name: str, extractor: str) -> Path:
     """The packaged file, else the user's. Raises `ArtifactError` with the command that makes it, `ConfigError` for an unknown
     set."""
-    facts, file = dataset(name), file_name(name, extractor)
+    entry, file = dataset(name), file_name(name, extractor)
     for folder in (PACKAGED, user_folder()):
         if (folder / file).is_file():
             return folder / file
     raise ArtifactError(
-        f"The reference statistics of {facts.title}, {file}, are neither in {PACKAGED} nor in {user_folder()} "
-        f"(set {VARIABLE} to look elsewhere). They are made once, by\n  {facts.command(extractor)}"
+        f"The reference statistics of {entry.title}, {file}, are neither in {PACKAGED} nor in {user_folder()} "
+        f"(set {VARIABLE} to look elsewhere). They are made once, by\n  {entry.command(extractor)}"
     )

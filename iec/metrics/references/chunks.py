@@ -58,8 +58,8 @@ class Sum:
             moments = getattr(self, name)
             if moments.n:
                 tensors |= {f"{name}_mean": moments.mean, f"{name}scatter": moments.scatter}
-        facts = {"chunks": self.chunks, "n": self.pooled.n, "digests": self.digests, "skipped": self.skipped, "job": job}
-        data = save({name: np.ascontiguousarray(value) for name, value in tensors.items()}, metadata={"facts": json.dumps(facts)})
+        state = {"chunks": self.chunks, "n": self.pooled.n, "digests": self.digests, "skipped": self.skipped, "job": job}
+        data = save({name: np.ascontiguousarray(value) for name, value in tensors.items()}, metadata={"facts": json.dumps(state)})
         write_atomic(path, lambda file: file.write(data))
 
     @staticmethod
@@ -67,13 +67,13 @@ class Sum:
         """Empty if there is no file. Raises `ArtifactError` for a damaged one, or one of another job."""
         try:
             with safe_open(path, framework="numpy") as file:
-                facts = json.loads((file.metadata() or {})["facts"])
+                state = json.loads((file.metadata() or {})["facts"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
         except FileNotFoundError:
             return Sum()
         except (SafetensorError, KeyError, ValueError, OSError) as error:
             raise ArtifactError(f"{path} is damaged ({error}). Delete it and run the same command again.") from error
-        if facts["job"] != job:
+        if state["job"] != job:
             raise ArtifactError(
                 f"{path} is the unfinished sum of other images, or of another extractor or preprocessing. Delete it, or choose "
                 "another --output."
@@ -81,8 +81,8 @@ class Sum:
         kid = [tensors["kid"]] if "kid" in tensors else []
         pooled, spatial = Moments(), Moments()
         for name, moments in (("pooled", pooled), ("spatial", spatial)):
-            moments.n, moments.mean, moments.scatter = facts["n"], tensors.get(f"{name}_mean"), tensors.get(f"{name}scatter")
-        return Sum(facts["chunks"], pooled, spatial, kid, facts["digests"], facts["skipped"])
+            moments.n, moments.mean, moments.scatter = state["n"], tensors.get(f"{name}_mean"), tensors.get(f"{name}scatter")
+        return Sum(state["chunks"], pooled, spatial, kid, state["digests"], state["skipped"])
 
 
 @dataclass(frozen=True)

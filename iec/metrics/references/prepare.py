@@ -31,19 +31,19 @@ def open_dataset(name: str, root: Path, preprocess: Preprocess | None = None, sk
 
     Raises `ConfigError` for an unknown name, `DatasetError` when it is not there.
     """
-    facts = dataset(name)
-    preprocess = preprocess or Preprocess(facts.resolution, **facts.preprocess)
+    entry = dataset(name)
+    preprocess = preprocess or Preprocess(entry.resolution, **entry.preprocess)
     if name == "cifar10_train":
-        return ArraySource(load_cifar10(root), facts.title)
+        return ArraySource(load_cifar10(root), entry.title)
     if name.startswith("lsun"):
-        folder = Lmdb(root / facts.folder)
-        return open_encoded(folder, folder.names(), facts.title, preprocess, skip_damaged)
+        folder = Lmdb(root / entry.folder)
+        return open_encoded(folder, folder.names(), entry.title, preprocess, skip_damaged)
     if name == "coco_val2014_5k":
-        names = sorted(file for file, _ in load_coco_captions(root / "annotations/captions_val2014.json", facts.images or 0))
-        return open_encoded(Files(root / "val2014"), names, facts.title, preprocess, skip_damaged)
+        names = sorted(file for file, _ in load_coco_captions(root / "annotations/captions_val2014.json", entry.images or 0))
+        return open_encoded(Files(root / "val2014"), names, entry.title, preprocess, skip_damaged)
     if not root.is_dir():
-        raise DatasetError(f"{root} is not a folder. It should hold {facts.folder}; get the images from {facts.get}")
-    return open_folder(root, recursive=True, preprocess=preprocess, skip_damaged=skip_damaged, label=facts.title)
+        raise DatasetError(f"{root} is not a folder. It should hold {entry.folder}; get the images from {entry.get}")
+    return open_folder(root, recursive=True, preprocess=preprocess, skip_damaged=skip_damaged, label=entry.title)
 
 
 def open_extractor(name: str, device: torch.device) -> Extractor:
@@ -71,11 +71,11 @@ def make_reference(
     """
     extractor = open_(torch.device("cpu"))
     if output.exists():
-        held = load_reference(output, extractor, source.resolution)
-        if held.provenance.get("command") != command:
+        existing = load_reference(output, extractor, source.resolution)
+        if existing.provenance.get("command") != command:
             raise ArtifactError(f"{output} exists and was made by another command. Delete it, or choose another --output.")
         log.info("%s was made by this command before; delete it to make it again.", output)
-        return held
+        return existing
     job = Job(source, open_, extractor.hash, limit, skip_damaged)
     rest = output.with_name(output.name + ".partial")
     total = gather(job, rest, device, workers, report)

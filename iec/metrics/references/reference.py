@@ -24,7 +24,7 @@ from iec.metrics.frechet import GaussianStatistics
 from iec.metrics.references.catalog import find_reference
 
 TENSORS = ("pooled_mean", "pooled_cov", "spatial_mean", "spatial_cov", "kid")
-FACTS = ("n", "resolution", "extractor", "extractor_hash")
+REQUIRED = ("n", "resolution", "extractor", "extractor_hash")
 """Of the provenance, that have to be there."""
 UNKNOWN_N = sys.maxsize
 """Stands for n where the provenance has null: many images, so that a distance to them is not taken for one of a few."""
@@ -100,7 +100,7 @@ def load_reference(path: Path | str, extractor: Extractor, resolution: int | Non
         raise ArtifactError(f"{path} is truncated or not a reference file ({error}). {again}") from error
     if _content_hash(tensors, provenance) != stored:
         raise ArtifactError(f"{path} is damaged: its content does not have the hash it carries. {again}")
-    missing = [name for name in FACTS if name not in provenance]
+    missing = [name for name in REQUIRED if name not in provenance]
     if missing:
         raise ArtifactError(f"{path} does not say its {', '.join(missing)}. {again}")
     if provenance["extractor_hash"] != extractor.hash:
@@ -155,6 +155,6 @@ def _ordered(data: bytes) -> bytes:
     return len(header).to_bytes(8, "little") + header + data[8 + size :]
 
 
-def _differences(stored: dict[str, Any], wanted: dict[str, Any]) -> str:
-    keys = [key for key in {**stored, **wanted} if stored.get(key) != wanted.get(key)]
-    return "; ".join(f"{key}: {stored.get(key)!r}, now {wanted.get(key)!r}" for key in keys) or "same settings, other hash"
+def _differences(stored: dict[str, Any], expected: dict[str, Any]) -> str:
+    keys = [key for key in {**stored, **expected} if stored.get(key) != expected.get(key)]
+    return "; ".join(f"{key}: {stored.get(key)!r}, now {expected.get(key)!r}" for key in keys) or "same settings, other hash"

@@ -1,7 +1,10 @@
 """From a float UNet to a calibrated network: stages in order, kept, resumed to the same bytes, refused for anything else."""
 
 import copy
+import multiprocessing
+import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +14,7 @@ from iec.efficiency.cachequant import CacheQuantConfig, calibration, prepare_cac
 from iec.efficiency.caching import CachedUNetNetwork
 from iec.efficiency.quantization import PTQConfig, QuantizedNetwork, Reconstruction, calibrate, quantize_unet
 from iec.errors import ArtifactError, ConfigError
+from iec.io import locks
 from iec.sampling.correction import Correction
 from iec.sampling.ddim import Sampler
 from iec.sampling.noise import Noise
@@ -23,7 +27,7 @@ NOISE = Noise(0, (0, 1, 2), SHAPE)
 PTQ = PTQConfig(scale_rule="max", calibration_images=3)
 CONFIG = CacheQuantConfig(2, "pixel", PTQ, dps_images=3, dec_images=4)
 SMALL = Timetable.spaced("uniform", 3, NoiseSchedule())
-FACTS = {"model": "tiny", "weights": "random"}
+FINGERPRINT = {"model": "tiny", "weights": "random"}
 
 
 @pytest.fixture
@@ -33,8 +37,10 @@ def unet():
 
 @pytest.fixture
 def prepare(unet, tmp_path):
-    def made(config=CONFIG, table=TABLE, artifacts=tmp_path, facts=FACTS, **options):
-        return prepare_cachequant(unet, config, table, SHAPE, facts=facts, seed=7, artifacts=artifacts, batch_size=3, **options)
+    def made(config=CONFIG, table=TABLE, artifacts=tmp_path, fingerprint=FINGERPRINT, **options):
+        return prepare_cachequant(
+            unet, config, table, SHAPE, fingerprint=fingerprint, seed=7, artifacts=artifacts, batch_size=3, **options
+        )
 
     return made
 
@@ -85,16 +91,45 @@ def test_other_bits_share_the_schedule_and_the_cache_correction(prepare, tmp_pat
     assert kinds(tmp_path) == sorted([*STAGES, "cachequant", "cachequant-ptq"])
 
 
+@pytest.mark.usefixtures("one_thread")
+def test_processes_with_other_bits_compute_what_they_share_once(prepare, tmp_path, monkeypatch):
+    def note(name):
+        original = getattr(calibration, name)
+
+        def noting(*args, **kwargs):
+            with (tmp_path / name).open("a") as file:
+                file.write("called\n")
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(calibration, name, noting)
+
+    for name in ("cheapest_refreshes", "fit_cache", "calibrate"):
+        note(name)
+    monkeypatch.setattr(locks, "time", SimpleNamespace(monotonic=time.monotonic, sleep=lambda _: time.sleep(0.02)))
+    configs = [replace(CONFIG, ptq=replace(PTQ, weight_bits=bits)) for bits in (8, 4, 8, 4)]
+    folder = tmp_path / "artifacts"
+    fork = multiprocessing.get_context("fork")
+    processes = [fork.Process(target=prepare, args=(config, TABLE, folder)) for config in configs]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0] * 4
+    calls = {name: len((tmp_path / name).read_text().split()) for name in ("cheapest_refreshes", "fit_cache", "calibrate")}
+    assert calls == {"cheapest_refreshes": 1, "fit_cache": 1, "calibrate": 2}
+    assert kinds(folder) == sorted([*STAGES, "cachequant", "cachequant-ptq"])
+
+
 OTHERS = {
-    "cachequant.interval: stored 2, wanted 3": {"config": replace(CONFIG, interval=3)},
-    "cachequant.refresh: stored 'dps', wanted 2 entries": {"config": replace(CONFIG, refresh=REFRESH)},
-    "cachequant.ptq.weight_bits: stored 8, wanted 4": {"config": replace(CONFIG, ptq=replace(PTQ, weight_bits=4))},
-    "cachequant.dec_quant: stored True, wanted False": {"config": replace(CONFIG, dec_quant=False)},
-    "cachequant.dps_images: stored 3, wanted 4": {"config": replace(CONFIG, dps_images=4)},
-    "cut: stored 2, wanted 0": {"config": replace(CONFIG, cut=0)},
-    "timetable: stored 5 entries, wanted 3 entries": {"table": SMALL},
-    "eta: stored 0.0, wanted 0.5": {"table": replace(TABLE, eta=0.5)},
-    "model: stored 'tiny', wanted 'other'": {"facts": {**FACTS, "model": "other"}},
+    "cachequant.interval: stored 2, expected 3": {"config": replace(CONFIG, interval=3)},
+    "cachequant.refresh: stored 'dps', expected 2 entries": {"config": replace(CONFIG, refresh=REFRESH)},
+    "cachequant.ptq.weight_bits: stored 8, expected 4": {"config": replace(CONFIG, ptq=replace(PTQ, weight_bits=4))},
+    "cachequant.dec_quant: stored True, expected False": {"config": replace(CONFIG, dec_quant=False)},
+    "cachequant.dps_images: stored 3, expected 4": {"config": replace(CONFIG, dps_images=4)},
+    "cut: stored 2, expected 0": {"config": replace(CONFIG, cut=0)},
+    "timetable: stored 5 entries, expected 3 entries": {"table": SMALL},
+    "eta: stored 0.0, expected 0.5": {"table": replace(TABLE, eta=0.5)},
+    "model: stored 'tiny', expected 'other'": {"fingerprint": {**FINGERPRINT, "model": "other"}},
 }
 
 
@@ -172,12 +207,12 @@ def test_refreshing_at_every_step_is_the_quantized_network(prepare):
 def test_a_text_conditional_unet(tmp_path, cut):
     unet, cond = make("text")
     config = replace(CONFIG, cut=cut, dec_images=3)
-    options = {"facts": FACTS, "seed": 7, "artifacts": tmp_path, "batch_size": 3}
+    options = {"fingerprint": FINGERPRINT, "seed": 7, "artifacts": tmp_path, "batch_size": 3}
     found = prepare_cachequant(unet, config, TABLE, SHAPE, cond=cond, **options)
     assert torch.isfinite(sample(found, cond)).all()
     with pytest.raises(ArtifactError, match="cond: stored"):
         prepare_cachequant(unet, config, TABLE, SHAPE, cond=cond + 1, artifact=found.path, **options)
-    with pytest.raises(ConfigError, match="2 rows of conditioning for 3 calibration images"):
+    with pytest.raises(ConfigError, match="2 conditionings for 3 calibration images"):
         prepare_cachequant(unet, config, TABLE, SHAPE, cond=cond[:2], **options)
 
 

@@ -9,13 +9,13 @@ from torch.nn import functional as F
 
 from iec.efficiency.cachequant import CacheTables, Consumer, CorrectedCacheNetwork, fit_cache, fit_quantization
 from iec.efficiency.cachequant.trajectories import with_source
-from iec.efficiency.caching import CachedUNetNetwork, find_cut, num_cuts
+from iec.efficiency.caching import CachedUNetNetwork, find_cut
 from iec.efficiency.quantization import PTQConfig, calibrate, quantize_unet
 from iec.sampling.ddim import Sampler
 from iec.sampling.network import FeatureCache, Step
 from iec.sampling.noise import Noise
 from tests.efficiency.cachequant.conftest import REFRESH, SHAPE, TABLE
-from tests.efficiency.caching.unets import CASES, make
+from tests.efficiency.caching.unets import CASES, cuts_of, make
 
 COUNT = 3
 W4A4 = PTQConfig(weight_bits=4, activation_bits=4, scale_rule="max", calibration_images=COUNT)
@@ -186,7 +186,7 @@ def test_the_released_bias_rule_adds_what_is_counted_twice(deployed):
 def test_the_halves_of_the_consumer_are_those_of_the_whole_block(name):
     """At every cut: what the block feeds its layers, caught in a run of the block on cat([C, skip])."""
     unet, _ = make(name)
-    for k in range(num_cuts(unet)):
+    for k in cuts_of(unet):
         cut = find_cut(unet, k)
         consumer = Consumer(unet, cut)
         assert consumer.block.upsample is None and consumer.block.downsample is None
@@ -205,7 +205,7 @@ def test_the_halves_of_the_consumer_are_those_of_the_whole_block(name):
 
 
 def test_both_kinds_of_cut_are_among_the_small_unets():
-    cuts = [find_cut(unet, k) for unet in (make(name)[0] for name in CASES) for k in range(num_cuts(unet))]
+    cuts = [find_cut(unet, k) for unet in (make(name)[0] for name in CASES) for k in cuts_of(unet)]
     assert {cut.separable for cut in cuts} == {True, False}
 
 

@@ -94,7 +94,7 @@ def test_a_step_without_a_row_is_refused(mode):
     plain = CachedUNetNetwork(unet, "pixel")
     network, x = CorrectedCacheNetwork(plain, tables(plain.cut.channels)), torch.randn(1, *SHAPE)
     cache = FeatureCache(plain(x, Step(0, 800)).feature, Step(3, 200)) if mode == "cached" else None
-    with pytest.raises(ArtifactError, match=r"step 5 has no row .* 0 \.\. 4"):
+    with pytest.raises(ArtifactError, match=r"step 5 has no cache correction; .* 0 \.\. 4"):
         network(x, Step(5, 0, mode), cache=cache)
 
 

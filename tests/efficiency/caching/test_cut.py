@@ -4,12 +4,12 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel
 
-from iec.efficiency.caching import CachedUNetNetwork, default_cut, find_cut, num_cuts
+from iec.efficiency.caching import CachedUNetNetwork, find_cut
 from iec.efficiency.quantization.model import skip_splits
 from iec.errors import ConfigError
 from iec.models import load_model
 from iec.sampling.network import Step
-from tests.efficiency.caching.unets import CASES, PAPER, SMALL, make, text_unet
+from tests.efficiency.caching.unets import CASES, PAPER, SMALL, cuts_of, make, text_unet
 
 EXPECTED = {  # parameters, kind, cut, consumer, feature, channels of the skip, separable
     "DDPM CIFAR-10": (35_746_307, "pixel", 3, "up_blocks.2.resnets.2", (256, 16, 16), 128, False),
@@ -28,7 +28,7 @@ def test_the_papers_models_are_cut_where_the_paper_cuts_them(name):
     assert sum(p.numel() for p in unet.parameters()) == parameters
     cut = find_cut(unet, kind)
     assert (cut.index, cut.consumer, cut.channels, cut.skip_channels) == (index, consumer, feature[0], skip_channels)
-    assert (cut.separable, default_cut(unet, kind)) == (separable, index)
+    assert cut.separable == separable
     assert cut.layers == (f"{consumer}.conv1", f"{consumer}.conv_shortcut")
     assert unet.get_submodule(cut.layers[0]).in_channels == cut.channels + cut.skip_channels
     size = unet.config.sample_size
@@ -66,7 +66,7 @@ def test_every_cut_agrees_with_the_shapes_that_occur(name):
                 lambda _, args, key=f"up_blocks.{block}.resnets.{j}": entering.update({key: args[0].shape})
             )
     unet(torch.randn(3, 3, 8, 8), 10, *(() if cond is None else (cond,)))
-    cuts = [find_cut(unet, k) for k in range(num_cuts(unet))]
+    cuts = [find_cut(unet, k) for k in cuts_of(unet)]
     assert sorted(cut.consumer for cut in cuts) == sorted(entering)
     for k, cut in enumerate(cuts):
         assert cut.index == k and len(cut.down) >= k + 1
@@ -78,7 +78,7 @@ def test_every_cut_agrees_with_the_shapes_that_occur(name):
 @pytest.mark.parametrize("cut", [-1, 9, True, 1.0, None, "deep"])
 def test_a_cut_that_is_not_there_is_refused(cut):
     unet, _ = make("pixel")
-    assert num_cuts(unet) == 9
+    assert len(cuts_of(unet)) == 9
     with pytest.raises(ConfigError, match="cut"):
         find_cut(unet, cut)
 

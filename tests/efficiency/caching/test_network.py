@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from iec.efficiency.caching import CachedUNetNetwork, num_cuts, uniform
+from iec.efficiency.caching import CachedUNetNetwork, uniform
 from iec.errors import ConfigError
 from iec.models.unet import UNetNetwork
 from iec.sampling.correction import Correction
@@ -12,7 +12,7 @@ from iec.sampling.network import CountingNetwork, FeatureCache, Prediction, Step
 from iec.sampling.noise import Noise
 from iec.sampling.placement import Placement
 from iec.sampling.timetable import NoiseSchedule, Timetable
-from tests.efficiency.caching.unets import CASES, make
+from tests.efficiency.caching.unets import CASES, cuts_of, make
 
 SHAPE = (3, 8, 8)
 NOISE = Noise(0, (0, 1, 2), SHAPE)
@@ -25,16 +25,12 @@ def run(sampler, network, cond=None):
     return list(sampler.trajectory(network, NOISE, cond))
 
 
-def cuts(unet):
-    return range(num_cuts(unet))
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_a_full_call_is_the_unet_bit_for_bit(name):
     unet, cond = make(name)
     x = torch.randn(3, *SHAPE)
     expected = UNetNetwork(unet)(x, FULL, cond).eps
-    for cut in cuts(unet):
+    for cut in cuts_of(unet):
         assert torch.equal(CachedUNetNetwork(unet, cut)(x, FULL, cond).eps, expected), cut
 
 
@@ -42,7 +38,7 @@ def test_a_full_call_is_the_unet_bit_for_bit(name):
 def test_a_cached_call_where_its_feature_was_made_is_the_full_call_at_every_cut(name):
     unet, cond = make(name)
     x = torch.randn(3, *SHAPE)
-    for cut in cuts(unet):
+    for cut in cuts_of(unet):
         network = CachedUNetNetwork(unet, cut)
         full = network(x, FULL, cond)
         cached = network(x, CACHED, cond, FeatureCache(full.feature, FULL))
@@ -54,7 +50,7 @@ def test_a_cached_call_where_its_feature_was_made_is_the_full_call_at_every_cut(
 def test_a_cached_call_elsewhere_differs_from_the_full_call_and_depends_on_its_input(name):
     unet, cond = make(name)
     x, other = torch.randn(2, 3, *SHAPE)
-    for cut in cuts(unet):
+    for cut in cuts_of(unet):
         network = CachedUNetNetwork(unet, cut)
         cache = FeatureCache(network(other, FULL, cond).feature, FULL)
         cached = network(x, CACHED, cond, cache).eps
@@ -67,7 +63,7 @@ def test_a_cached_call_elsewhere_differs_from_the_full_call_and_depends_on_its_i
 def test_refreshing_at_every_step_is_the_uncached_sampler_bit_for_bit(name):
     unet, cond = make(name)
     expected = run(Sampler(SHORT), UNetNetwork(unet), cond)
-    for cut in cuts(unet):
+    for cut in cuts_of(unet):
         counted = CountingNetwork(CachedUNetNetwork(unet, cut))
         states = run(Sampler(SHORT, refresh=frozenset(range(2))), counted, cond)
         assert all(torch.equal(a, b) for a, b in zip(states, expected, strict=True)), cut
@@ -86,7 +82,7 @@ def test_cached_steps_change_the_result_and_are_counted():
 def test_sizes_that_do_not_halve_are_run_as_diffusers_runs_them():
     unet, cond = make("text")
     x = torch.randn(3, 3, 10, 6)
-    for cut in cuts(unet):
+    for cut in cuts_of(unet):
         network = CachedUNetNetwork(unet, cut)
         full = network(x, FULL, cond)
         assert torch.equal(full.eps, unet(x, 501, cond).sample)
@@ -180,7 +176,7 @@ def test_guidance_folds_both_features_of_an_image_into_one_row(name, uncond):
     unet, cond = make(name)
     x = torch.randn(3, *SHAPE)
     expected = run(Sampler(SHORT), Guided(UNetNetwork(unet), uncond, 3.0), cond)
-    for cut in cuts(unet):
+    for cut in cuts_of(unet):
         network = Guided(CachedUNetNetwork(unet, cut), uncond, 3.0)
         states = run(Sampler(SHORT, refresh=frozenset(range(2))), network, cond)
         assert all(torch.equal(a, b) for a, b in zip(states, expected, strict=True)), cut

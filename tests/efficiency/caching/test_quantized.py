@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from iec.efficiency.caching import CachedUNetNetwork, find_cut, num_cuts
-from iec.efficiency.cost import call_macs
-from iec.efficiency.quantization import CalibrationCall, PTQConfig, QuantizedNetwork, calibrate_row, quantize_unet
+from iec.efficiency.caching import CachedUNetNetwork, find_cut
+from iec.efficiency.quantization import CalibrationCall, PTQConfig, QuantizedNetwork, calibrate_step, quantize_unet
 from iec.errors import ArtifactError
 from iec.sampling.correction import Correction
 from iec.sampling.ddim import Sampler
@@ -13,7 +12,7 @@ from iec.sampling.network import FeatureCache, Step
 from iec.sampling.noise import Noise
 from iec.sampling.placement import Placement
 from iec.sampling.timetable import NoiseSchedule, Timetable
-from tests.efficiency.caching.unets import make
+from tests.efficiency.caching.unets import cuts_of, macs_of, make
 
 NOISE = Noise(0, (0, 1, 2), (3, 8, 8))
 TABLE = Timetable.spaced("uniform", 3, NoiseSchedule())
@@ -28,7 +27,7 @@ def calibrated(unet, cut, cond):
     network, cache, x = QuantizedNetwork(quantized, inner), None, torch.randn(3, 3, 8, 8)
     for i, (t, _) in enumerate(TABLE.pairs):
         step = Step(i, t, "full" if i in REFRESH else "cached")
-        calibrate_row(quantized, inner, CalibrationCall(x, step, cond, cache if step.mode == "cached" else None))
+        calibrate_step(quantized, inner, CalibrationCall(x, step, cond, cache if step.mode == "cached" else None))
         feature = network(x, step, cond, cache).feature
         cache = cache if feature is None else FeatureCache(feature, step)
     return quantized, network
@@ -76,6 +75,6 @@ def test_a_quantized_unet_has_the_cuts_and_costs_of_the_float_one(name):
     unet, cond = make(name)
     cond = None if cond is None else cond[:1]
     quantized = quantize_unet(unet, PTQConfig(), 3).unet
-    for k in range(num_cuts(unet)):
+    for k in cuts_of(unet):
         assert find_cut(quantized, k) == find_cut(unet, k)
-    assert call_macs(quantized, 1, (3, 8, 8), cond) == call_macs(unet, 1, (3, 8, 8), cond)
+    assert macs_of(quantized, 1, (3, 8, 8), cond) == macs_of(unet, 1, (3, 8, 8), cond)

@@ -47,11 +47,11 @@ def test_centred_lowers_its_power_until_the_count_fits():
     assert len(centred(100, 10, 0, 1.5)) == 10  # a real root
 
 
-def test_centred_without_a_fitting_power_says_so_or_keeps_what_it_has():
-    with pytest.raises(ConfigError, match="if_short=keep"):
+def test_centred_without_a_fitting_power_says_so_and_fewer_refreshes_fit():
+    with pytest.raises(ConfigError, match="Change the number of refreshes or the centre, or give the steps explicitly"):
         centred(20, 20, 10, 1.4)
-    short = centred(20, 20, 10, 1.4, if_short="keep")
-    assert 0 in short and len(short) < 20
+    assert len(centred(20, 8, 10, 1.4)) == 8
+    assert len(explicit(20, range(20))) == 20
 
 
 def test_explicit_steps_are_taken_as_they_are():
@@ -69,7 +69,6 @@ def test_explicit_steps_are_taken_as_they_are():
         (lambda: quadratic(10, 2, float("nan")), "above 1"),
         (lambda: centred(10, 11, 3, 1.4), "count of 1 .. 10"),
         (lambda: centred(10, 3, 10, 1.4), "centre of 0 .. 9"),
-        (lambda: centred(10, 3, 3, 1.4, if_short="pad"), "raise or keep"),
         (lambda: explicit(10, [0, 10]), r"\[10\]"),
         (lambda: explicit(10, [0, -1]), r"\[-1\]"),
         (lambda: explicit(10, [0, 1.5]), r"\[1.5\]"),

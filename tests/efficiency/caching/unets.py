@@ -3,6 +3,9 @@
 import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
 
+from iec.efficiency.caching.structure import structure_of
+from iec.efficiency.cost import network_cost
+
 SMALL = {"sample_size": 8, "norm_num_groups": 4, "block_out_channels": (16, 24, 32)}
 
 
@@ -108,3 +111,14 @@ PAPER = {
     ),
     "Stable Diffusion": lambda: _paper(UNet2DConditionModel, sample_size=64, cross_attention_dim=768),
 }  # fmt: skip
+
+
+def cuts_of(unet):
+    """The numbers of all its cuts."""
+    return range(len(structure_of(unet).down))
+
+
+def macs_of(unet, cut, shape, cond=None):
+    """MACs of a full and of a cached call."""
+    cost = network_cost(unet, shape, 0, cond, cut)
+    return cost.full.macs, cost.cached.macs

@@ -9,14 +9,14 @@ from iec.efficiency.quantization import PTQConfig, QuantizedNetwork, load_calibr
 from iec.errors import ArtifactError, StoreError
 from iec.sampling.network import Step
 
-FACTS = {"model": "abc", "timetable": ((900, 500), (500, 100), (100, -1))}
+FINGERPRINT = {"model": "abc", "timetable": ((900, 500), (500, 100), (100, -1))}
 
 
 @pytest.fixture
 def stored(tmp_path, make_quantized):
     quantized = make_quantized(weight_bits=4)
     path = tmp_path / "folder" / "ptq.safetensors"
-    save_calibration(path, quantized, FACTS)
+    save_calibration(path, quantized, FINGERPRINT)
     return path, quantized
 
 
@@ -36,9 +36,9 @@ def rewrite(path, change):
 def test_round_trip_is_exact(stored, unet, images):
     path, quantized = stored
     loaded = fresh(unet)
-    load_calibration(path, loaded, FACTS)
+    load_calibration(path, loaded, FINGERPRINT)
     for i in range(3):
-        step = Step(i, FACTS["timetable"][i][0])
+        step = Step(i, FINGERPRINT["timetable"][i][0])
         assert torch.equal(QuantizedNetwork(loaded)(images[i], step).eps, QuantizedNetwork(quantized)(images[i], step).eps)
 
 
@@ -46,10 +46,10 @@ def test_weights_are_quantized_with_the_stored_scales(stored, unet):
     path, quantized = stored
     layer = quantized.layers()["conv_out"]
     layer.set_weight_scales(layer.weight_delta * 1.5, layer.weight_zero_point + 1)
-    save_calibration(path, quantized, FACTS)
+    save_calibration(path, quantized, FINGERPRINT)
     loaded = fresh(unet)
     found = loaded.layers()["conv_out"].quantized_weight
-    load_calibration(path, loaded, FACTS)
+    load_calibration(path, loaded, FINGERPRINT)
     assert torch.equal(loaded.layers()["conv_out"].quantized_weight, layer.quantized_weight)
     assert not torch.equal(found, layer.quantized_weight)
 
@@ -64,45 +64,49 @@ def test_the_header_says_what_it_was_made_from(stored):
 
 
 def test_the_same_calibration_is_the_same_file(stored, make_quantized, tmp_path):
-    save_calibration(tmp_path / "again", make_quantized(weight_bits=4), FACTS)
+    save_calibration(tmp_path / "again", make_quantized(weight_bits=4), FINGERPRINT)
     assert (tmp_path / "again").read_bytes() == stored[0].read_bytes()
 
 
 def test_partly_calibrated_rows_stay_partly_calibrated(stored, unet, images):
     path, quantized = stored
-    quantized.quantizers()["conv_out.input"].clear_row(1)
-    save_calibration(path, quantized, FACTS)
+    quantized.quantizers()["conv_out.input"].clear_step(1)
+    save_calibration(path, quantized, FINGERPRINT)
     loaded = fresh(unet)
-    load_calibration(path, loaded, FACTS)
+    load_calibration(path, loaded, FINGERPRINT)
     with pytest.raises(ArtifactError, match=r"conv_out\.input has no calibration for sampling step 1"):
         QuantizedNetwork(loaded)(images[1], Step(1, 500))
 
 
 @pytest.mark.parametrize(
-    ("facts", "settings", "message"),
+    ("fingerprint", "settings", "message"),
     [
-        ({**FACTS, "model": "xyz"}, {}, "model: stored 'abc', wanted 'xyz'"),
-        ({**FACTS, "timetable": [[900, 400], [400, 100], [100, -1]]}, {}, r"timetable\[0\]\[1\]: stored 500, wanted 400"),
-        ({**FACTS, "timetable": [[900, -1]]}, {}, "timetable: stored 3 entries, wanted 1 entries"),
-        ({"timetable": FACTS["timetable"]}, {}, "model: stored 'abc', wanted 'nothing'"),
-        ({**FACTS, "seed": 5}, {}, "seed: stored 'nothing', wanted 5"),
-        (FACTS, {"weight_bits": 8}, "config.weight_bits: stored 4, wanted 8"),
-        (FACTS, {"split_skips": False, "softmax_bits": 16}, "softmax_bits: stored 8, wanted 16; .*split_skips: stored True"),
-        (FACTS, {"num_steps": 2}, "num_steps: stored 3, wanted 2"),
+        ({**FINGERPRINT, "model": "xyz"}, {}, "model: stored 'abc', expected 'xyz'"),
+        ({**FINGERPRINT, "timetable": [[900, 400], [400, 100], [100, -1]]}, {}, r"timetable\[0\]\[1\]: stored 500, expected 400"),
+        ({**FINGERPRINT, "timetable": [[900, -1]]}, {}, "timetable: stored 3 entries, expected 1 entries"),
+        ({"timetable": FINGERPRINT["timetable"]}, {}, "model: stored 'abc', expected 'nothing'"),
+        ({**FINGERPRINT, "seed": 5}, {}, "seed: stored 'nothing', expected 5"),
+        (FINGERPRINT, {"weight_bits": 8}, "config.weight_bits: stored 4, expected 8"),
+        (
+            FINGERPRINT,
+            {"split_skips": False, "softmax_bits": 16},
+            "softmax_bits: stored 8, .*split_skips: stored True",
+        ),
+        (FINGERPRINT, {"num_steps": 2}, "num_steps: stored 3, expected 2"),
     ],
 )
-def test_another_origin_is_refused(stored, unet, facts, settings, message):
+def test_another_origin_is_refused(stored, unet, fingerprint, settings, message):
     path, _ = stored
     quantized = fresh(unet, **settings)
     with pytest.raises(ArtifactError, match=message) as caught:
-        load_calibration(path, quantized, facts)
+        load_calibration(path, quantized, fingerprint)
     assert str(path) in str(caught.value) and "Delete the file, or calibrate again" in str(caught.value)
     assert not any(quantizer.calibrated.any() for quantizer in quantized.quantizers().values())
 
 
 def test_a_missing_file_is_named(tmp_path, unet):
     with pytest.raises(ArtifactError, match=r"no calibration at .*nowhere\.safetensors.*Calibrate first"):
-        load_calibration(tmp_path / "nowhere.safetensors", fresh(unet), FACTS)
+        load_calibration(tmp_path / "nowhere.safetensors", fresh(unet), FINGERPRINT)
 
 
 @pytest.mark.parametrize("damage", ["empty", "header cut", "data cut", "text", "no metadata", "metadata not ours"])
@@ -115,8 +119,9 @@ def test_damaged_files_are_refused(stored, unet, damage):
         save_file({"a": torch.zeros(1)}, path, metadata={"iec": "3"})
     else:
         path.write_bytes({"empty": b"", "header cut": data[:100], "data cut": data[:-10], "text": b"hello" * 100}[damage])
-    with pytest.raises(ArtifactError, match="is not a complete calibration file") as caught:
-        load_calibration(path, fresh(unet), FACTS)
+    message = "no calibration of this package" if damage == "no metadata" else "is not a complete calibration file"
+    with pytest.raises(ArtifactError, match=message) as caught:
+        load_calibration(path, fresh(unet), FINGERPRINT)
     assert str(path) in str(caught.value) and "Delete the file" in str(caught.value)
 
 
@@ -134,10 +139,10 @@ def test_tensors_that_do_not_fit_are_refused(stored, unet, change, message):
     path, _ = stored
     rewrite(path, change)
     with pytest.raises(ArtifactError, match=message):
-        load_calibration(path, fresh(unet), FACTS)
+        load_calibration(path, fresh(unet), FINGERPRINT)
 
 
 def test_a_folder_that_cannot_be_written(tmp_path, make_quantized):
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="Cannot write"):
-        save_calibration(tmp_path / "file" / "ptq.safetensors", make_quantized(), FACTS)
+        save_calibration(tmp_path / "file" / "ptq.safetensors", make_quantized(), FINGERPRINT)

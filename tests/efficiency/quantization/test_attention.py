@@ -3,8 +3,9 @@ from diffusers.models.attention_processor import Attention
 
 from iec.efficiency.quantization.attention import QuantAttnProcessor
 from iec.efficiency.quantization.config import PTQConfig
-from iec.efficiency.quantization.quantizer import fake_quantize, search_scale
-from iec.efficiency.quantization.rows import RowContext
+from iec.efficiency.quantization.quantizer import search_scale
+from iec.efficiency.quantization.steps import StepContext
+from tests.efficiency.quantization.grid import fake_quantize
 
 
 def quantized(x, bits):
@@ -19,7 +20,7 @@ def make(context, config, **settings):
 
 def test_operands_are_quantized_right_before_their_products():
     """Cross attention by the formula, two heads: q and k before the scale, the softmax output with its own bits."""
-    context, x, text = RowContext(1), torch.randn(3, 10, 32), torch.randn(3, 4, 12)
+    context, x, text = StepContext(1), torch.randn(3, 10, 32), torch.randn(3, 4, 12)
     attention = make(context, PTQConfig(activation_bits=5, softmax_bits=3), cross_attention_dim=12)
 
     q, k, v = (
@@ -39,7 +40,7 @@ def test_operands_are_quantized_right_before_their_products():
 
 def test_as_diffusers_with_norm_residual_factor_and_images():
     settings = {"norm_num_groups": 4, "residual_connection": True, "rescale_output_factor": 1.5, "bias": True}
-    ours = make(RowContext(1), PTQConfig(activation_bits=32, softmax_bits=32), **settings)
+    ours = make(StepContext(1), PTQConfig(activation_bits=32, softmax_bits=32), **settings)
     theirs = Attention(32, heads=2, dim_head=16, **settings).eval().requires_grad_(False)
     theirs.load_state_dict(ours.state_dict())
     for x in (torch.randn(2, 32, 4, 6), torch.randn(2, 24, 32)):
@@ -48,7 +49,7 @@ def test_as_diffusers_with_norm_residual_factor_and_images():
 
 def test_as_diffusers_without_the_scale_and_with_normed_context():
     settings = {"scale_qk": False, "cross_attention_dim": 12, "cross_attention_norm": "layer_norm"}
-    ours = make(RowContext(1), PTQConfig(activation_bits=32, softmax_bits=32), **settings)
+    ours = make(StepContext(1), PTQConfig(activation_bits=32, softmax_bits=32), **settings)
     theirs = Attention(32, heads=2, dim_head=16, **settings).eval().requires_grad_(False)
     theirs.load_state_dict(ours.state_dict())
     x, text = torch.randn(2, 24, 32), torch.randn(2, 5, 12) * 3

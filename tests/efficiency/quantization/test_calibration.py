@@ -5,7 +5,7 @@ import pytest
 import torch
 from diffusers.models.attention_processor import AttnProcessor2_0
 
-from iec.efficiency.quantization import CalibrationCall, PTQConfig, QuantizedNetwork, calibrate_row, quantize_unet
+from iec.efficiency.quantization import CalibrationCall, PTQConfig, QuantizedNetwork, calibrate_step, quantize_unet
 from iec.efficiency.quantization.quantizer import search_scale
 from iec.errors import ArtifactError, ConfigError
 from iec.models.unet import UNetNetwork
@@ -29,7 +29,7 @@ def test_rows_belong_to_their_steps(images, make_quantized):
     """Recalibrating step 1 on other images changes row 1 of everything that images reach, and no other row."""
     quantized = make_quantized()
     before = {name: q.delta.clone() for name, q in quantized.quantizers().items()}
-    calibrate_row(quantized, UNetNetwork(quantized.unet), CalibrationCall(images[1] * 3, Step(1, TIMESTEPS[1])))
+    calibrate_step(quantized, UNetNetwork(quantized.unet), CalibrationCall(images[1] * 3, Step(1, TIMESTEPS[1])))
     changed = {name: (q.delta != before[name]).tolist() for name, q in quantized.quantizers().items()}
     assert all(rows[0] == rows[2] == False for rows in changed.values())  # noqa: E712
     assert changed["conv_in.input"][1] and changed["conv_out.input"][1]
@@ -41,7 +41,7 @@ def test_calibrating_again_starts_anew(images, make_quantized):
     """A row is not averaged with what an earlier calibration left there."""
     quantized, expected = make_quantized(), make_quantized().state_dict()
     for x in (images[2] * 3, images[1]):
-        calibrate_row(quantized, UNetNetwork(quantized.unet), CalibrationCall(x, Step(1, TIMESTEPS[1])))
+        calibrate_step(quantized, UNetNetwork(quantized.unet), CalibrationCall(x, Step(1, TIMESTEPS[1])))
     assert all(torch.equal(tensor, expected[name]) for name, tensor in quantized.state_dict().items())
 
 
@@ -50,7 +50,7 @@ def test_rows_differ_between_steps_and_do_not_depend_on_other_rows(unet, images,
     delta = quantized.quantizers()["time_embedding.linear_1.input"].delta
     assert len(delta.unique()) == 3
     alone = quantize_unet(unet, PTQConfig(calibration_images=4), 3)
-    calibrate_row(alone, UNetNetwork(alone.unet), CalibrationCall(images[2], Step(2, TIMESTEPS[2])))
+    calibrate_step(alone, UNetNetwork(alone.unet), CalibrationCall(images[2], Step(2, TIMESTEPS[2])))
     for name, quantizer in alone.quantizers().items():
         assert quantizer.calibrated.tolist() == [False, False, True]
         assert quantizer.delta[2] == quantized.quantizers()[name].delta[2]
@@ -65,9 +65,9 @@ def test_uncalibrated_steps_and_layers_raise(unet, images):
     def shallow(x, step, cond=None, cache=None):  # like a cached call: only some layers run
         return Prediction(quantized.unet.conv_in(x.float()))
 
-    calibrate_row(quantized, UNetNetwork(quantized.unet), CalibrationCall(images[0], Step(0, 900)))
+    calibrate_step(quantized, UNetNetwork(quantized.unet), CalibrationCall(images[0], Step(0, 900)))
     feature = FeatureCache(torch.zeros(4), Step(0, 900))
-    calibrate_row(quantized, shallow, CalibrationCall(images[1], Step(1, 500, "cached"), cache=feature))
+    calibrate_step(quantized, shallow, CalibrationCall(images[1], Step(1, 500, "cached"), cache=feature))
     network(images[0], Step(0, 900))
     QuantizedNetwork(quantized, shallow)(images[1], Step(1, 500, "cached"))
     with pytest.raises(ArtifactError, match=r"time_embedding\.linear_1\.input has no calibration for sampling step 1"):
@@ -110,7 +110,7 @@ def test_conditioning_and_cache_are_split_like_the_images(unet):
     numbers = torch.arange(5.0)
     cache = FeatureCache(numbers + 20, Step(0, 7))
     step = Step(0, 7, "cached")
-    calibrate_row(quantized, network, CalibrationCall(numbers[:, None], step, numbers + 10, cache))
+    calibrate_step(quantized, network, CalibrationCall(numbers[:, None], step, numbers + 10, cache))
     assert got == [
         ([0, 1, 2], [10, 11, 12], [20, 21, 22], step),
         ([3, 4], [13, 14], [23, 24], step),
@@ -145,7 +145,7 @@ def test_calibration_sets_that_do_not_fit(unet, inputs, timesteps, message):
 
 def test_calibration_calls_that_cannot_be():
     x, step = torch.zeros(4, 3, 8, 8), Step(0, 9)
-    with pytest.raises(ConfigError, match="3 rows of conditioning for 4"):
+    with pytest.raises(ConfigError, match="3 conditionings for 4"):
         CalibrationCall(x, step, torch.zeros(3))
     with pytest.raises(ConfigError, match="cached feature"):
         CalibrationCall(x, Step(0, 9, "cached"))

@@ -6,10 +6,11 @@ from torch import nn
 
 from iec.efficiency.quantization import PTQConfig, QuantizedNetwork, load_calibration, quantize_unet, save_calibration
 from iec.efficiency.quantization.layers import QuantLayer
-from iec.efficiency.quantization.quantizer import StraightThrough, fake_quantize, search_scale
-from iec.efficiency.quantization.rows import ActivationQuantizer, RowContext
+from iec.efficiency.quantization.quantizer import StraightThrough, search_scale
+from iec.efficiency.quantization.steps import ActivationQuantizer, StepContext
 from iec.sampling.network import Step
 from tests.efficiency.quantization.conftest import TIMESTEPS, calibrate_full
+from tests.efficiency.quantization.grid import fake_quantize
 
 CHANNEL = PTQConfig(activation_granularity="channel")
 
@@ -51,7 +52,7 @@ def test_more_values_than_quantile_takes():
 def test_every_channel_is_quantized_as_if_alone(rule, shape):
     x = torch.randn(shape) * torch.logspace(-2, 1, 6).view((6, 1, 1) if len(shape) == 4 else (6,))
     config = PTQConfig(scale_rule=rule, activation_granularity="channel", percentile=0.95)
-    context = RowContext(2)
+    context = StepContext(2)
     quantizer = ActivationQuantizer("q", 6, config, context, channels=6)
     with context.calibrating(1):
         found = quantizer(x)
@@ -66,7 +67,7 @@ def test_every_channel_is_quantized_as_if_alone(rule, shape):
 
 
 def test_channels_are_averaged_over_batches():
-    context, batches = RowContext(1), torch.randn(2, 4, 3, 5, 5)
+    context, batches = StepContext(1), torch.randn(2, 4, 3, 5, 5)
     quantizer = ActivationQuantizer("q", 8, CHANNEL, context, channels=3)
     with context.calibrating(0):
         quantizer(batches[0])
@@ -81,7 +82,7 @@ def test_channels_help_where_channels_differ():
     layer.weight.div_(x.std((0, 2, 3)).view(4, 1, 1))  # all channels matter alike
     errors = []
     for granularity in ("tensor", "channel"):
-        config, context = PTQConfig(32, 8, activation_granularity=granularity), RowContext(1)
+        config, context = PTQConfig(32, 8, activation_granularity=granularity), StepContext(1)
         quantized = QuantLayer(layer, "layer", config, context)
         with context.calibrating(0):
             errors.append(float((quantized(x) - layer(x)).square().mean()))
@@ -107,13 +108,13 @@ def test_a_network_with_channels_round_trips(unet, images, tmp_path):
 
 @pytest.mark.parametrize("channels", [None, 3])
 def test_a_row_an_image_is_what_each_image_gets_at_its_row(channels):
-    context, x = RowContext(3), torch.randn(4, 3, 5, 5)
+    context, x = StepContext(3), torch.randn(4, 3, 5, 5)
     quantizer = ActivationQuantizer("q", 4, PTQConfig(), context, channels)
     for row in range(3):
         with context.calibrating(row):
             quantizer(x * (row + 1))
     rows = torch.tensor([2, 0, 1, 1])
-    with context.reading_rows(rows):
+    with context.reading_steps(rows):
         together = quantizer(x)
     for image, row, xq in zip(x, rows.tolist(), together, strict=True):
         with context.reading(row):
@@ -121,12 +122,12 @@ def test_a_row_an_image_is_what_each_image_gets_at_its_row(channels):
 
 
 def test_heads_of_an_image_share_its_row():
-    context, x = RowContext(2), torch.randn(2, 7, 3)
+    context, x = StepContext(2), torch.randn(2, 7, 3)
     quantizer = ActivationQuantizer("q", 4, PTQConfig(), context)
     for row in range(2):
         with context.calibrating(row):
             quantizer(x * (row + 1))
-    with context.reading_rows(torch.tensor([1, 0])):
+    with context.reading_steps(torch.tensor([1, 0])):
         folded = quantizer(x.repeat_interleave(2, 0))
         assert torch.equal(folded, quantizer(x).repeat_interleave(2, 0))
 

@@ -5,9 +5,10 @@ from torch.nn import functional as F
 
 from iec.efficiency.quantization.config import PTQConfig
 from iec.efficiency.quantization.layers import QuantLayer
-from iec.efficiency.quantization.quantizer import fake_quantize, search_scale
-from iec.efficiency.quantization.rows import ActivationQuantizer, RowContext
+from iec.efficiency.quantization.quantizer import search_scale
+from iec.efficiency.quantization.steps import ActivationQuantizer, StepContext
 from iec.errors import ArtifactError, ConfigError, NonFiniteError
+from tests.efficiency.quantization.grid import fake_quantize
 
 LAYERS = {
     "conv": (lambda: nn.Conv2d(6, 4, 3, stride=2, padding=1), (2, 6, 8, 8)),
@@ -17,7 +18,7 @@ LAYERS = {
 
 
 def calibrated(layer, x, split=None, **settings):
-    context = RowContext(1)
+    context = StepContext(1)
     quantized = QuantLayer(layer.requires_grad_(False), "layer", PTQConfig(**settings), context, split)
     with context.calibrating(0):
         quantized(x)
@@ -40,7 +41,7 @@ def test_the_layer_on_fake_quantized_operands(kind):
 
 def test_calibration_uses_the_float_weight():
     layer, x = nn.Conv2d(6, 4, 3), torch.randn(2, 6, 8, 8)
-    context = RowContext(1)
+    context = StepContext(1)
     quantized = QuantLayer(layer.requires_grad_(False), "layer", PTQConfig(weight_bits=2), context)
     with context.calibrating(0):
         y = quantized(x)
@@ -58,7 +59,7 @@ def test_equal_parameters_make_the_split_layer_the_unsplit_one():
         assert not torch.equal(split(x), expected)
         split.set_weight_scales(whole.weight_delta.expand(2, -1), whole.weight_zero_point.expand(2, -1))
         for quantizer in split.inputs:
-            quantizer.set_rows(whole.inputs[0].delta, whole.inputs[0].zero_point, whole.inputs[0].calibrated)
+            quantizer.set_steps(whole.inputs[0].delta, whole.inputs[0].zero_point, whole.inputs[0].calibrated)
         assert torch.equal(split(x), expected)
 
 
@@ -96,7 +97,7 @@ def test_loading_a_state_dict_renews_what_is_derived_from_it():
 
 
 def test_batches_are_averaged_and_the_first_one_sets():
-    context = RowContext(2)
+    context = StepContext(2)
     quantizer = ActivationQuantizer("q", 8, PTQConfig(), context)
     batches = [torch.randn(1000) * scale for scale in (1.0, 3.0, 0.5)]
     expected = None
@@ -109,14 +110,14 @@ def test_batches_are_averaged_and_the_first_one_sets():
         assert torch.equal(y, fake_quantize(x, quantizer.delta[1], quantizer.zero_point[1], 8))
     assert float(quantizer.zero_point[1]) % 1 != 0
     assert quantizer.calibrated.tolist() == [False, True]
-    quantizer.clear_row(1)
+    quantizer.clear_step(1)
     with context.calibrating(1):
         quantizer(batches[2])
     assert quantizer.delta[1] == search_scale(batches[2], 8)[0]
 
 
 def test_an_uncalibrated_row_cannot_be_read():
-    context = RowContext(3)
+    context = StepContext(3)
     quantizer = ActivationQuantizer("down.conv.input", 8, PTQConfig(), context)
     with context.calibrating(1):
         quantizer(torch.randn(10))
@@ -131,7 +132,7 @@ def test_an_uncalibrated_row_cannot_be_read():
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_calibration_input_that_is_not_finite_is_refused(value):
-    context = RowContext(1)
+    context = StepContext(1)
     quantizer = ActivationQuantizer("conv.input", 8, PTQConfig(), context)
     x = torch.randn(200000)
     x[3] = value
@@ -141,7 +142,7 @@ def test_a_calibration_input_that_is_not_finite_is_refused(value):
 
 
 def test_half_precision_inputs_are_quantized_in_float32():
-    context = RowContext(1)
+    context = StepContext(1)
     quantizer = ActivationQuantizer("q", 12, PTQConfig(), context)
     x = torch.randn(1000).bfloat16()
     with context.calibrating(0):

@@ -139,7 +139,7 @@ def test_rows_are_read_at_the_index_of_the_step(images, make_quantized):
     quantizer = quantized.quantizers()["conv_out.input"]
     delta = quantizer.delta.clone()
     delta[1] *= 2
-    quantizer.set_rows(delta, quantizer.zero_point.clone(), quantizer.calibrated.clone())
+    quantizer.set_steps(delta, quantizer.zero_point.clone(), quantizer.calibrated.clone())
     after = [network(x, Step(i, 500)).eps for i in range(3)]
     assert [torch.equal(a, b) for a, b in zip(before, after, strict=True)] == [True, False, True]
 
@@ -164,7 +164,7 @@ def test_no_row_outside_a_call(images, make_quantized):
     with pytest.raises(KeyError):
         QuantizedNetwork(quantized, failing)(images[0], Step(0, 900))
     with pytest.raises(ArtifactError, match="without a sampling step"):
-        quantized.context.row("the test")
+        quantized.context.step("the test")
 
 
 @pytest.mark.parametrize("index", [3, -1])
@@ -179,7 +179,7 @@ def test_another_way_to_evaluate_the_unet(images, make_quantized):
     got = []
 
     def network(x, step, cond=None, cache=None):
-        got.append((quantized.context.row("the test"), step, cond, cache))
+        got.append((quantized.context.step("the test"), step, cond, cache))
         return Prediction(x)
 
     x, step, cond = images[0], Step(1, 500, "cached"), torch.zeros(4)

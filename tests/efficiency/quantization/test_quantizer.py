@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from iec.efficiency.quantization.quantizer import CANDIDATES, fake_quantize, search_scale
+from iec.efficiency.quantization.quantizer import CANDIDATES, search_scale
+from tests.efficiency.quantization.grid import fake_quantize
 
 
 def by_the_formula(x, delta, zero_point, bits):

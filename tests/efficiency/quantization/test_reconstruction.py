@@ -14,7 +14,7 @@ from iec.efficiency.quantization import (
     QuantizedNetwork,
     Reconstruction,
     calibrate,
-    calibrate_row,
+    calibrate_step,
     load_calibration,
     quantize_unet,
     reconstruct,
@@ -79,8 +79,8 @@ def error_of(name, quantized, samples):
     """Mean squared error of a unit on all of its samples, hardened, a step at a time as it is sampled."""
     module, total = quantized.unet.get_submodule(name), 0.0
     for row in range(3):
-        index = (samples.rows == row).nonzero()[:, 0]
-        arguments = samples.quantized.rows(index, torch.device("cpu"))
+        index = (samples.steps == row).nonzero()[:, 0]
+        arguments = samples.quantized.read(index, torch.device("cpu"))
         positional = [value for key, value in arguments.items() if isinstance(key, int)]
         with quantized.context.reading(row):
             output = module(*positional, **{key: value for key, value in arguments.items() if isinstance(key, str)})
@@ -211,7 +211,7 @@ def test_cached_calls_teach_the_layers_that_they_reach(make, unet, images, tmp_p
     network = CachedUNetNetwork(quantized.unet, 0)
     calls = feature.calls(images)
     for call in calls:
-        calibrate_row(quantized, network, call)
+        calibrate_step(quantized, network, call)
     reference, rows = CachedUNetNetwork(unet, 0), {}
     shallow, deep = (
         ("conv_in", "up_blocks.1.resnets.1.conv1", "conv_out"),
@@ -220,7 +220,7 @@ def test_cached_calls_teach_the_layers_that_they_reach(make, unet, images, tmp_p
     for name in shallow + deep:
         (tmp_path / name).mkdir()
         samples = collect(name, quantized, network, unet, reference, calls, tmp_path / name)
-        rows[name] = samples.rows.tolist()
+        rows[name] = samples.steps.tolist()
         if name == "conv_out":
             expected = torch.cat([UNetNetwork(unet)(call.x, call.step).eps for call in calls])
             torch.testing.assert_close(samples.targets, expected)
@@ -229,7 +229,7 @@ def test_cached_calls_teach_the_layers_that_they_reach(make, unet, images, tmp_p
     reconstruct(quantized, network, unet, reference, calls)
     assert all(layer.rounded_up is not None for layer in quantized.layers().values())
     only_cached = make()
-    calibrate_row(only_cached, CachedUNetNetwork(only_cached.unet, 0), calls[1])
+    calibrate_step(only_cached, CachedUNetNetwork(only_cached.unet, 0), calls[1])
     reconstruct(only_cached, CachedUNetNetwork(only_cached.unet, 0), unet, reference, calls[1:2])
     unreached = {name for name, layer in only_cached.layers().items() if layer.rounded_up is None}
     assert "mid_block.resnets.0.conv1" in unreached and "conv_out" not in unreached
@@ -273,7 +273,7 @@ def test_guidance_that_doubles_the_batch_doubles_the_samples(make, unet, images,
 
     (tmp_path / "a").mkdir()
     calls, networks = calls_of(images), (doubled(UNetNetwork(quantized.unet)), unet, doubled(UNetNetwork(unet)))
-    assert collect("conv_out", quantized, *networks, calls, tmp_path / "a").rows.tolist() == [0] * 8 + [1] * 8 + [2] * 8
+    assert collect("conv_out", quantized, *networks, calls, tmp_path / "a").steps.tolist() == [0] * 8 + [1] * 8 + [2] * 8
 
 
 def test_interrupted_and_resumed_gives_the_same(few, make, unet, images, tmp_path):
@@ -327,7 +327,7 @@ def test_a_saved_reconstruction_gives_the_same_bits(few, make, unet, images, tmp
     stored = calibration_tensors(loaded)["conv_in.rounded_up"]
     assert stored.dtype == torch.uint8 and len(stored) == 32 * 3 * 9 // 8
     other = quantize_unet(unet, replace(quantized.config, reconstruct="none"), 3)
-    with pytest.raises(ArtifactError, match="config.reconstruct: stored 'layer', wanted 'none'"):
+    with pytest.raises(ArtifactError, match="config.reconstruct: stored 'layer', expected 'none'"):
         load_calibration(tmp_path / "a", other, {})
 
 

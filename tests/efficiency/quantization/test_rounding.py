@@ -5,13 +5,13 @@ from torch import nn
 from iec.efficiency.quantization import PTQConfig
 from iec.efficiency.quantization.layers import QuantLayer
 from iec.efficiency.quantization.rounding import LearnedRounding, annealed, rounding_of, undecided, variable_of
-from iec.efficiency.quantization.rows import RowContext
+from iec.efficiency.quantization.steps import StepContext
 
 
 def layer_of(kind="conv", bits=4, split=None):
     made = {"conv": lambda: nn.Conv2d(6, 5, 3), "linear": lambda: nn.Linear(6, 5)}[kind]()
     made.requires_grad_(False)
-    return QuantLayer(made, "layer", PTQConfig(weight_bits=bits), RowContext(2), split)
+    return QuantLayer(made, "layer", PTQConfig(weight_bits=bits), StepContext(2), split)
 
 
 def learned(layer):

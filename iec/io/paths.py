@@ -1,4 +1,4 @@
-"""Is there a place for the result? Asked before the hours that it takes to compute it."""
+"""Paths that users give to commands."""
 
 import os
 import tempfile
@@ -7,9 +7,16 @@ from pathlib import Path
 from iec.errors import StoreError
 
 
+def user_path(text: str) -> Path:
+    """Of an argument, with ~ for the home: a shell leaves it as it is in --output=~/FILE."""
+    return Path(text).expanduser()
+
+
 def require_writable(path: Path, option: str) -> None:
-    """Raises `StoreError` if no file can be put at ``path``: a folder is there, or the folder that it goes to is no folder or
-    cannot be written. A missing folder is fine, where one can be made. option: what chooses another path, for the message.
+    """To be called before the work whose result goes to ``path``. A missing folder is fine, where one can be made.
+
+    option: what chooses another path, for the message. Raises `StoreError` if a folder is there, or the folder that the file goes
+    to is no folder or cannot be written.
     """
     if path.is_dir():
         raise StoreError(f"{path} is a folder, not a file to write. Choose another path: {option}.")

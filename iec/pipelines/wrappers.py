@@ -1,0 +1,149 @@
+"""Who else has a hand in a network: hooks, replaced forwards, torch.compile, other caches. Named and refused where one of us would
+be passed over; what works together is let through."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from diffusers import UNet2DConditionModel, UNet2DModel
+from torch import nn
+
+from iec.efficiency.quantization.attention import QuantAttnProcessor
+from iec.errors import ConfigError
+
+
+def plain_unet(pipe: Any, *, quantize: bool, cache: bool) -> Any:
+    """The pipeline's UNet, if all that is done in its forward is its own. Raises `ConfigError` naming who else takes part."""
+    unet = getattr(pipe, "unet", None)
+    if hasattr(unet, "_orig_mod"):
+        raise ConfigError(
+            "pipe.unet is wrapped by torch.compile, and what is put in its place cannot be traced. Give the pipeline the UNet "
+            f"itself, pipe.unet = pipe.unet._orig_mod; {_compile_advice(quantize)}"
+        )
+    if not isinstance(unet, nn.Module):
+        raise ConfigError(f"{type(pipe).__name__} has no UNet; caching and quantization need one. Apply the correction alone.")
+    if not isinstance(unet, UNet2DModel | UNet2DConditionModel):
+        raise ConfigError(
+            f"pipe.unet is a {type(unet).__name__}; caching and quantization need a UNet2DModel or UNet2DConditionModel. Give the "
+            "pipeline that one (without a wrapper such as DataParallel), or apply the correction alone."
+        )
+    for name, module in unet.named_modules():
+        if getattr(_replaced_forward(module), "__module__", "").partition(".")[0] == "DeepCache":
+            raise ConfigError(
+                "DeepCacheSDHelper is enabled on this pipeline. It counts its steps by the list of timesteps, which corrections "
+                "repeat. Call its disable() and give apply a cache instead."
+            )
+        if quantize and isinstance(getattr(module, "base_layer", None), nn.Module):
+            raise ConfigError(
+                f"{name} carries an adapter (LoRA), which quantization cannot see. Call pipe.fuse_lora() and "
+                "pipe.unload_lora_weights() first: then the weights hold it."
+            )
+    if cache:
+        _require_own_forward(unet)
+    require_called(unet, quantize=quantize, cache=cache)
+    if not quantize:  # which runs a copy, that is not compiled
+        require_uncompiled(unet, quantize=False)
+    for name, module in unet.named_modules():
+        if _replaced_forward(module) is not None and (not name or not hasattr(module, "_diffusers_hook")):
+            raise ConfigError(
+                f"The forward of {name or 'the UNet'} has been replaced already (by offloading, or by iec.apply on a pipeline of "
+                "the same parts). Take that off, and put it back after this."
+            )
+    return unet
+
+
+def require_called(unet: Any, *, quantize: bool, cache: bool) -> None:
+    """Raises `ConfigError` if a module has a hook or a forward of its own that is passed over when ``unet`` is run by us.
+
+    With a cache the parts of down and up blocks are run, and the blocks themselves are not called. A quantized network computes
+    its layers and attention products itself.
+    """
+    for name, module in unet.named_modules() if quantize else ():
+        if name and _replaced_forward(module) is not None:
+            raise ConfigError(
+                f"The forward of {name} has been replaced already (by layerwise casting, offloading, a cache of diffusers ..), "
+                "and a quantized network would not call it. Take that off, or load the UNet again. To save memory, move the "
+                "pipeline to half precision: pipe.to(torch.float16)."
+            )
+        if isinstance(module, QuantAttnProcessor) and _hooked(module):
+            raise ConfigError(f"{name} is called without its hooks. Take them off, and put them on {name.rpartition('.')[0]}.")
+    for name, block in _blocks(unet) if cache else ():
+        if getattr(block, "s1", None):
+            raise ConfigError("FreeU is switched on, and caching runs the up blocks without it. Call pipe.disable_freeu().")
+        if _hooked(block):
+            raise ConfigError(
+                f"{name} has a forward hook, and caching runs the parts of this block without calling the block. Take it off, or "
+                f"put it on a part ({name}.resnets.0 ..) or on the whole UNet."
+            )
+        if _replaced_forward(block) is not None or block._compiled_call_impl is not None:
+            raise ConfigError(
+                f"The forward of {name} has been replaced already (by block-level offloading, torch.compile of the block ..), and "
+                "caching runs the parts of this block without calling the block. Take that off, or wrap its parts "
+                f"({name}.resnets.0 ..), e.g. by offload_type='leaf_level'."
+            )
+
+
+def _require_own_forward(unet: Any) -> None:
+    """A class with another forward than diffusers', of the UNet or a block, is passed over like one that was put on the module."""
+    for name, module in [("the UNet", unet), *_blocks(unet)]:
+        if not type(module).forward.__module__.startswith("diffusers."):
+            raise ConfigError(
+                f"{type(module).__name__} ({name}) has a forward of its own, and caching runs the parts of diffusers' UNets. "
+                "Use the class of diffusers with these weights, or leave the cache out."
+            )
+
+
+def require_uncompiled(unet: Any, *, quantize: bool) -> None:
+    """Raises `ConfigError` if the UNet, or anything within a quantized one, is compiled in place."""
+    if any(module._compiled_call_impl is not None for module in (unet.modules() if quantize else [unet])):
+        raise ConfigError(
+            "The UNet is compiled in place, and what is put in its place cannot be traced. Undo it by "
+            f"`for m in pipe.unet.modules(): m._compiled_call_impl = None`; {_compile_advice(quantize)}"
+        )
+
+
+def require_no_cache(pipe: Any) -> None:
+    """Raises `ConfigError` if a network of the pipeline decides by itself which calls it computes."""
+    for part, network in {"": pipe, **pipe.components}.items():
+        kind = _cache_of(network) if isinstance(network, nn.Module) else None
+        if getattr(network, "_is_cached", False):
+            kind, off = "cache-dit", "cache_dit.disable_cache(pipe)"
+        elif getattr(network, "is_cache_enabled", False):
+            off = f"pipe.{part}.disable_cache()"
+        else:
+            off = f"diffusers.hooks.HookRegistry.check_if_exists_or_initialize(pipe.{part}).remove_hook({kind!r})"
+        if kind is not None:
+            raise ConfigError(
+                f"A cache ({kind}) is on {part or 'the pipeline'}. It counts calls or compares their inputs, and would answer the "
+                f"calls that correct a step with those of the step itself. Call {off} first."
+            )
+
+
+def _cache_of(network: nn.Module) -> str | None:
+    """The hook of diffusers' caches that is on a module of the network. Layerwise casting and offloading keep no state."""
+    for module in network.modules():
+        for name, hook in getattr(getattr(module, "_diffusers_hook", None), "hooks", {}).items():
+            if getattr(hook, "_is_stateful", False):
+                return str(name)
+    return "enable_cache" if getattr(network, "is_cache_enabled", False) else None
+
+
+def _compile_advice(quantize: bool) -> str:
+    if quantize:
+        return "simulated quantization runs uncompiled."
+    return "after this the repeated blocks can be compiled: pipe.unet.compile_repeated_blocks()."
+
+
+def _blocks(unet: Any) -> Iterator[tuple[str, Any]]:
+    for kind in ("down_blocks", "up_blocks"):
+        for i, block in enumerate(getattr(unet, kind)):
+            yield f"{kind}.{i}", block
+
+
+def _hooked(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def _replaced_forward(module: nn.Module) -> Any:
+    """The forward that was put on this very module, None if there is none but its class's."""
+    own = vars(module).get("forward")
+    return None if getattr(own, "__func__", None) is type(module).forward else own

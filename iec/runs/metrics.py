@@ -1,0 +1,48 @@
+"""The configuration group ``metrics``: which scores a cell is asked for."""
+
+from dataclasses import dataclass
+
+from omegaconf import DictConfig
+
+from iec.errors import ConfigError
+from iec.metrics.protocol import PROTOCOLS, protocol
+from iec.models import Card
+
+METRICS = ("auto", "none", *PROTOCOLS)
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """The scores that a cell is asked for.
+
+    protocol: a name of `iec.metrics.protocol.PROTOCOLS`. scores: names; None: the protocol's default ones. clip: a folder or hub id
+    of the CLIP model of a CLIP score; None: no such score. bootstrap: resamples behind each interval; 0: no intervals.
+    """
+
+    protocol: str
+    scores: tuple[str, ...] | None
+    clip: str | None
+    bootstrap: int
+
+    @classmethod
+    def of(cls, config: DictConfig, card: Card, random_weights: bool) -> "Metrics | None":
+        """From the configuration group ``metrics``; None for no scores.
+
+        ``auto`` is the card's protocol, and none for random weights, whose images have no score worth computing. Raises
+        `ConfigError`.
+        """
+        if config.name not in METRICS:
+            raise ConfigError(f"Unknown metrics {config.name!r}; choose one of {', '.join(METRICS)}.")
+        if config.clip is not None and "text_encoder" not in card.components:
+            raise ConfigError(f"metrics.clip: {card.name} has no prompts to compare its images with. Leave metrics.clip unset.")
+        if config.bootstrap < 0:
+            raise ConfigError(f"metrics.bootstrap={config.bootstrap} must not be negative; 0 gives no intervals.")
+        name = config.name
+        if name == "auto":
+            name = "none" if random_weights and card.packaged is None else card.metrics
+        if name == "none":
+            return None
+        scores = None if config.scores is None else tuple(str(score) for score in config.scores)
+        if scores is not None:
+            protocol(name).check(scores)
+        return cls(name, scores, config.clip, config.bootstrap)
