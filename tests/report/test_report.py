@@ -206,7 +206,7 @@ def test_nothing_is_written_to_the_cells(folder):
     [
         ("scores", None, False, "base + IEC not there: to be scored"),
         ("shards", None, False, "base + IEC not there: 1 of 2 shards"),
-        ("shards/000000-000003.json", "{}", False, "base + IEC not there: KeyError"),
+        ("shards/000000-000003.json", "{}", False, "base + IEC not there: 1 of 2 shards"),
         ("environment.json", "{}", True, "environment.json of the cell is missing or damaged"),
     ],
 )
