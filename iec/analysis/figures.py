@@ -1,4 +1,4 @@
-"""The pictures of an analysis; the style is that of `iec.tables.plots`."""
+"""The pictures of an analysis; labels and titles are escaped as in `iec.tables.plots`."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,26 +9,25 @@ from matplotlib.axes import Axes
 
 from iec.analysis.errors import Errors
 from iec.metrics.interval import mean_interval
-from iec.tables.plots import COLOURS, save
-
-STEP = "sampling step (0 is pure noise)"
+from iec.tables.plots import STEP, plain, save, steps_and_grid
+from iec.tables.styles import HUES
 
 
 def norms_against_step(path: Path, steps: Sequence[int], curves: Mapping[str, np.ndarray], title: str, ylabel: str) -> None:
     """Mean over images, one curve [N, steps] for each matrix, nan where it did not converge; the band: 5 to 95 % of the images."""
     figure, axis = plt.subplots(figsize=(7.5, 4.5))
     for k, (label, values) in enumerate(curves.items()):
-        known = ~np.isnan(values).all(axis=0)
+        known, colour = ~np.isnan(values).all(axis=0), HUES[k % len(HUES)]
         if not known.any():
-            axis.plot([], [], color=COLOURS[k % len(COLOURS)], label=f"{label} (no image converged)")
+            axis.plot([], [], color=colour, label=f"{plain(label)} (no image converged)")
             continue
         x, values = np.asarray(steps)[known], values[:, known]
         low, high = np.nanquantile(values, [0.05, 0.95], axis=0)
-        axis.plot(x, np.nanmean(values, axis=0), "o-", ms=3, label=label, color=COLOURS[k % len(COLOURS)])
-        axis.fill_between(x, low, high, alpha=0.2, color=COLOURS[k % len(COLOURS)], linewidth=0)
+        axis.plot(x, np.nanmean(values, axis=0), "o-", ms=3, label=plain(label), color=colour)
+        axis.fill_between(x, low, high, alpha=0.2, color=colour, linewidth=0)
     axis.axhline(1, color="black", linewidth=0.8, linestyle=":")
-    axis.set(xlabel=STEP, ylabel=ylabel, title=title, ylim=(0, None))
-    axis.grid(alpha=0.3)
+    axis.set(xlabel=STEP, ylabel=ylabel, title=plain(title), ylim=(0, None))
+    steps_and_grid(axis)
     axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     save(figure, path)
 
@@ -41,7 +40,7 @@ def error_parts(path: Path, runs: Mapping[str, Errors], title: str) -> None:
     figure, axes = plt.subplots(1, 3, figsize=(15, 4.5))
     for k, (label, e) in enumerate(runs.items()):
         effective = np.array(e.effective)
-        style = {"color": COLOURS[2 + 2 * k], "linestyle": "-" if k == 0 else "--", "label": label}
+        style = {"color": HUES[(1 + k) % len(HUES)], "linestyle": "-" if k == 0 else "--", "label": plain(label)}
         _band(axes[0], np.array([0, *(effective + 1)]), e.total[:, [0, *(effective + 1)]], style)
         _band(axes[1], effective, e.made[:, effective], style)
         _band(axes[2], effective, e.growth[:, effective], style)
@@ -51,22 +50,21 @@ def error_parts(path: Path, runs: Mapping[str, Errors], title: str) -> None:
     axes[2].axhline(1, color="black", linewidth=0.8, linestyle=":")
     for axis in axes:
         axis.set(xlabel=STEP)
-        axis.grid(alpha=0.3)
+        steps_and_grid(axis)
         axis.legend(fontsize=8)
-    figure.suptitle(title, fontsize=10)
-    save(figure, path)
+    save(figure, path, title)
 
 
 def gains(path: Path, steps: Sequence[int], curves: Mapping[str, np.ndarray], chosen: Sequence[int], title: str) -> None:
     """Predicted relative change of the final squared error by a correction at one step alone, a curve [steps] for each lambda."""
     figure, axis = plt.subplots(figsize=(7.5, 4.5))
     for k, (label, values) in enumerate(curves.items()):
-        axis.plot(steps, values, "o-", ms=3, label=label, color=COLOURS[k % len(COLOURS)])
+        axis.plot(steps, values, "o-", ms=3, label=plain(label), color=HUES[k % len(HUES)])
     for n, i in enumerate(chosen):
         axis.axvline(i, color="black", linewidth=0.6, alpha=0.35, label="suggested" if n == 0 else None)
     axis.axhline(0, color="black", linewidth=0.8, linestyle=":")
-    axis.set(xlabel=STEP, ylabel="change of the final squared error (%)", title=title)
-    axis.grid(alpha=0.3)
+    axis.set(xlabel=STEP, ylabel="change of the final squared error (%)", title=plain(title))
+    steps_and_grid(axis)
     axis.legend(fontsize=8)
     save(figure, path)
 

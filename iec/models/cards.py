@@ -6,9 +6,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from iec.errors import ConfigError
+from iec.io.yaml import read_yaml
 from iec.sampling.timetable import NoiseSchedule
 
 FOLDER = Path(__file__).parent
@@ -116,7 +115,7 @@ class Card:
 
 @cache
 def _cards() -> dict[str, dict[str, Any]]:
-    return yaml.safe_load((FOLDER / "cards.yaml").read_text(encoding="utf-8"))["models"]
+    return read_yaml(FOLDER / "cards.yaml")["models"]
 
 
 def card_names() -> tuple[str, ...]:

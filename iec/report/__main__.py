@@ -13,14 +13,15 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-import yaml
 from hydra import compose, initialize_config_dir
 
 from iec.errors import ConfigError
 from iec.io.environment import git_revision
 from iec.io.files import write_atomic
+from iec.io.paths import require_writable
 from iec.io.resources import configs, experiment_file, experiments
 from iec.io.runtime import entry_point
+from iec.io.yaml import read_yaml
 from iec.report.page import page
 from iec.report.pictures import figures_of
 from iec.report.sections import read_section
@@ -40,6 +41,7 @@ def main(arguments: list[str] | None = None) -> None:
     overrides = [text for text in options.given if "=" in text]
     files = [experiment_file(Path(text)) for text in options.given if "=" not in text] or tables(experiments())
     output = options.output or _output(overrides) / "report.html"
+    require_writable(output, "--output FILE")
     folder = files[0].resolve().parent
     sections = [read_section(path, overrides, options.scale) for path in files]
     figures = figures_of(folder / "results" / "analysis", folder.parent)
@@ -51,11 +53,19 @@ def main(arguments: list[str] | None = None) -> None:
 
 def tables(folder: Path) -> list[Path]:
     """The experiment files that have scales and a reference row: the others are only analysed, or about the bundled model alone."""
-    entries = {path: yaml.safe_load(path.read_text(encoding="utf-8")) for path in folder.glob("*.yaml")}
-    found = [path for path, entry in entries.items() if entry.get("scales") and entry.get("reference")]
-    if not found:
+    paths = [path for path in folder.glob("*.yaml") if _is_table(path)]
+    if not paths:
         raise ConfigError(f"{folder} has no experiment files. Name some: python -m iec.report FILE ...")
-    return sorted(found, key=lambda path: (not path.stem.startswith("table"), not path.stem.startswith("figure"), path.stem))
+    return sorted(paths, key=lambda path: (not path.stem.startswith("table"), not path.stem.startswith("figure"), path.stem))
+
+
+def _is_table(path: Path) -> bool:
+    """Also of a file that cannot be read: its section says why."""
+    try:
+        entry = read_yaml(path)
+    except ConfigError:
+        return True
+    return not isinstance(entry, dict) or bool(entry.get("scales") and entry.get("reference"))
 
 
 def _output(overrides: list[str]) -> Path:

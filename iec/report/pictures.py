@@ -16,7 +16,9 @@ from iec.io.files import read_json
 from iec.io.images import grid
 from iec.tables.experiment import Experiment
 from iec.tables.figures import write_plots
+from iec.tables.measured import measured
 from iec.tables.rows import Row
+from iec.tables.styles import bases
 
 log = logging.getLogger(__name__)
 MOST_IMAGES, FEWEST_IMAGES = 16, 4
@@ -76,7 +78,7 @@ def _smaller(images: np.ndarray, by: int) -> np.ndarray:
 def plots_of(rows: list[Row], experiment: Experiment) -> list[Picture]:
     """Error against step, scores, and quality against cost; those that have content."""
     with TemporaryDirectory() as folder:
-        paths = write_plots(rows, experiment, Path(folder))
+        paths = write_plots(measured(rows, bases(experiment.rows)), experiment, Path(folder))
         return [_picture(_title(path.stem), path) for path in paths]
 
 
@@ -85,7 +87,7 @@ def figures_of(folder: Path, root: Path) -> list[Picture]:
     found = []
     for path in sorted(folder.glob("*.png")):
         record = path.with_suffix(".json")
-        values = held if isinstance(held := read_json(record), dict) else {}
+        values = stored if isinstance(stored := read_json(record), dict) else {}
         facts = [("file", str(path.relative_to(root)))]
         if values:
             facts = [("numbers", str(record.relative_to(root))), *((key, str(values[key])) for key in FACTS if key in values)]

@@ -14,8 +14,8 @@ from iec.report.reading import to_html
 from iec.runs.runner import Result, finished_result
 from iec.runs.status import progress_of
 from iec.tables.experiment import Experiment
-from iec.tables.figures import corrected
 from iec.tables.rows import Row, build_rows
+from iec.tables.styles import bases
 from iec.tables.table import PUBLISHED, caption_of, table_of
 
 log = logging.getLogger(__name__)
@@ -133,15 +133,14 @@ def _reading(path: Path) -> Markup:
 def _with_rows(section: Section, experiment: Experiment, rows: list[Row], absent: dict[str, str]) -> Section:
     header, lines = _lines(section.file, experiment, rows, absent)
     sprites = {row.label: sprite_of(row) for row in rows}
-    bases = corrected(sprites)
-    pairs = [(sprites[base], sprites[label]) for label, base in bases.items()]
+    pairs = {label: base for label, base in bases(experiment.rows).items() if {label, base} <= sprites.keys()}
     return replace(
         section,
         header=header,
         lines=lines,
         caption=caption_of(rows, experiment) if rows else f"Published: {experiment.source}." if experiment.source else "",
-        pairs=pairs,
-        alone=[sprite for label, sprite in sprites.items() if label not in bases and label not in bases.values()],
+        pairs=[(sprites[base], sprites[label]) for label, base in pairs.items()],
+        alone=[sprite for label, sprite in sprites.items() if label not in pairs and label not in pairs.values()],
         plots=plots_of(rows, experiment) if rows else [],
         protocols=tuple(sorted({row.result.record.protocol for row in rows if row.result.record is not None})),
     )
@@ -153,11 +152,11 @@ def _lines(file: str, experiment: Experiment, rows: list[Row], absent: dict[str,
     scores = list(dict.fromkeys(name for row in rows for name in row.scores))
     first = ["", *(column for column in header if column.endswith(PUBLISHED))]
     columns = list(dict.fromkeys([*first, *scores, *header]))
-    held = {line[0]: dict(zip(header, line, strict=True)) for line in body}
+    known = {line[0]: dict(zip(header, line, strict=True)) for line in body}
     results = {row.label: row.result for row in rows}
     lines = []
     for label in experiment.labels:
-        values = {"": label, **held.get(label, {})}
+        values = {"": label, **known.get(label, {})}
         if label in results:
             cells, facts = [values.get(column, "") for column in columns], facts_of(results[label])
             lines.append(Line(label, cells, "", experiment.command(label), facts))

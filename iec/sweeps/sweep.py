@@ -22,6 +22,7 @@ from hydra.errors import HydraException
 
 from iec.errors import ConfigError
 from iec.io.files import write_atomic
+from iec.io.paths import require_writable
 from iec.runs.cell import Cell
 from iec.runs.tracking import score_key
 from iec.tables.experiment import Experiment
@@ -107,6 +108,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--name", help="of the sweep on W&B")
     parser.add_argument("--output", type=Path, help="a file; by default the text is printed")
     options = parser.parse_intermixed_args(arguments)
+    if options.output is not None:
+        require_writable(options.output, "--output FILE")
     text = sweep_text(options.overrides, options.method, options.name)
     if options.output is None:
         print(text, end="")

@@ -1,18 +1,20 @@
 """An experiment file: the rows of a table, each a cell given by Hydra overrides, with what was published about it."""
 
+import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-import yaml
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 
 from iec.efficiency.cost import CallCost
 from iec.errors import ConfigError
 from iec.io.resources import configs, experiment_file
+from iec.io.yaml import read_yaml
 from iec.runs.cell import Cell
 from iec.runs.config import register
 
@@ -46,9 +48,10 @@ class Experiment:
     """rows: label -> overrides of ``run.py``. references: rows that those of the same model are paired with, image by image;
     none in a file that is only analysed.
 
-    figures: name -> labels that share one plot of error against step; one plot of all rows if there are none. cost: a key of
-    `COSTS`, the first if not given. published: label -> column -> value, from ``source``. elsewhere: rows that this scale cannot
-    compute. replaced: models that another one stands in for. labels: all rows in the file's order. scale: empty without scales.
+    figures: name -> labels that share one plot of error against step; one plot of all rows if there are none. grid: labels whose
+    samples are shown, see `iec.tables.figures` if there are none. cost: a key of `COSTS`, the first if not given. published: label
+    -> column -> value, from ``source``. elsewhere: rows that this scale cannot compute. replaced: models that another one stands in
+    for. labels: all rows in the file's order. scale: empty without scales.
     """
 
     name: str
@@ -63,6 +66,7 @@ class Experiment:
     cost: str = next(iter(COSTS))
     replaced: tuple[str, ...] = ()
     scale: str = ""
+    grid: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, path: Path, extra: Sequence[str] = (), scale: str | None = None) -> "Experiment":
@@ -74,8 +78,8 @@ class Experiment:
         which one; None: ``paper`` where there is a GPU, else ``small``.
         """
         path = experiment_file(path)
+        entry = read_yaml(path)
         try:
-            entry = yaml.safe_load(path.read_text(encoding="utf-8"))
             chosen, everywhere, replaced = _scale(path, entry.get("scales") or {}, scale)
             pairs = [
                 (label + ending, [*entry.get("common", []), *own, *variant])
@@ -84,7 +88,7 @@ class Experiment:
             ]
             labels = tuple(label for label, _ in pairs)
             done = {label: _replace(overrides, replaced) for label, overrides in pairs}
-            rows = {label: [*found, *everywhere, *extra] for label, found in done.items() if found is not None}
+            rows = {label: [*own, *everywhere, *extra] for label, own in done.items() if own is not None}
             given = entry.get("reference") or []
             experiment = cls(
                 name=path.stem,
@@ -99,8 +103,9 @@ class Experiment:
                 cost=entry.get("cost", cls.cost),
                 replaced=tuple(key.removeprefix("model=") for key, to in replaced.items() if key.startswith("model=") and to),
                 scale=chosen,
+                grid=tuple(entry.get("grid") or ()),
             )
-        except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise ConfigError(f"{path} is not an experiment file ({error!r}); see experiments/bundled.yaml.") from error
         if len(done) < len(pairs):
             raise ConfigError(f"{path}: two rows have the same label, an ending of the variants included. Rename one.")
@@ -113,11 +118,14 @@ class Experiment:
                 raise ConfigError(f"{path}: reference {label!r} is not one of its rows {list(self.labels)}.")
         if self.cost not in COSTS:
             raise ConfigError(f"{path}: cost: {self.cost!r}; choose one of {', '.join(map(repr, COSTS))}.")
-        unknown = {label for labels in self.figures.values() for label in labels} - set(self.labels)
-        if unknown:
-            raise ConfigError(f"{path}: its figures name {sorted(unknown)}, which are not rows. Correct the labels.")
-        if strange := self.published.keys() - set(self.labels):
-            raise ConfigError(f"{path}: values are published for {sorted(strange)}, which are not rows. Correct the labels.")
+        for name in self.figures:
+            if not re.fullmatch(r"[\w-]+", name, re.ASCII):
+                raise ConfigError(f"{path}: the figure {name!r} names a file; use letters, digits, _ and - only.")
+        drawn = {label for labels in self.figures.values() for label in labels} | set(self.grid)
+        if unknown := drawn - set(self.labels):
+            raise ConfigError(f"{path}: its figures and grid name {sorted(unknown)}, which are not rows. Correct the labels.")
+        if unknown := self.published.keys() - set(self.labels):
+            raise ConfigError(f"{path}: values are published for {sorted(unknown)}, which are not rows. Correct the labels.")
 
     def cells(self) -> dict[str, Cell]:
         """label -> checked cell. Raises `ConfigError` naming the row whose overrides cannot be composed, and what a row lacks."""
@@ -137,8 +145,8 @@ class Experiment:
         return cells, errors
 
     def command(self, label: str) -> str:
-        """The command that computes a row alone."""
-        return "python run.py " + " ".join(f"'{o}'" if set(o) & set(" []{}()") else o for o in self.rows[label])
+        """The shell command that computes a row alone."""
+        return f"python run.py {shlex.join(self.rows[label])}"
 
 
 def _cell(label: str, overrides: list[str]) -> Cell:
@@ -148,13 +156,13 @@ def _cell(label: str, overrides: list[str]) -> Cell:
         raise ConfigError(f"Row {label!r} ({' '.join(overrides)}): {error}") from error
 
 
-def _scale(path: Path, scales: Mapping[str, Any], wanted: str | None) -> tuple[str, list[str], Mapping[str, list[str] | None]]:
+def _scale(path: Path, scales: Mapping[str, Any], requested: str | None) -> tuple[str, list[str], Mapping[str, list[str] | None]]:
     """The name of the scale, what it adds to all rows, and what it replaces."""
     if not scales:
-        if wanted is not None:
-            raise ConfigError(f"{path} has no scales; leave scale={wanted} out.")
+        if requested is not None:
+            raise ConfigError(f"{path} has no scales; leave --scale {requested} out.")
         return "", [], {}
-    name = wanted or ("paper" if torch.cuda.is_available() else "small")
+    name = requested or ("paper" if torch.cuda.is_available() else "small")
     if name not in scales:
         raise ConfigError(f"{path} has no scale {name!r}; choose one of {', '.join(scales)}.")
     return name, scales[name].get("overrides") or [], scales[name].get("replace") or {}
@@ -162,13 +170,13 @@ def _scale(path: Path, scales: Mapping[str, Any], wanted: str | None) -> tuple[s
 
 def _replace(overrides: list[str], replaced: Mapping[str, list[str] | None]) -> list[str] | None:
     """None if one of the overrides cannot be had."""
-    found: list[str] = []
+    result: list[str] = []
     for override in overrides:
         instead = replaced.get(override, [override])
         if instead is None:
             return None
-        found += instead
-    return found
+        result += instead
+    return result
 
 
 def _published(entry: Mapping[str, Mapping[str, list[Any]]]) -> dict[str, dict[str, Published]]:

@@ -1,75 +1,83 @@
 """The pictures that come with a table: samples, error against step, scores, and quality against cost."""
 
-from collections.abc import Collection
+from collections.abc import Sequence
 from pathlib import Path
-
-import numpy as np
 
 from iec.tables import plots
 from iec.tables.experiment import COSTS, Experiment
+from iec.tables.measured import Measured, measured
 from iec.tables.rows import PSNR, Row
+from iec.tables.styles import bases, styles
 
-GRID_COLUMNS = 12
-CORRECTED = " + IEC"
-"""The end of the label of a row that corrects the row labelled without it."""
+GRID_COLUMNS, GRID_ROWS = 12, 8
 
 
 def write_pictures(rows: list[Row], experiment: Experiment, folder: Path) -> list[Path]:
     """grid.png, error.png (error-NAME.png for each of the experiment's figures), scores.png, cost.png; those that have content."""
     path = folder / "grid.png"
-    plots.sample_grid(path, {row.label: row.result.first_images(GRID_COLUMNS) for row in rows}, experiment.title)
-    return [path, *write_plots(rows, experiment, folder)]
+    shown = {row.label: row.result.first_images(GRID_COLUMNS) for row in rows if row.label in grid_labels(rows, experiment)}
+    plots.sample_grid(path, shown, experiment.title)
+    return [path, *write_plots(measured(rows, bases(experiment.rows)), experiment, folder)]
 
 
-def write_plots(rows: list[Row], experiment: Experiment, folder: Path) -> list[Path]:
+def grid_labels(rows: Sequence[Row], experiment: Experiment) -> list[str]:
+    """The rows whose samples are shown: those of the file's ``grid`` that are there, else references and rows with a corrected row
+    beside them, `GRID_ROWS` at most.
+    """
+    present = [row.label for row in rows]
+    if chosen := [label for label in experiment.grid if label in present]:
+        return chosen
+    pairs = [label for pair in bases(experiment.rows).items() for label in reversed(pair) if label in present]
+    references = [label for label in experiment.references if label in present]
+    return list(dict.fromkeys([*references, *pairs, *present]))[:GRID_ROWS]
+
+
+def write_plots(rows: Sequence[Measured], experiment: Experiment, folder: Path) -> list[Path]:
     """The pictures without the samples."""
-    paths = _errors(rows, experiment, folder)
-    names = [name for name in rows[0].scores if all(name in row.scores for row in rows)]
-    if names:
-        paths.append(folder / "scores.png")
-        metrics = {name: [row.scores[name] for row in rows] for name in names}
-        n = rows[0].result.manifest.num_images
-        plots.scores_with_intervals(paths[-1], [row.label for row in rows], metrics, f"{experiment.title}, N = {n}")
-    panels = _panels(rows, experiment, [name for name in (PSNR, *names[:1]) if any(name in row.scores for row in rows)])
-    if panels:
-        paths.append(folder / "cost.png")
-        plots.quality_against_cost(paths[-1], panels, experiment.cost, experiment.title)
-    return paths
+    return [*_errors(rows, experiment, folder), *_scores(rows, experiment, folder), *_cost(rows, experiment, folder)]
 
 
-def _errors(rows: list[Row], experiment: Experiment, folder: Path) -> list[Path]:
-    curves = {row.label: row.errors for row in rows if row.errors is not None}
-    figures = {f"error-{name}.png": labels for name, labels in experiment.figures.items()} or {"error.png": list(curves)}
+def _errors(rows: Sequence[Measured], experiment: Experiment, folder: Path) -> list[Path]:
+    """A picture for each figure of the experiment. Without figures one of all rows, if half of those that are no reference have a
+    curve: others differ from the reference in their number of steps, and a picture without them would pass for the table.
+    """
+    curves = {row.label: row for row in rows if row.distance is not None}
+    figures = {f"error-{name}.png": labels for name, labels in experiment.figures.items()}
+    if not figures and 2 * len(curves) >= len([row for row in rows if row.label not in experiment.references]):
+        figures = {"error.png": list(curves)}
     references = "' or '".join(label for label in experiment.references if label in {row.label for row in rows})
     paths = []
     for name, labels in figures.items():
-        shown = {label: curves[label] for label in labels if label in curves}
-        if shown:
-            n = len(next(iter(shown.values())))
+        if shown := [curves[label] for label in labels if label in curves]:
+            distances = {row.label: row.distance for row in shown if row.distance is not None}
+            differences = {row.label: row.difference for row in shown if row.difference is not None}
+            title = f"{experiment.title}\ndistance to '{references}' from the same noise, mean of {shown[0].traced} images"
+            plots.error_against_step(folder / name, distances, differences, styles(experiment.rows), title)
             paths.append(folder / name)
-            ylabel = r"$\|x_i - x_i^{ref}\| / \|x_i^{ref}\|$"
-            plots.error_against_step(paths[-1], shown, corrected(shown), ylabel, f"Distance to '{references}', n = {n}")
     return paths
 
 
-def _panels(rows: list[Row], experiment: Experiment, names: list[str]) -> dict[str, plots.Panel]:
-    """metric -> a point for each row whose cost is known, and whose score is finite: the same images have an infinite PSNR. A
-    corrected row is linked to the row that it corrects.
-    """
+def _scores(rows: Sequence[Measured], experiment: Experiment, folder: Path) -> list[Path]:
+    names = [name for name in rows[0].scores if all(name in row.scores for row in rows)]
+    if not names:
+        return []
+    panels = {name: {row.label: row.scores[name] for row in rows} for name in names}
+    title = f"{experiment.title}, N = {rows[0].images}"
+    plots.scores_with_intervals(folder / "scores.png", panels, bases(experiment.rows), styles(experiment.rows), title)
+    return [folder / "scores.png"]
+
+
+def _cost(rows: Sequence[Measured], experiment: Experiment, folder: Path) -> list[Path]:
+    """PSNR, and the first score that all rows have, of the rows whose cost is known."""
+    common = [name for name in rows[0].scores if all(name in row.scores for row in rows)]
+    known = [(row, COSTS[experiment.cost](row.cost)) for row in rows if row.cost is not None]
     panels = {}
-    for name in names:
-        scored = [row for row in rows if name in row.scores and np.isfinite(row.scores[name].value)]
-        known = {row.label: row for row in scored if row.image_cost is not None}
-        bases, points = corrected(known), []
-        for label, row in known.items():
-            assert row.image_cost is not None  # known holds no other
-            points.append(plots.Point(label, COSTS[experiment.cost](row.image_cost), row.scores[name], bases.get(label)))
+    for name in (PSNR, *common[:1]):
+        points = {row.label: (cost, row.scores[name]) for row, cost in known if name in row.scores}
         if points:
-            panels[name] = plots.Panel(points, all(row.higher_is_better[name] for row in known.values()))
-    return panels
-
-
-def corrected(labels: Collection[str]) -> dict[str, str]:
-    """Corrected row -> the row that it corrects, where both are there."""
-    bases = {label: label.removesuffix(CORRECTED) for label in labels if label.endswith(CORRECTED)}
-    return {label: base for label, base in bases.items() if base in labels}
+            panels[name] = plots.Panel(points, all(row.higher_is_better[name] for row, _ in known if row.label in points))
+    if not panels:
+        return []
+    title = f"{experiment.title}, N = {rows[0].images}"
+    plots.quality_against_cost(folder / "cost.png", panels, bases(experiment.rows), styles(experiment.rows), experiment.cost, title)
+    return [folder / "cost.png"]

@@ -1,42 +1,43 @@
-"""The pictures that come with a table. Every function writes one PNG."""
+"""Plots of rows. Every function writes one PNG; labels stand once, beside the axes, where they cannot cover anything.
 
-from collections.abc import Iterable, Mapping, Sequence
+Labels and titles are anybody's text: `plain` keeps matplotlib from reading formulas in them.
+"""
+
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
-from matplotlib.transforms import BboxBase
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from iec.io.files import write_atomic
 from iec.io.images import grid
 from iec.metrics.interval import Interval
+from iec.tables.formats import one_line
+from iec.tables.measured import Curve
+from iec.tables.styles import Style
 
-COLOURS = (
-    *("#4c4c4c", "#999999", "#0072b2", "#56b4e9", "#d55e00", "#e69f00", "#009e73", "#cc79a7"),
-    *("#8c564b", "#17becf", "#6a3d9a", "#bcbd22", "#920000", "#1b4d3e", "#ff7fa7", "#3b3bff"),
-)
-
-
-@dataclass(frozen=True)
-class Point:
-    """A row in a plot of quality against cost. base: the label of the row that it corrects."""
-
-    label: str
-    cost: float
-    score: Interval
-    base: str | None
+STEP = "sampling step (0 is pure noise)"
+ROWS_OF_A_LEGEND = 24
+MARKS_OF_A_CURVE = 9
 
 
 @dataclass(frozen=True)
 class Panel:
-    """A plot of quality against cost. points: one at least, with finite scores."""
+    """A plot of quality against cost. points: label -> (cost, finite score), one at least."""
 
-    points: Sequence[Point]
+    points: Mapping[str, tuple[float, Interval]]
     higher_is_better: bool
+
+
+def plain(text: str) -> str:
+    """Text in one line in which ``$`` begins no formula."""
+    return one_line(text).replace("$", r"\$")
 
 
 def sample_grid(path: Path, rows: Mapping[str, np.ndarray], title: str) -> None:
@@ -46,96 +47,92 @@ def sample_grid(path: Path, rows: Mapping[str, np.ndarray], title: str) -> None:
     for axis, (label, images) in zip(axes[:, 0], rows.items(), strict=True):
         axis.imshow(grid(images, columns=count, scale=max(1, 128 // height)), interpolation="nearest")
         axis.set_axis_off()
-        axis.text(-0.01, 0.5, label, transform=axis.transAxes, ha="right", va="center", fontsize=9)
+        axis.text(-0.01, 0.5, plain(label), transform=axis.transAxes, ha="right", va="center", fontsize=9)
     save(figure, path, title)
 
 
-def error_against_step(path: Path, curves: Mapping[str, np.ndarray], bases: Mapping[str, str], ylabel: str, title: str) -> None:
-    """Mean relative distance to the reference trajectory, one curve [n, T + 1] for each label; the band is its 95 % interval.
+def error_against_step(
+    path: Path, distances: Mapping[str, Curve], differences: Mapping[str, Curve], styles: Mapping[str, Style], title: str
+) -> None:
+    """Relative distance to the reference trajectory; where rows are corrected, also what the correction changes in it.
 
-    bases: label of a corrected row -> the row that it corrects; drawn in one colour, the corrected one dashed.
+    Rows share images, so the second panel is of paired differences, whose intervals are far narrower than those of the distances.
+    The band: the 95 % interval, of the distances only if there are no differences.
     """
-    figure, axis = plt.subplots(figsize=(7.5, 4.5))
-    colours = _colours(bases.get(label, label) for label in curves)
-    for label, errors in curves.items():
-        mean = errors.mean(axis=0)
-        half = 1.96 * errors.std(axis=0, ddof=1) / np.sqrt(len(errors)) if len(errors) > 1 else np.zeros_like(mean)
-        steps, colour = np.arange(len(mean)), colours[bases.get(label, label)]
-        axis.plot(steps, mean, label=label, color=colour, linestyle="--" if label in bases else "-")
-        axis.fill_between(steps, np.maximum(mean - half, 0), mean + half, alpha=0.15, color=colour, linewidth=0)
-    axis.set(xlabel="sampling step (0 is pure noise)", ylabel=ylabel, title=title)
-    axis.grid(alpha=0.3)
-    axis.legend(fontsize=8)
-    save(figure, path)
-
-
-def scores_with_intervals(path: Path, labels: Sequence[str], metrics: Mapping[str, Sequence[Interval]], title: str) -> None:
-    """A panel for each metric, a dot with its 95 % interval for each label."""
-    figure, axes = plt.subplots(
-        1, len(metrics), figsize=(2.9 * len(metrics) + 1.5, 0.36 * len(labels) + 1.3), sharey=True, squeeze=False
-    )
-    y = np.arange(len(labels))[::-1]
-    for axis, (name, intervals) in zip(axes[0], metrics.items(), strict=True):
-        value = np.array([i.value for i in intervals])
-        ends = np.array([[i.value - i.low, i.high - i.value] for i in intervals]).T
-        for k in range(len(labels)):
-            colour = COLOURS[k % len(COLOURS)]
-            axis.errorbar(value[k], y[k], xerr=np.maximum(ends[:, k : k + 1], 0), fmt="o", color=colour, capsize=3)
-        axis.set_title(name, fontsize=9)
-        axis.grid(alpha=0.3)
-    axes[0, 0].set_yticks(y, labels, fontsize=8)
+    panels = [distances, differences] if differences else [distances]
+    figure, axes = plt.subplots(1, len(panels), figsize=(6 * len(panels), 4.3), squeeze=False)
+    for axis, curves in zip(axes[0], panels, strict=True):
+        for k, (label, curve) in enumerate(curves.items()):
+            style, steps = styles[label], np.arange(len(curve.mean))
+            every = max(1, len(steps) // MARKS_OF_A_CURVE)
+            marks: dict[str, Any] = {"marker": style.marker, "mfc": style.face, "ms": 4, "markevery": (k % every, every)}
+            axis.plot(steps, curve.mean, style.line, color=style.colour, **marks)
+            if curves is panels[-1] and curve.low is not None and curve.high is not None:
+                axis.fill_between(steps, curve.low, curve.high, alpha=0.15, color=style.colour, linewidth=0)
+        axis.set(xlabel=STEP)
+        steps_and_grid(axis)
+    axes[0, 0].set_ylabel(r"$\|x_i - r_i\| / \|r_i\|$")
+    if differences:
+        axes[0, 1].set_ylabel("the same, minus that without correction")
+        axes[0, 1].axhline(0, color="black", linewidth=0.8, linestyle=":")
+        known = any(curve.low is not None for curve in differences.values())
+        axes[0, 1].set_title(f"change by the correction{', paired: 95 % interval' if known else ''}", fontsize=10)
+        axes[0, 0].set_title("distance", fontsize=10)
+    _legend(figure, {label: styles[label] for label in distances}, lines=True)
     save(figure, path, title)
 
 
-def quality_against_cost(path: Path, panels: Mapping[str, Panel], xlabel: str, title: str) -> None:
-    """A panel for each metric. A full dot is a row, a ring the same row corrected, joined by a line; dotted: the Pareto front."""
-    figure, axes = plt.subplots(1, len(panels), figsize=(7 * len(panels), 5.5), squeeze=False)
-    colours = _colours(point.base or point.label for panel in panels.values() for point in panel.points)
+def scores_with_intervals(
+    path: Path, panels: Mapping[str, Mapping[str, Interval]], bases: Mapping[str, str], styles: Mapping[str, Style], title: str
+) -> None:
+    """A panel for each metric, a dot with its 95 % interval for each row, and a line to it from the row that it corrects."""
+    labels = list(next(iter(panels.values())))
+    size = 2.9 * len(panels) + 1.5, 0.3 * len(labels) + 1.3
+    figure, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False)
+    for axis, (name, scores) in zip(axes[0], panels.items(), strict=True):
+        for y, (label, score) in enumerate(scores.items()):
+            style = styles[label]
+            if (base := scores.get(bases.get(label, ""))) is not None:
+                axis.plot([base.value, score.value], [y, y], color=style.colour, linewidth=1, alpha=0.5)
+                axis.plot([base.value], [y], "|", color=style.colour, ms=8)
+            _mark(axis, score.value, y, style, xerr=_ends(score))
+        axis.set_title(plain(name), fontsize=9)
+        axis.grid(alpha=0.3)
+        axis.xaxis.set_major_locator(MaxNLocator(5))
+    axes[0, 0].set_yticks(range(len(labels)), [plain(label) for label in labels], fontsize=8)
+    axes[0, 0].set_ylim(len(labels) - 0.5, -0.5)  # the first row on top
+    note = "\na line begins at the value without correction" if bases.keys() & set(labels) else ""
+    save(figure, path, title, note)
+
+
+def quality_against_cost(
+    path: Path,
+    panels: Mapping[str, Panel],
+    bases: Mapping[str, str],
+    styles: Mapping[str, Style],
+    xlabel: str,
+    title: str,
+) -> None:
+    """A panel for each metric; a line leads from a row to its corrections. Dotted: the Pareto front."""
+    figure, axes = plt.subplots(1, len(panels), figsize=(6 * len(panels), 5), squeeze=False)
     for axis, (name, panel) in zip(axes[0], panels.items(), strict=True):
-        places = {point.label: (point.cost, point.score.value) for point in panel.points}
+        places = {label: (cost, score.value) for label, (cost, score) in panel.points.items()}
         front = [places[label] for label in pareto_front(places, panel.higher_is_better)]
-        axis.set(xscale="log", xlabel=xlabel, ylabel=name, xmargin=0.08)
+        axis.set(xscale="log", xlabel=xlabel, ylabel=plain(name), xmargin=0.08)
         axis.step(*zip(*front, strict=True), where="post", color="black", linestyle=":", linewidth=1, alpha=0.6)
-        for point in panel.points:
-            colour = colours[point.base or point.label]
-            x, y = places[point.label]
-            ends = np.maximum([[y - point.score.low], [point.score.high - y]], 0)
-            axis.errorbar(x, y, yerr=ends, fmt="o", color=colour, mfc=colour if point.base is None else "white", capsize=2, ms=5)
-            if point.base is not None:
-                axis.plot(*zip(places[point.base], (x, y), strict=True), color=colour, linewidth=0.8, alpha=0.6)
+        for label, (cost, score) in panel.points.items():
+            if bases.get(label) in places:
+                line = zip(places[bases[label]], places[label], strict=True)
+                axis.plot(*line, color=styles[label].colour, linewidth=0.8, alpha=0.6)
+            _mark(axis, cost, score.value, styles[label], yerr=_ends(score))
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axis.xaxis.set_minor_formatter(NullFormatter())
         axis.grid(alpha=0.3, which="both")
-    figure.tight_layout()  # final sizes, on which it depends which labels overlap
-    for axis, panel in zip(axes[0], panels.values(), strict=True):
-        axis.autoscale_view()
-        _annotate(axis, [point for point in panel.points if point.base is None], colours)
-    rings = "rings: with IEC; " if any(point.base for panel in panels.values() for point in panel.points) else ""
-    save(figure, path, f"{title}\n{rings}dotted: no other row is better at the same cost or less")
-
-
-def _annotate(axis: Axes, points: Sequence[Point], colours: Mapping[str, str]) -> None:
-    """A label beside each point, on its inner side, and as far up as it takes to cover no label of a lower one."""
-    costs = [point.cost for point in points]
-    middle = np.sqrt(min(costs) * max(costs))
-    boxes: list[BboxBase] = []
-    for point in sorted(points, key=lambda point: point.score.value):
-        x, side = (5, "left") if point.cost <= middle else (-5, "right")
-        place = (point.cost, point.score.value)
-        text = axis.annotate(
-            point.label,
-            place,
-            (x, 4),
-            textcoords="offset points",
-            ha=side,
-            fontsize=7,
-            color=colours[point.label],
-            annotation_clip=False,
-        )
-        while any(text.get_window_extent().overlaps(box) for box in boxes):
-            text.xyann = (x, text.xyann[1] + 2)
-        boxes.append(text.get_window_extent())
+    shown = {label: style for label, style in styles.items() if any(label in panel.points for panel in panels.values())}
+    _legend(figure, shown)
+    hollow = "hollow: corrected; " if not all(style.filled for style in shown.values()) else ""
+    save(figure, path, title, f"\n{hollow}dotted: no other row is better at the same cost or less")
 
 
 def pareto_front(places: Mapping[str, tuple[float, float]], higher_is_better: bool) -> list[str]:
@@ -148,15 +145,40 @@ def pareto_front(places: Mapping[str, tuple[float, float]], higher_is_better: bo
     return front
 
 
-def _colours(labels: Iterable[str]) -> dict[str, str]:
-    """A colour for each different label."""
-    return {label: COLOURS[k % len(COLOURS)] for k, label in enumerate(dict.fromkeys(labels))}
+def _mark(axis: Axes, x: float, y: float, style: Style, **errors: Any) -> None:
+    """A marker with an error bar."""
+    axis.errorbar(x, y, fmt=style.marker, color=style.colour, mfc=style.face, capsize=2, ms=5, elinewidth=1, **errors)
 
 
-def save(figure: Figure, path: Path, title: str = "") -> None:
-    """Tight, at 130 dpi, and closed. title: above all axes."""
+def _ends(score: Interval) -> np.ndarray:
+    """[2, 1], as matplotlib takes them: how far the interval reaches to either side."""
+    return np.maximum([[score.value - score.low], [score.high - score.value]], 0)
+
+
+def steps_and_grid(axis: Axes) -> None:
+    """For an axis of sampling steps, which are whole numbers."""
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    axis.grid(alpha=0.3)
+
+
+def _legend(figure: Figure, styles: Mapping[str, Style], lines: bool = False) -> None:
+    """At the right of all axes, one entry a row. lines: with the line of a curve."""
+    handles = []
+    for style in styles.values():
+        look: dict[str, Any] = {"linestyle": style.line if lines else "none", "marker": style.marker, "mfc": style.face, "ms": 5}
+        handles.append(Line2D([], [], color=style.colour, **look))
+    columns = -(-len(handles) // ROWS_OF_A_LEGEND)
+    options: dict[str, Any] = {"bbox_to_anchor": (1, 0.5), "fontsize": 8, "ncols": columns, "handlelength": 2.5 if lines else 1}
+    texts = figure.legend(handles, ["-"] * len(handles), loc="center left", **options).get_texts()
+    for text, label in zip(texts, styles, strict=True):  # set afterwards: a legend drops labels that begin with _
+        text.set_text(plain(label))
+
+
+def save(figure: Figure, path: Path, title: str = "", note: str = "") -> None:
+    """Tight, at 130 dpi, and closed. title: above all axes, with a note below it."""
     figure.tight_layout()
     if title:
-        figure.suptitle(title, fontsize=10, y=1.0, va="bottom")  # after the layout, which would leave a gap for it
+        heading = "\n".join(map(plain, title.splitlines())) + note
+        figure.suptitle(heading, fontsize=10, y=1.0, va="bottom")  # after the layout, which would leave a gap for it
     write_atomic(path, lambda file: figure.savefig(file, format="png", dpi=130, bbox_inches="tight"))
     plt.close(figure)

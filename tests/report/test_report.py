@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from iec.errors import MetricError, NonFiniteError
+from iec.errors import ConfigError, MetricError, NonFiniteError, StoreError
 from iec.io.images import grid
+from iec.io.resources import experiments
 from iec.metrics.frechet import FewSamplesWarning
 from iec.metrics.interval import Interval
-from iec.report.__main__ import EXPERIMENTS, main, tables
+from iec.report.__main__ import main, tables
 from iec.report.pictures import GAP, LARGEST_SIDE, _smaller, plots_of
 from iec.report.reading import to_html
 from iec.runs.failures import failure_recorded
@@ -205,7 +206,7 @@ def test_nothing_is_written_to_the_cells(folder):
     [
         ("scores", None, False, "base + IEC not there: to be scored"),
         ("shards", None, False, "base + IEC not there: 1 of 2 shards"),
-        ("shards/000000-000003.json", "{}", False, "base + IEC not there: KeyError"),
+        ("shards/000000-000003.json", "{}", False, "base + IEC not there: 1 of 2 shards"),
         ("environment.json", "{}", True, "environment.json of the cell is missing or damaged"),
     ],
 )
@@ -272,13 +273,26 @@ def test_the_sprites_are_the_images_and_pairs_are_found(folder, html):
     assert len(plots) == 4 and all(np.asarray(pixels(uri)).size for uri in plots)  # error, scores, cost, and the analysis
 
 
-def test_a_row_of_the_same_images_has_no_place_among_the_psnrs(folder):
+def test_a_row_of_the_same_images_has_no_place_among_the_psnrs(folder, monkeypatch):
     rows, experiment = rows_of(folder)
     for row in rows[1:]:
         row.scores[PSNR] = Interval(np.inf, np.inf, np.inf)
-    cost = next(plot for plot in plots_of(rows, experiment) if plot.title.startswith("Quality"))
-    both = next(plot for plot in plots_of(rows_of(folder)[0], experiment) if plot.title.startswith("Quality"))
-    assert cost.width < 0.6 * both.width  # the panel of FID alone
+    assert panels_of(rows, experiment, monkeypatch) == ["FID (EffNet-Lite0)"]
+    assert panels_of(rows_of(folder)[0], experiment, monkeypatch) == [PSNR, "FID (EffNet-Lite0)"]
+
+
+def panels_of(rows, experiment, monkeypatch):
+    """The metrics of the plot of quality against cost."""
+    from iec.tables import plots
+
+    drawn = []
+    draw = plots.quality_against_cost
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            plots, "quality_against_cost", lambda path, panels, *rest: drawn.extend(panels) or draw(path, panels, *rest)
+        )
+        plots_of(rows, experiment)
+    return drawn
 
 
 def test_large_images_are_block_means():
@@ -296,18 +310,56 @@ def test_the_page_is_the_same_again(folder, html):
 
 def test_the_reading_and_the_analysis(html):
     assert "<p>IEC <strong>raises</strong> the &lt;score&gt; &amp; <code>a*b</code>.</p>" in html
-    assert "<ul><li>one line</li><li>two <strong>bold</strong> marks</li></ul>" in html
+    assert "<ul>\n<li>one\nline</li>\n<li>two <strong>bold</strong> marks</li>\n</ul>" in html
     text = Page(html).text
     assert "errors: <X>" in text and "experiments/results/analysis/errors-x.json" in text
     assert "2026-01-02" in text and "a & b" in text
-    assert to_html("**a * b** c `<i>` ** ` [x](y)\n* <b>") == (
-        "<p><strong>a * b</strong> c <code>&lt;i&gt;</code> ** ` [x](y)</p><ul><li>&lt;b&gt;</li></ul>"
-    )
-    assert to_html(" \n\n") == ""
+
+
+@pytest.mark.parametrize(
+    "text, shown",
+    [
+        (" \n\n", ""),
+        ("<script>x</script>", "<p>&lt;script&gt;x&lt;/script&gt;</p>"),
+        ("a <b onclick=x>c</b>", "<p>a &lt;b onclick=x&gt;c&lt;/b&gt;</p>"),
+        ("[x](https://a.b)", '<p><a href="https://a.b">x</a></p>'),
+        ("[x](javascript:y)", "<p>[x](javascript:y)</p>"),
+        ("[x](data:text/html,y)", "<p>[x](data:text/html,y)</p>"),
+        ("[x](../table1/table.md)", "<p>[x](../table1/table.md)</p>"),
+        ("<javascript:y>", "<p>&lt;javascript:y&gt;</p>"),
+        ("**a `<i>` ** `", "<p>**a <code>&lt;i&gt;</code> ** `</p>"),
+        ("a | b\n--|--\n1 | 2", None),
+    ],
+)
+def test_a_reading_is_markdown_without_html_and_with_links_to_the_web_alone(text, shown):
+    html = to_html(text)
+    assert html == shown if shown is not None else "<table>" in html and "<td>2</td>" in html
+
+
+def test_a_reading_loads_no_picture():
+    assert "<img" not in to_html("![x](https://a.b/c.png)") and "<img" not in to_html("![x][y]\n\n[y]: https://a.b/c.png")
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_the_sections_are_read(folder, tmp_path, monkeypatch):
+    from iec.report import __main__ as command
+
+    monkeypatch.setattr(command, "read_section", lambda *_: pytest.fail("read before the output was checked"))
+    (tmp_path / "taken").write_text("a file")
+    for output in (tmp_path, tmp_path / "taken" / "report.html"):
+        with pytest.raises(StoreError, match="--output FILE"):
+            main([str(folder / "tiny.yaml"), "--output", str(output)])
+
+
+def test_a_folder_without_experiments_is_refused_and_a_broken_one_keeps_its_section(tmp_path):
+    (tmp_path / "only_analysed.yaml").write_text("title: x\nscales: {small: {}}\n")
+    with pytest.raises(ConfigError, match="Name some"):
+        tables(tmp_path)
+    (tmp_path / "twice.yaml").write_text("a: 1\na: 2\n")
+    assert [path.stem for path in tables(tmp_path)] == ["twice"]
 
 
 def test_the_shipped_tables_are_found():
-    names = [path.stem for path in tables(EXPERIMENTS)]
+    names = [path.stem for path in tables(experiments())]
     assert names[:5] == ["table1", "table2", "table3", "table4", "table5"] and names[5:8] == ["figure3", "figure4", "figure5"]
     assert "controls" in names and not {"figure1", "figure2", "bundled"} & set(names)
 

@@ -23,7 +23,7 @@ from iec.runs.runner import run_cell
 from iec.runs.tracking import log_cell
 from iec.sweeps.sweep import main as export
 from iec.sweeps.sweep import sweep_config
-from iec.tables.table import main as tables
+from iec.tables.command import main as tables
 from tests.conftest import CONFIGS
 
 wandb = pytest.importorskip("wandb")

@@ -2,17 +2,18 @@
 
 import csv
 import json
+import re
+import shlex
 import warnings
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from iec.errors import ConfigError, WeightsError
+from iec.errors import ConfigError, StoreError, WeightsError
 from iec.metrics.frechet import FewSamplesWarning
+from iec.tables.command import main
 from iec.tables.experiment import Experiment
-from iec.tables.plots import pareto_front
-from iec.tables.table import main
 
 SPEC = """
 title: a tiny table
@@ -98,6 +99,19 @@ def test_the_table_and_its_pictures(spec, capsys):
             assert np.asarray(picture).std() > 5
     assert "corrected" in capsys.readouterr().out
 
+    plots = {name: (folder / f"{name}.png").read_bytes() for name in ("error", "scores", "cost")}
+    again = spec.parent / "again" / "tiny"
+    again.mkdir(parents=True)
+    (again / "table.json").write_text((folder / "table.json").read_text())
+    run(spec, "--redraw", "--out", str(again.parent))
+    assert {name: (again / f"{name}.png").read_bytes() for name in plots} == plots
+    (again / "table.json").write_text('[{"label": "base"}]')
+    for out, problem in [(again.parent, "of another version"), (spec.parent, "has no rows")]:
+        with pytest.raises(ConfigError, match=problem):
+            run(spec, "--redraw", "--out", str(out))
+    with pytest.raises(ConfigError, match="--redraw needs"):
+        run(spec, "--redraw")
+
     def stamps():
         return {p: p.stat().st_mtime_ns for p in (spec.parent / "out").glob("*/shards/*")}
 
@@ -124,10 +138,14 @@ def test_variants_and_figures(tmp_path):
     path.write_text(VARIED.replace("[full + IEC]", "[full + EIC]"))
     with pytest.raises(ConfigError, match=r"full \+ EIC"):
         Experiment.read(path)
+    for name in ("../b", "a/b", "b c", ""):
+        path.write_text(VARIED.replace("  b: [full", f'  "{name}": [full'))
+        with pytest.raises(ConfigError, match="names a file"):
+            Experiment.read(path)
 
 
 def test_bad_experiments_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match="not an experiment file"):
+    with pytest.raises(ConfigError, match="missing.yaml cannot be read"):
         Experiment.read(tmp_path / "missing.yaml")
     path = tmp_path / "bad.yaml"
     path.write_text(SPEC.replace("reference: base", "reference: nobody"))
@@ -166,6 +184,42 @@ published:
 """
 
 
+def test_a_row_that_is_pasted_twice_is_refused_with_its_line(spec):
+    spec.write_text(SPEC.replace("  four steps:", "  corrected:"))
+    with pytest.raises(ConfigError, match=r"tiny\.yaml, line 8: the key 'corrected' is already given in line 7"):
+        run(spec)
+    spec.write_text(f"{SPEC}scales:\n  small: {{overrides: [], replace: {{a=b: null, a=b: [c=d]}}}}\n")
+    with pytest.raises(ConfigError, match="the key 'a=b' is already given"):
+        run(spec)
+
+
+def test_any_label_leaves_the_shape_of_the_table(spec):
+    label = "a | b $x$ [red] `c` *d* <e> & 5 % _f_ \\ ~ ^ # {g}"
+    spec.write_text(SPEC.replace("  corrected:", f"  '{label}':"))
+    run(spec, "--run", "metrics=none")
+    (folder,) = (spec.parent / "out" / "tables").iterdir()
+    lines = [line for line in (folder / "table.md").read_text().splitlines() if line.startswith("|")]
+    assert len(lines) == 5 and len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
+    assert [row["label"] for row in csv.DictReader((folder / "table.csv").open(newline=""))] == ["base", label, "four steps"]
+    assert r"a \textbar{} b \$x\$ [red]" in (folder / "table.tex").read_text()
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(spec, tmp_path):
+    taken = tmp_path / "taken"
+    taken.write_text("a file")
+    for out in (taken, taken / "below"):
+        with pytest.raises(StoreError, match="--out DIR"):
+            run(spec, "--run", "--out", str(out))
+    assert not (tmp_path / "out").exists()
+    run(spec, "--status", "--out", str(taken))  # writes nothing
+
+
+def test_the_command_of_a_row_is_quoted_for_the_shell(spec):
+    spec.write_text(SPEC.replace("[iec=all_steps]", "[iec=all_steps, 'model.prompts=it''s; $HOME']"))
+    command = Experiment.read(spec).command("corrected")
+    assert shlex.split(command)[-1] == "model.prompts=it's; $HOME" and "iec=all_steps " in command
+
+
 def test_published_values_stand_beside_measured_ones_and_scales_choose_the_model(tmp_path, capsys):
     path = tmp_path / "published.yaml"
     path.write_text(PUBLISHED)
@@ -190,23 +244,9 @@ def test_published_values_stand_beside_measured_ones_and_scales_choose_the_model
         Experiment.read(path, scale="huge")
 
 
-def test_the_pareto_front_is_what_no_other_row_beats():
-    draw = np.random.default_rng(0)
-    for n in range(1, 30):
-        places = {f"row {k}": (float(a), float(b)) for k, (a, b) in enumerate(draw.integers(0, 6, (n, 2)))}
-        for sign in (1, -1):
-            front = pareto_front(places, sign < 0)
-            beaten = {
-                a: any(places[b][0] <= x and sign * places[b][1] <= sign * y and places[b] != (x, y) for b in places)
-                for a, (x, y) in places.items()
-            }
-            assert {places[label] for label in front} == {places[label] for label in places if not beaten[label]}
-            assert [places[label][0] for label in front] == sorted({places[label][0] for label in front})
-
-
 def test_a_row_that_fails_does_not_stop_the_others(spec, monkeypatch, caplog):
     from iec.errors import NonFiniteError
-    from iec.tables import table as tables
+    from iec.tables import command as tables
 
     compute = tables.run_cell
 
@@ -238,11 +278,21 @@ def test_the_status_says_how_far_every_row_is(spec, capsys):
 
 @pytest.mark.parametrize("scale", ["small", "paper"])
 def test_every_shipped_experiment_composes(scale, monkeypatch):
+    from iec.models.cards import card
     from iec.models.model import Source
     from tests.conftest import CONFIGS
 
-    made = Source.of
-    monkeypatch.setattr(Source, "of", lambda name, *_, **__: made(name, random_weights=True))  # the paper's weights are not here
+    checked = Source.of
+
+    def of(name, weights, random_weights, *rest):
+        """The paper's weights are not here; all else that a row says of its model is checked."""
+        return checked(name, weights, random_weights or card(name).packaged is None, *rest)
+
+    monkeypatch.setattr(Source, "of", of)
     for path in (CONFIGS.parent / "experiments").glob("*.yaml"):
         has_scales = "\nscales:" in path.read_text()
-        assert Experiment.read(path, ["device=cpu"], scale if has_scales else None).cells()
+        experiment = Experiment.read(path, ["device=cpu"], scale if has_scales else None)
+        assert experiment.cells().keys() == experiment.rows.keys()
+        if scale == "paper" and path.stem == "table4":
+            with pytest.raises(ConfigError, match="model.guidance"):
+                Experiment.read(path, ["device=cpu", "model.guidance=1000"], scale).cells()

@@ -7,9 +7,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from iec.errors import ArtifactError, ConfigError
+from iec.io.yaml import read_yaml
 
 PACKAGED = Path(__file__).parent
 VARIABLE = "IEC_REFERENCES"
@@ -57,7 +56,7 @@ class Dataset:
 
 @cache
 def _datasets() -> dict[str, Dataset]:
-    entries = yaml.safe_load((PACKAGED / "datasets.yaml").read_text(encoding="utf-8"))
+    entries = read_yaml(PACKAGED / "datasets.yaml")
     return {name: _dataset(name, **entry) for name, entry in entries.items()}
 
 

@@ -1,0 +1,153 @@
+"""A table and its pictures from an experiment file.
+
+    python -m iec.tables experiments/bundled.yaml                   # assemble what exists, list what is missing
+    python -m iec.tables experiments/bundled.yaml --run             # compute what is missing first
+    python -m iec.tables experiments/bundled.yaml --run num_images=64 sampler.steps=10
+    python -m iec.tables experiments/table1.yaml --scale paper      # the paper's models; small: the bundled one
+    python -m iec.tables experiments/*.yaml --status                # how far every row is
+    python -m iec.tables experiments/table1.yaml --redraw --out DIR # the plots again, from DIR/table1/table.json
+
+Written to OUTPUT/tables/NAME-HASH, or to DIR/NAME with --out DIR: table.md, table.csv, table.tex, table.json, grid.png, error.png,
+scores.png, cost.png; pictures that would have no content are left out.
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from iec.errors import ArtifactError, ConfigError, IECError, WeightsError
+from iec.io.files import canonical_hash, read_json
+from iec.io.paths import require_writable
+from iec.runs.cell import Cell
+from iec.runs.runner import Result, finished_result, run_cell
+from iec.runs.status import progress_of
+from iec.runs.tracking import log_cell
+from iec.tables.experiment import Experiment
+from iec.tables.figures import write_pictures, write_plots
+from iec.tables.formats import show
+from iec.tables.measured import Measured
+from iec.tables.rows import build_rows
+from iec.tables.table import caption_of, write_table
+from iec.tables.tracking import log_table
+
+log = logging.getLogger(__name__)
+LACKING: tuple[type[IECError], ...] = (WeightsError, ArtifactError)
+"""How a row ends that lacks files of weights or of statistics here: the others can be computed."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """See the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("given", nargs="+", metavar="FILE|OVERRIDE", help="experiment files, and Hydra overrides for every row")
+    parser.add_argument("--run", action="store_true", help="compute the rows that are missing")
+    parser.add_argument("--scale", help="of a file that has scales; by default paper where there is a GPU, else small")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="for the tables, each in a folder named as its file")
+    parser.add_argument("--status", action="store_true", help="only say how far each row is")
+    parser.add_argument("--redraw", action="store_true", help="only draw the plots again, from the table.json in --out DIR")
+    options = parser.parse_intermixed_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    files = [Path(text) for text in options.given if "=" not in text]
+    overrides = [text for text in options.given if "=" in text]
+    experiments = [Experiment.read(path, overrides, options.scale) for path in files]
+    for experiment in experiments:
+        if not experiment.references:
+            raise ConfigError(f"{experiment.name} has no reference row: it is no table. Use  python scripts/analyse.py.")
+        if options.out is not None and not options.status:
+            require_writable(options.out / experiment.name / "table.md", "--out DIR")
+    if options.redraw:
+        for experiment in experiments:
+            redraw(experiment, options.out)
+        return
+    checked = [(experiment, *experiment.available(LACKING)) for experiment in experiments]  # every row, before any is computed
+    for experiment, cells, missing in checked:
+        if options.status:
+            print(status(experiment, cells, missing))
+        else:
+            assemble(experiment, cells, missing, options.run, options.out)
+
+
+def redraw(experiment: Experiment, out: Path | None) -> None:
+    """All pictures but the samples, from the table.json that is in their folder. Raises `ConfigError` where there is none."""
+    if out is None:
+        raise ConfigError("--redraw needs the folder of the tables: --out DIR.")
+    folder = out / experiment.name
+    file = folder / "table.json"
+    try:
+        rows = [Measured.from_json(entry) for entry in read_json(file) or [] if entry["label"] in experiment.rows]
+    except (KeyError, TypeError) as error:
+        raise ConfigError(f"{file} is of another version ({error!r}). Write the table again: leave --redraw out.") from error
+    if not rows:
+        raise ConfigError(f"{file} has no rows of {experiment.name}. Write the table first: leave --redraw out.")
+    print("\n".join(str(path) for path in write_plots(rows, experiment, folder)))
+
+
+def status(experiment: Experiment, cells: Mapping[str, Cell], missing: Mapping[str, IECError]) -> str:
+    """A line for each row: done, how many images are there, failed and why, or what it lacks."""
+    states = _states(cells, missing)
+    return "\n".join([experiment.title, *(f"  {label}: {states[label]}" for label in experiment.rows)])
+
+
+def _states(cells: Mapping[str, Cell], missing: Mapping[str, IECError]) -> dict[str, str]:
+    lacking = {label: f"cannot run here: {type(e).__name__}: {str(e).splitlines()[0]}" for label, e in missing.items()}
+    return {label: progress_of(cell) for label, cell in cells.items()} | lacking
+
+
+def assemble(
+    experiment: Experiment, cells: dict[str, Cell], missing: Mapping[str, IECError], compute: bool, out: Path | None = None
+) -> None:
+    """The table of what is finished, after computing what is not if asked to. missing: rows that cannot run here. out: see --out.
+
+    A row that fails does not stop the others; if one did, or could not be computed, the last error is raised at the end.
+    """
+    results: dict[str, Result] = {}
+    failure: IECError | None = None
+    for text, labels in _by_text(missing).items():
+        log.error("cannot run here: %s: %s", ", ".join(labels), text)
+        if compute or not cells:
+            failure = missing[labels[0]]
+    for k, (label, cell) in enumerate(cells.items(), 1):
+        log.info("[%d/%d] %s", k, len(cells), label) if compute else None
+        try:
+            result = run_cell(cell) if compute else finished_result(cell)
+            if result is not None:
+                results[label] = result
+                log_cell(result, experiment.name)
+        except IECError as error:
+            log.error("failed: %s: %s\n    %s", label, error, experiment.command(label))
+            failure = error
+            continue
+        if result is None:
+            log.info("missing: %s\n    %s", label, experiment.command(label))
+    if results:
+        others = {label: cell for label, cell in cells.items() if label not in results}
+        _show(experiment, cells, results, _states(others, missing), out)
+    elif failure is None:
+        log.info("Nothing to show yet; add --run to compute it.")
+    if failure is not None:
+        raise failure
+
+
+def _by_text(errors: Mapping[str, IECError]) -> dict[str, list[str]]:
+    """What an error says -> the labels of its rows: rows of one model lack the same files."""
+    labels: dict[str, list[str]] = {}
+    for label, error in errors.items():
+        labels.setdefault(str(error), []).append(label)
+    return labels
+
+
+def _show(
+    experiment: Experiment, cells: dict[str, Cell], results: dict[str, Result], absent: Mapping[str, str], out: Path | None
+) -> None:
+    """Write the table and its pictures, and print it. absent: label -> why it is not there."""
+    output = next(iter(cells.values())).paths.output
+    key = canonical_hash([cells[label].slug for label in results])[:10]
+    folder = out / experiment.name if out else output / "tables" / f"{experiment.name}-{key}"
+    rows = build_rows(results, experiment.references)
+    header, body = write_table(rows, experiment, folder, absent)
+    pictures = write_pictures(rows, experiment, folder)
+    show(header, body, experiment.title)
+    print(caption_of(rows, experiment))
+    print("\n".join(str(path) for path in [folder / "table.md", *pictures]))
+    log_table(experiment, cells, header, body, pictures)

@@ -1,0 +1,110 @@
+"""What is drawn of a row: taken from the row, kept in table.json, and read from there, so that plots can be drawn again."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from iec.efficiency.cost import CallCost
+from iec.metrics.interval import Interval, mean_interval
+from iec.metrics.scores import METRICS
+from iec.tables.rows import PSNR, Row
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A mean over images against the state, [T + 1], and the ends of its 95 % interval; None where it is not known."""
+
+    mean: np.ndarray
+    low: np.ndarray | None = None
+    high: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> "Curve":
+        """values: [n, T + 1]."""
+        return cls(values.mean(axis=0), *mean_interval(values))
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Curve":
+        return cls(**{name: np.array(part) for name, part in value.items() if part is not None})
+
+    @property
+    def interval(self) -> list[list[float]] | None:
+        """[low, high], JSON values."""
+        return None if self.low is None or self.high is None else [self.low.tolist(), self.high.tolist()]
+
+    def as_json(self) -> dict[str, Any]:
+        return {name: None if part is None else part.tolist() for name, part in vars(self).items()}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """scores: finite ones. higher_is_better: of each score. cost: of one image. distance: relative to the reference trajectory;
+    difference: of the distance to that of the row without correction, image by image; ``traced``: the images of both.
+    """
+
+    label: str
+    images: int
+    scores: dict[str, Interval]
+    higher_is_better: dict[str, bool]
+    cost: CallCost | None
+    distance: Curve | None
+    difference: Curve | None
+    traced: int
+
+    @classmethod
+    def from_json(cls, entry: Mapping[str, Any]) -> "Measured":
+        """An entry of table.json."""
+        kinds = (entry["record"] or {"scores": {}})["scores"]
+        labels = {name: kind["label"] for name, kind in kinds.items()}
+        mean, interval, difference = (
+            entry[key] for key in ("relative_distance_mean", "relative_distance_interval", "paired_difference")
+        )
+        return cls(
+            label=entry["label"],
+            images=entry["manifest"]["num_images"],
+            scores=_ordered({name: Interval(**score) for name, score in entry["scores"].items()}, labels),
+            higher_is_better={kind["label"]: kind["higher_is_better"] for kind in kinds.values()} | {PSNR: True},
+            cost=None if entry["cost"] is None else CallCost(**entry["cost"]),
+            distance=None if mean is None else Curve(np.array(mean), *map(np.array, interval or ())),
+            difference=None if difference is None else Curve.from_json(difference),
+            traced=entry["trace_images"],
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """The part of an entry of table.json that a plot needs and the cell does not hold."""
+        return {
+            "cost": None if self.cost is None else asdict(self.cost),
+            "scores": {name: dict(zip(("value", "low", "high"), score, strict=True)) for name, score in self.scores.items()},
+            "relative_distance_mean": None if self.distance is None else self.distance.mean.tolist(),
+            "relative_distance_interval": None if self.distance is None else self.distance.interval,
+            "paired_difference": None if self.difference is None else self.difference.as_json(),
+            "trace_images": self.traced,
+        }
+
+
+def _ordered(scores: dict[str, Interval], labels: Mapping[str, str]) -> dict[str, Interval]:
+    """In the order of `METRICS`, others last: files keep their keys in alphabetical order. labels: of the scores by name."""
+    ranks = {labels[name]: rank for rank, name in enumerate(METRICS) if name in labels}
+    return dict(sorted(scores.items(), key=lambda item: ranks.get(item[0], len(METRICS))))
+
+
+def measured(rows: Sequence[Row], bases: Mapping[str, str]) -> list[Measured]:
+    """bases: corrected row -> the row without correction."""
+    errors = {row.label: row.errors for row in rows if row.errors is not None}
+    finite = {row.label: {name: score for name, score in row.scores.items() if np.isfinite(score.value)} for row in rows}
+    differences = {label: errors[label] - errors[base] for label, base in bases.items() if {label, base} <= errors.keys()}
+    return [
+        Measured(
+            label=row.label,
+            images=row.result.manifest.num_images,
+            scores=_ordered(finite[row.label], {score.name: score.label for score in row.result.scores}),
+            higher_is_better=row.higher_is_better,
+            cost=row.image_cost,
+            distance=None if row.errors is None else Curve.of(row.errors),
+            difference=Curve.of(differences[row.label]) if row.label in differences else None,
+            traced=0 if row.errors is None else len(row.errors),
+        )
+        for row in rows
+    ]
