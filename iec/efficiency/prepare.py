@@ -36,9 +36,9 @@ def quantize(
 ) -> QuantizedNetwork:
     """The model's network with simulated quantization, calibrated for the steps of ``table``.
 
-    artifacts: a folder to keep calibrations in and reuse them from; of the processes that need the same one, one makes it.
-    artifact: a calibration file that must be used.
-    Raises `ArtifactError` if a file is missing, damaged, or was made from something else, `StoreError` if it cannot be written.
+    artifacts: a folder where calibrations are stored and found again; of several processes that need the same one, one computes
+    it. None: nothing is stored. artifact: a calibration file that must be used.
+    Raises `ArtifactError` if a file is missing, damaged, or was computed from something else, `StoreError` if it cannot be written.
     """
     network = quantize_unet(model.unet, config, len(table))
     fingerprint = calibration_fingerprint(model, config, table)

@@ -54,8 +54,8 @@ class Technique(ABC):
 
     @abstractmethod
     def prepare(self, model: Model, table: Timetable, artifacts: Path) -> Prepared:
-        """The network for the steps of ``table``. What is slow to find is kept in the folder ``artifacts``, by
-        `iec.io.artifacts.cached`, so that of the processes of a run one makes it.
+        """The network for the steps of ``table``. Store slow results in the folder ``artifacts`` with `iec.io.artifacts.cached`:
+        then one process of a run computes them, and the others load them.
         """
 
     def refresh(self, num_steps: int) -> frozenset[int] | None:

@@ -181,16 +181,16 @@ class Model:
 
     @property
     def network(self) -> UNetNetwork:
-        """The full-precision network, of the UNet's rows: without guidance."""
+        """The full-precision network, without guidance."""
         return UNetNetwork(self.unet)
 
     @property
     def rows(self) -> int:
-        """Rows that the UNet evaluates for one image: 2 under guidance."""
+        """Branches that the UNet evaluates for one image: 2 with guidance, else 1."""
         return num_branches(self.guidance)
 
     def guided(self, network: Network) -> Network:
-        """What is sampled with a network of the UNet's rows."""
+        """``network`` with guidance around it, if the model has a guidance scale; this is what is sampled."""
         return guided(network, self.guidance)
 
     def cond(self, indices: Sequence[int]) -> Tensor | None:
@@ -211,10 +211,12 @@ def load_model(
     guidance: float | None = None,
     prompts: str | None = None,
 ) -> Model:
-    """Load a model by the name of its card.
+    """Load a model by the name of its card (iec/models/cards.yaml).
 
-    weights: a local folder in diffusers' layout, ``hub`` or a hub id, instead of the packaged or converted one. random_weights:
-    seeded random weights of the same architecture, for tests and speed. dtype, guidance, prompts: see `Source`. Raises
-    `ConfigError`, `DeviceError`, `WeightsError`.
+    device: ``auto`` is a GPU if there is one, else the CPU. weights: a local folder in diffusers' layout, ``hub`` or a hub id,
+    instead of the packaged or converted one. random_weights: seeded random weights of the same architecture, for tests and speed.
+    dtype (``float32``, ``float16``, ``bfloat16``): of the UNet and the text encoder. guidance: the scale w; None is the card's.
+    prompts: None, a text file with one prompt per line, or COCO's captions_val2014.json.
+    Raises `ConfigError`, `DeviceError`, `WeightsError`.
     """
     return Source.of(name, weights, random_weights, dtype, guidance, prompts).load(device)

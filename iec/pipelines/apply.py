@@ -67,22 +67,24 @@ def apply(
 ) -> Applied:
     """Put IEC, feature caching (DeepCache) and simulated quantization under a pipeline whose scheduler can be made a DDIM one.
 
-    correction, placement: see `IECScheduler`, and its ``from_config`` for the schedulers that it can take the place of. x_0 is not
-        clipped in a pipeline with a VAE whose scheduler does not say. With a correction alone all eligible steps are corrected;
-        with neither none, unless the pipeline's scheduler already is an `IECScheduler`, which then keeps its own.
-    cache: refresh steps are counted in sampling steps, whatever calls corrections and guidance add. A correction at a refresh
-        step runs the full network, and ``correction.cache_from`` says whose feature is kept; ``placement.cached_steps``
+    correction, placement: see `IECScheduler`; ``IECScheduler.from_config`` says which schedulers it can replace. If the pipeline
+        has a VAE and its scheduler has no ``clip_sample``, x_0 is not clipped. With a correction and no placement all eligible
+        steps are corrected. With neither no step is, unless the pipeline's scheduler already is an `IECScheduler`: then its own
+        correction and placement stay.
+    cache: the interval counts sampling steps; calls that corrections and guidance add do not count. A correction at a refresh
+        step runs the full network, and ``correction.cache_from`` says whose feature is stored. ``placement.cached_steps``
         says what happens at cached steps. cut None: ``latent`` for a pipeline with a VAE, else ``pixel``.
-    quantize: one row of activation scales a step, found on a run of the pipeline itself, in float, without corrections, with the
-        cache if there is one: ``pipe(**calibration)``, e.g. ``{"prompt": [..], "generator": torch.Generator().manual_seed(0),
-        "num_inference_steps": 50}``. Its UNet has to be called on ``calibration_images`` rows a step; guidance makes two rows an
-        image. Later runs must have the timesteps of that one.
+    quantize: the activation scales of each step are calibrated on a run of the pipeline itself, in float, without corrections, with
+        the cache if there is one: ``pipe(**calibration)``, e.g. ``{"prompt": [..], "generator": torch.Generator().manual_seed(0),
+        "num_inference_steps": 50}``. This run has to call the UNet on ``calibration_images`` inputs in each step; guidance makes
+        two inputs of one image. Later runs must have the same timesteps.
 
     Works for pipelines that call ``pipe.unet`` once for each entry of ``scheduler.timesteps`` (with guidance on one doubled
-    batch). Hooks and wrappers on the UNet, before or after, work on or are refused by name, at the latest at the next call; so is
-    what is switched on a quantized UNet. With a cache its repeated blocks can be compiled, with quantization nothing. Without
-    cache and quantize only the scheduler is exchanged, which other networks (DiT) can have too. Not saved by
-    ``save_pretrained``, except the scheduler: remove before. Raises `ConfigError` and then changes nothing.
+    batch). Hooks and wrappers on the UNet, put on before or after, either work or are refused by name, at the latest at the next
+    call. So are switches of a quantized UNet. With a cache the UNet's repeated blocks can be compiled, with quantization nothing.
+    Without cache and quantize only the scheduler is exchanged; then the network need not be a UNet (DiT).
+    ``save_pretrained`` saves the scheduler, but no cache and no quantization: call `remove` before.
+    Raises `ConfigError` and then changes nothing.
     """
     if getattr(pipe, HANDLE, None) is not None:
         raise ConfigError("This pipeline already has something applied to it. Call iec.remove(pipe) first.")

@@ -97,10 +97,10 @@ class IECScheduler(DDIMScheduler):
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
         """The scheduler that takes the place of the one with this ``config``; keywords come before what it says.
 
-        DDIM, DDPM and PNDM configurations are taken as they are, and so is every other one of a network that predicts noise (or v,
-        or x_0) on the same noise schedule. Values that the old scheduler had by default are kept, as diffusers does not. Raises
-        `ConfigError` for what DDIM would drop (flow matching, distilled samplers, Karras' noise levels ..) and where it is not
-        known whether x_0 is clipped. Warns where a solver of another kind (DPM-Solver, UniPC, Heun ..) is replaced.
+        Accepts DDIM, DDPM, PNDM and Euler. Accepts, with a `UserWarning`, solvers of another kind on the same noise schedule
+        (DPM-Solver, UniPC, Heun, KDPM2, LMS, Euler ancestral), because their steps become those of DDIM. Values that the old
+        scheduler had by default are kept, which diffusers would not do. Raises `ConfigError` for what DDIM would drop (flow
+        matching, distilled samplers, Karras' noise levels ..), and if the old scheduler has no ``clip_sample`` and none is given.
         """
         if isinstance(config, Mapping):
             kwargs |= for_ddim(config, kwargs)
