@@ -51,8 +51,9 @@ report: install
 slurm:
 	scripts/local_slurm.sh up
 
+# One process a core with one thread each, a file of tests at a time. In one process: python -m pytest.
 test: install
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile $(ARGS)
 
 lint: install
 	$(BIN)/ruff check .

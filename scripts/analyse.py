@@ -55,7 +55,7 @@ def subjects(args: argparse.Namespace) -> list[Subject]:
     if not args.files:
         return [Subject.of(args.overrides, args.images, args.out, args.label)]
     experiments = [Experiment.read(path, args.overrides, args.scale) for path in args.files]
-    return [subject for experiment in experiments for subject in Subject.rows(experiment, args.images, args.out)]
+    return [subject for experiment in experiments for subject in Subject.of_experiment(experiment, args.images, args.out)]
 
 
 def main() -> None:

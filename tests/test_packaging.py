@@ -37,7 +37,9 @@ def guarded(program, *argv, forbidden=LARGE, cwd=ROOT):
 
 def distribution(requirement):
     """The name alone, of a line of requirements or of an imported module."""
-    requirement = {"yaml": "pyyaml", "PIL": "pillow", "hydra": "hydra-core"}.get(requirement, requirement)
+    requirement = {"yaml": "pyyaml", "markdown_it": "markdown-it-py", "PIL": "pillow", "hydra": "hydra-core"}.get(
+        requirement, requirement
+    )
     return re.split(r"[<>=\[ ]", requirement)[0].lower().replace("_", "-")
 
 

@@ -28,18 +28,18 @@ def run_norms(subject: Subject, options: Options, every: int) -> dict[str, Any]:
         raise ConfigError(f"--every {every} must be at least 1.")
     table = subject.cell.sampler.timetable
     steps = [i for i in range(0, len(table), every) if not table.is_noop(i)]
-    held = _norms_of_steps(subject, options, steps)
-    labels = list(dict.fromkeys(key.rsplit("/", 1)[0] for key in held[steps[0]]))
+    stored = _norms_of_steps(subject, options, steps)
+    labels = list(dict.fromkeys(key.rsplit("/", 1)[0] for key in stored[steps[0]]))
     kind = "norm" if options.derivative == "exact" else "bound"
     numbers: dict[str, Any] = {"options": asdict(options), "steps": steps, "matrices": {}}
     curves = {}
     for label in labels:
-        value, done = (np.stack([held[i][f"{label}/{kind}{end}"] for i in steps], 1) for end in ("", " converged"))
+        value, done = (np.stack([stored[i][f"{label}/{kind}{end}"] for i in steps], 1) for end in ("", " converged"))
         curves[label] = np.where(done, value, np.nan)  # N x steps
         numbers["matrices"][label] = _summary(curves[label]) | {
-            column: np.stack([held[i][f"{label}/{column}"] for i in steps], 1)
+            column: np.stack([stored[i][f"{label}/{column}"] for i in steps], 1)
             for column in ("norm", "norm converged", "bound", "bound converged", "radius", "radius converged")
-            if f"{label}/{column}" in held[steps[0]]
+            if f"{label}/{column}" in stored[steps[0]]
         }
         log.info("%s: %s", label, " ".join(f"{v:.3f}" for v in numbers["matrices"][label]["mean"]))
     subject.write("norms", numbers)
@@ -56,13 +56,13 @@ def _norms_of_steps(subject: Subject, options: Options, steps: list[int]) -> dic
     with stage("norms", len(steps) * len(subject.batches)) as advance:
         for k, indices in enumerate(subject.batches):
             names = {i: f"step-{i:04d}-{k}" for i in steps}
-            if missing := [i for i in steps if state.held(names[i]) is None]:
+            if missing := [i for i in steps if state.stored(names[i]) is None]:
                 setup = setup or subject.setup()
                 for i, spectrum in spectra(setup, subject.cell.seed, indices, missing, options):
                     state.keep(names[i], _arrays(spectrum))
                     advance()
             for i in steps:
-                found[i].append(state.held(names[i]) or {})
+                found[i].append(state.stored(names[i]) or {})
     return {i: {key: np.concatenate([part[key] for part in parts]) for key in parts[0]} for i, parts in found.items()}
 
 
@@ -98,13 +98,13 @@ def run_errors(subject: Subject) -> dict[str, Any]:
         for k, indices in enumerate(subject.batches):
             setup, reference = None, None
             for label in runs:
-                held = state.held(f"{label}-{k}")
-                if held is None:
+                stored = state.stored(f"{label}-{k}")
+                if stored is None:
                     setup = setup or subject.setup()
                     reference = reference or setup.reference_states(cell.seed, indices)
                     sampler = setup.plain if label == "without IEC" else setup.corrected
-                    held = state.keep(f"{label}-{k}", asdict(errors(setup, sampler, cell.seed, indices, reference)))
-                runs[label].append(Errors.of(held))
+                    stored = state.keep(f"{label}-{k}", asdict(errors(setup, sampler, cell.seed, indices, reference)))
+                runs[label].append(Errors.of(stored))
                 advance()
     joined = {label: Errors.joined(parts) for label, parts in runs.items()}
     numbers: dict[str, Any] = {}

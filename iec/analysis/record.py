@@ -37,11 +37,11 @@ class Subject:
     @classmethod
     def of(cls, overrides: Sequence[str], images: int, out: Path, label: str | None = None) -> "Subject":
         """Checked, nothing loaded. label: of the files and figures; the cell's slug if None. Raises `ConfigError`."""
-        (subject,) = cls.rows(Experiment("analysis", "", (), {label or "": list(overrides)}, {}), images, out)
+        (subject,) = cls.of_experiment(Experiment("analysis", "", (), {label or "": list(overrides)}, {}), images, out)
         return subject
 
     @classmethod
-    def rows(cls, experiment: Experiment, images: int, out: Path) -> list["Subject"]:
+    def of_experiment(cls, experiment: Experiment, images: int, out: Path) -> list["Subject"]:
         """One for each row of an experiment file, labelled as it is; all checked. Raises `ConfigError`."""
         if images < 1:
             raise ConfigError(f"--images {images} must be at least 1.")
@@ -57,7 +57,7 @@ class Subject:
         model = self.cell.model.load(str(self.cell.device))
         prepared = prepare(self.cell, model)
         sampler = self.cell.sampler_of(prepared)
-        assert takes_single_steps(sampler)  # `rows` lets no other pass
+        assert takes_single_steps(sampler)  # `of_experiment` lets no other pass
         return Setup.of(model, prepared.network, sampler)
 
     @property
@@ -65,9 +65,9 @@ class Subject:
         size = self.cell.card.batch_size if self.cell.config.batch_size is None else self.cell.batch_size
         return [range(k, min(k + size, self.images)) for k in range(0, self.images, size)]
 
-    def state(self, kind: str, **facts: Any) -> State:
-        """Of an analysis that also depends on ``facts``, JSON values."""
-        whole = {"identity": self.cell.identity, "images": self.images, "kind": kind, **facts}
+    def state(self, kind: str, **depends: Any) -> State:
+        """Of an analysis that also depends on ``depends``, JSON values."""
+        whole = {"identity": self.cell.identity, "images": self.images, "kind": kind, **depends}
         return State(self.out / "state" / f"{kind}-{canonical_hash(whole)[:12]}")
 
     def path(self, kind: str, suffix: str) -> Path:
@@ -75,7 +75,7 @@ class Subject:
 
     def write(self, kind: str, numbers: dict[str, Any]) -> Path:
         """KIND-LABEL.json, with what the numbers were measured on; floats are kept to 6 significant digits, nan becomes null."""
-        facts = {
+        provenance = {
             "analysis": kind,
             "label": self.label,
             "overrides": [o for o in self.overrides if not o.startswith("paths.")],  # on which no number depends
@@ -87,7 +87,7 @@ class Subject:
             "revision": git_revision(),
             "date": datetime.date.today().isoformat(),
         }
-        text = json.dumps({**facts, **_plain(numbers)}, allow_nan=False) + "\n"
+        text = json.dumps({**provenance, **_plain(numbers)}, allow_nan=False) + "\n"
         path = self.path(kind, ".json")
         write_atomic(path, lambda file: file.write(text.encode()))
         return path

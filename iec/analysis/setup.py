@@ -34,7 +34,7 @@ class Setup:
 
     @classmethod
     def of(cls, model: Model, network: Network, sampler: Sampler) -> "Setup":
-        """network: of the UNet's rows, e.g. what a technique prepared (`iec.Prepared.network`)."""
+        """network: of single branches, without guidance, e.g. what a technique prepared (`iec.Prepared.network`)."""
         return cls(model.guided(model.network), model.guided(network), sampler, model.card.shape, model.device, model.cond)
 
     @property

@@ -17,7 +17,7 @@ class State:
 
     folder: Path | None = None
 
-    def held(self, name: str) -> Arrays | None:
+    def stored(self, name: str) -> Arrays | None:
         """A finished part, or None."""
         if self.folder is None or not (path := self.folder / f"{name}.npz").is_file():
             return None
@@ -31,8 +31,8 @@ class State:
 
     def part(self, name: str, make: Callable[[], Arrays]) -> Arrays:
         """The part, made now or earlier."""
-        held = self.held(name)
-        return self.keep(name, make()) if held is None else held
+        stored = self.stored(name)
+        return self.keep(name, make()) if stored is None else stored
 
 
 NOTHING_KEPT = State()

@@ -127,7 +127,7 @@ def suggest(
     budget: int | None = None,
     seed: int = SEED,
 ) -> Suggestion:
-    """For what a technique prepared, or a network of the UNet's rows alone; see `suggest_for`. Refresh steps that a technique's
+    """For what a technique prepared, or a network without guidance alone; see `suggest_for`. Refresh steps that a technique's
     ``prepare`` found replace the sampler's.
     """
     if isinstance(network, Prepared):

@@ -92,7 +92,7 @@ def calibration_inputs(model: Model, table: Timetable, count: int, size: int) ->
     B: ``count``, or twice as many under guidance, which has two branches (`unet_batch`). size: images of a batch. Nothing of the
     result's size is held beside it.
     """
-    everything, branches = model.cond(range(count)), model.rows
+    everything, branches = model.cond(range(count)), model.branches
     inputs = torch.empty(len(table), count * branches, *model.card.shape, dtype=torch.float32, device=model.device)
     with stage("calibration trajectories", -(-count // size) * len(table)) as advance:
         for start in range(0, count, size):

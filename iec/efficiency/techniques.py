@@ -25,7 +25,7 @@ from iec.sampling.timetable import Timetable
 def model_cost(model: Model, weight_bytes: int, cut: int | Kind | None = None, config: PTQConfig = FLOAT) -> Cost:
     """Of network calls on an image of the model; under guidance both branches count."""
     cond = None if model.card.tokens is None else torch.empty(1, *model.card.tokens)
-    return network_cost(model.unet, model.card.shape, weight_bytes, cond, cut, config, branches=model.rows)
+    return network_cost(model.unet, model.card.shape, weight_bytes, cond, cut, config, branches=model.branches)
 
 
 @dataclass(frozen=True)

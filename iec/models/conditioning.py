@@ -24,26 +24,26 @@ def label(n: int) -> int:
 
 
 class Conditioner(Protocol):
-    """Gives the rows that a guided network takes."""
+    """Gives the conditioning that a guided network takes."""
 
-    def rows(self, indices: Sequence[int], device: torch.device, dtype: torch.dtype) -> Tensor:
-        """[B, 2, tokens, width]: the unconditional and the conditional row of each image."""
+    def branches(self, indices: Sequence[int], device: torch.device, dtype: torch.dtype) -> Tensor:
+        """[B, 2, tokens, width]: the unconditional and the conditional branch of each image."""
         ...
 
 
 class ClassLabels:
-    """Rows of a class table [1001, width], one token each; class 1000 is the unconditional one (LDM's cin256-v2)."""
+    """Entries of a class table [1001, width], one token each; class 1000 is the unconditional one (LDM's cin256-v2)."""
 
     def __init__(self, table: nn.Embedding) -> None:
         self.table = table
 
     @staticmethod
-    def facts() -> dict[str, Any]:
-        """JSON values: what the rows depend on, beside the weights."""
+    def fingerprint() -> dict[str, Any]:
+        """JSON values: what the conditioning depends on, beside the weights."""
         return {"kind": "labels", "stride": STRIDE, "classes": CLASSES}
 
     @torch.no_grad()
-    def rows(self, indices: Sequence[int], device: torch.device, dtype: torch.dtype) -> Tensor:
+    def branches(self, indices: Sequence[int], device: torch.device, dtype: torch.dtype) -> Tensor:
         pairs = torch.tensor([[CLASSES, label(n)] for n in indices], device=self.table.weight.device)
         return self.table(pairs)[:, :, None].to(device, dtype)
 
@@ -56,12 +56,12 @@ class Prompts:
         self._empty: Tensor | None = None
 
     @staticmethod
-    def facts(prompts: PromptList) -> dict[str, Any]:
-        """JSON values: what the rows depend on, beside the weights."""
+    def fingerprint(prompts: PromptList) -> dict[str, Any]:
+        """JSON values: what the conditioning depends on, beside the weights."""
         return {"kind": "prompts", "prompts": prompts.hash}
 
     @torch.no_grad()
-    def rows(self, indices: Sequence[int], device: torch.device, dtype: torch.dtype) -> Tensor:
+    def branches(self, indices: Sequence[int], device: torch.device, dtype: torch.dtype) -> Tensor:
         if self._empty is None:
             self._empty = self.encoder([""])
         texts = self.encoder([self.prompts.of(n) for n in indices])

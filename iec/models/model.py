@@ -93,9 +93,9 @@ class Source:
     def conditioning(self) -> dict[str, Any] | None:
         """The identity of the conditioner that `load` makes, before anything is loaded."""
         if "class_embedding" in self.card.components:
-            return ClassLabels.facts()
+            return ClassLabels.fingerprint()
         if "text_encoder" in self.card.components:
-            return Prompts.facts(prompts_of(self.prompts))
+            return Prompts.fingerprint(prompts_of(self.prompts))
         return None
 
     def skeleton(self) -> nn.Module:
@@ -185,7 +185,7 @@ class Model:
         return UNetNetwork(self.unet)
 
     @property
-    def rows(self) -> int:
+    def branches(self) -> int:
         """Branches that the UNet evaluates for one image: 2 with guidance, else 1."""
         return num_branches(self.guidance)
 
@@ -195,7 +195,7 @@ class Model:
 
     def cond(self, indices: Sequence[int]) -> Tensor | None:
         """Conditioning of the images ``indices``, [B, 2, tokens, width] (unconditional, conditional); None without."""
-        return None if self.conditioner is None else self.conditioner.rows(indices, self.device, self.network.dtype)
+        return None if self.conditioner is None else self.conditioner.branches(indices, self.device, self.network.dtype)
 
     def decode(self, x: Tensor) -> Tensor:
         """Images in [-1, 1] from the sampler's last state; the identity for a pixel model."""

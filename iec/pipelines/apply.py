@@ -165,7 +165,7 @@ def _record(
     def record(call: CalibrationCall) -> None:
         if len(call.x) != config.calibration_images:
             raise ConfigError(
-                f"The calibration calls the UNet on {len(call.x)} rows a step (with guidance two an image), and "
+                f"The calibration calls the UNet on {len(call.x)} inputs a step (with guidance two an image), and "
                 f"efficiency.calibration_images={config.calibration_images}. Make them agree."
             )
         if call.step.index != len(calls):

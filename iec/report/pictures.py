@@ -30,17 +30,17 @@ KINDS = {
     "scores": "Scores with their 95 % intervals",
     "cost": "Quality against cost; dotted: the Pareto front",
 }
-FACTS = ("cell", "num_images", "seed", "machine", "torch", "revision", "date")
+RECORDED = ("cell", "num_images", "seed", "machine", "torch", "revision", "date")
 
 
 @dataclass(frozen=True)
 class Picture:
-    """uri: the PNG in base64. width: of the PNG, in pixels. facts: where it is from."""
+    """uri: the PNG in base64. width: of the PNG, in pixels. provenance: where it is from."""
 
     title: str
     uri: str
     width: int
-    facts: tuple[tuple[str, str], ...] = ()
+    provenance: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -88,13 +88,16 @@ def figures_of(folder: Path, root: Path) -> list[Picture]:
     for path in sorted(folder.glob("*.png")):
         record = path.with_suffix(".json")
         values = stored if isinstance(stored := read_json(record), dict) else {}
-        facts = [("file", str(path.relative_to(root)))]
+        provenance = [("file", str(path.relative_to(root)))]
         if values:
-            facts = [("numbers", str(record.relative_to(root))), *((key, str(values[key])) for key in FACTS if key in values)]
-            facts.append(("overrides", " ".join(map(str, values.get("overrides", [])))))
+            provenance = [
+                ("numbers", str(record.relative_to(root))),
+                *((key, str(values[key])) for key in RECORDED if key in values),
+            ]
+            provenance.append(("overrides", " ".join(map(str, values.get("overrides", [])))))
         title = f"{values['analysis']}: {values['label']}" if {"analysis", "label"} <= values.keys() else path.stem
         try:
-            found.append(_picture(title, path, facts))
+            found.append(_picture(title, path, provenance))
         except OSError as error:
             log.error("%s is left out: %s", path, error)
     return found
@@ -106,10 +109,10 @@ def _title(stem: str) -> str:
     return KINDS[kind] + (f": {re.sub('[-_]', ' ', name)}" if name else "")
 
 
-def _picture(title: str, path: Path, facts: list[tuple[str, str]] | None = None) -> Picture:
+def _picture(title: str, path: Path, provenance: list[tuple[str, str]] | None = None) -> Picture:
     with Image.open(path) as image:
         width = image.width
-    return Picture(title, _uri(path.read_bytes()), width, tuple(facts or ()))
+    return Picture(title, _uri(path.read_bytes()), width, tuple(provenance or ()))
 
 
 def _png(image: np.ndarray) -> str:

@@ -6,10 +6,10 @@ from typing import Any
 from iec.io.files import canonical_hash
 from iec.runs.runner import Result
 
-Facts = list[tuple[str, str]]
+Provenance = list[tuple[str, str]]
 
 
-def facts_of(result: Result) -> Facts:
+def provenance_of(result: Result) -> Provenance:
     """(what, value) of a finished cell: what it is, how it was computed, and how it was scored."""
     cell, manifest = result.cell, result.manifest
     calls = manifest.calls_per_image
@@ -27,7 +27,7 @@ def facts_of(result: Result) -> Facts:
     ]
 
 
-def _environment(result: Result) -> Facts:
+def _environment(result: Result) -> Provenance:
     if (environment := result.environment) is None:
         return [("sampled with", "not recorded: environment.json of the cell is missing or damaged")]
     versions = {"python": environment.python, **environment.packages}
@@ -39,11 +39,11 @@ def _finished(result: Result) -> datetime:
     return datetime.fromtimestamp(max(path.stat().st_mtime for path in shards), UTC)
 
 
-def _scores(result: Result) -> Facts:
+def _scores(result: Result) -> Provenance:
     if (record := result.record) is None:
         return [("scores", "none asked for")]
     intervals = {f"{score.interval}, {score.resamples} resamples, seed {score.seed}" for score in result.scores}
-    facts = [
+    pairs = [
         ("score protocol", record.protocol),
         ("scored", f"N = {record.n}, images {record.manifest_hash}"),
         ("reference", record.reference_hash),
@@ -53,7 +53,7 @@ def _scores(result: Result) -> Facts:
         ("rules", _pairs(record.rules)),
         ("scored with", _pairs(record.versions)),
     ]
-    return facts if record.clip is None else [*facts, ("CLIP model", _pairs(record.clip))]
+    return pairs if record.clip is None else [*pairs, ("CLIP model", _pairs(record.clip))]
 
 
 def _pairs(values: dict[str, Any]) -> str:

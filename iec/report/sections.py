@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from iec.errors import IECError
 from iec.report.pictures import Picture, Sprite, plots_of, sprite_of
-from iec.report.provenance import Facts, facts_of
+from iec.report.provenance import Provenance, provenance_of
 from iec.report.reading import to_html
 from iec.runs.runner import Result, finished_result
 from iec.runs.status import progress_of
@@ -29,14 +29,14 @@ DAMAGED = (IECError, OSError, ValueError, LookupError, TypeError)
 @dataclass(frozen=True)
 class Line:
     """A row of a table. cells: of all columns, or of the label and what is published alone if we have no numbers; why: the reason;
-    empty if we have. command: computes it. facts: where its numbers come from.
+    empty if we have. command: computes it. provenance: where its numbers come from.
     """
 
     label: str
     cells: list[str]
     why: str
     command: str
-    facts: Facts
+    provenance: Provenance
 
     @property
     def state(self) -> str:
@@ -47,7 +47,7 @@ class Line:
         return progress if self.why == ELSEWHERE or (found and progress.startswith(STARTED)) else "missing"
 
     @property
-    def wanted(self) -> bool:
+    def missing(self) -> bool:
         """Whether this scale has the row, and its numbers are not there."""
         return bool(self.why) and self.why != ELSEWHERE
 
@@ -78,9 +78,9 @@ class Section:
         return sum(not line.why for line in self.lines)
 
     @property
-    def wanted(self) -> int:
+    def missing(self) -> int:
         """Rows of this scale that are not there."""
-        return sum(line.wanted for line in self.lines)
+        return sum(line.missing for line in self.lines)
 
 
 def read_section(path: Path, overrides: Sequence[str], scale: str | None) -> Section:
@@ -158,8 +158,8 @@ def _lines(file: str, experiment: Experiment, rows: list[Row], absent: dict[str,
     for label in experiment.labels:
         values = {"": label, **known.get(label, {})}
         if label in results:
-            cells, facts = [values.get(column, "") for column in columns], facts_of(results[label])
-            lines.append(Line(label, cells, "", experiment.command(label), facts))
+            cells, provenance = [values.get(column, "") for column in columns], provenance_of(results[label])
+            lines.append(Line(label, cells, "", experiment.command(label), provenance))
             continue
         cells = [values.get(column, "") for column in first]
         why = absent.get(label, ELSEWHERE)

@@ -45,7 +45,7 @@ def sample_batch(
 ) -> Samples:
     """One micro-batch, the images ``indices``. Keeps the trajectories of the first ``trace``. Raises `NonFiniteError`.
 
-    network: of the UNet's rows; guidance goes around it. uint8: see `to_uint8`.
+    network: without guidance, which goes around it. uint8: see `to_uint8`.
     """
     counting, states = CountingNetwork(model.guided(network)), []
     began = time.perf_counter()

@@ -31,7 +31,7 @@ from iec.sampling.timetable import Timetable
 
 @dataclass(frozen=True)
 class Cell:
-    """model x efficiency x iec x sampler, how many images of it are wanted, and where they go.
+    """model x efficiency x iec x sampler, how many images of it are asked for, and where they go.
 
     config: the whole configuration, to be written, logged and handed to workers; what it says is read from the other fields.
     uint8: see `iec.io.images.to_uint8`. efficiency: the technique's name. trace_images: how many trajectories are kept, at most
@@ -63,24 +63,24 @@ class Cell:
         """Raises `ConfigError`, `DeviceError` or `WeightsError` for whatever cannot be run."""
         config = with_home(config)
         technique, model, device = technique_of(config.efficiency), source_of(config.model), resolve_device(config.device)
-        facts = model.card
-        num_images = facts.num_images if config.num_images is None else config.num_images
-        trace_images = facts.trace_images if config.trace_images is None else config.trace_images
+        card = model.card
+        num_images = card.num_images if config.num_images is None else config.num_images
+        trace_images = card.trace_images if config.trace_images is None else config.trace_images
         cell = cls(
             config=config,
             model=model,
             uint8=config.model.uint8,
-            sampler=_sampler(config, facts, technique),
+            sampler=_sampler(config, card, technique),
             efficiency=config.efficiency.name,
             technique=technique,
             num_images=num_images,
-            batch_size=min(facts.batch_size, num_images) if config.batch_size is None else config.batch_size,
+            batch_size=min(card.batch_size, num_images) if config.batch_size is None else config.batch_size,
             trace_images=min(trace_images, num_images),
             seed=config.seed,
             device=device,
             share=Share.of(config),
             devices=devices_of(config, device),
-            metrics=Metrics.of(config.metrics, facts, config.model.random_weights),
+            metrics=Metrics.of(config.metrics, card, config.model.random_weights),
             logger=Logger(**config.logger),
             paths=Paths.of(config.paths),
         )
@@ -90,7 +90,7 @@ class Cell:
             raise ConfigError(f"trace_images={trace_images} must not be negative.")
         if not 0 <= cell.seed < 2**64:
             raise ConfigError(f"seed={cell.seed} must be in 0 .. 2^64 - 1.")
-        technique.check(facts, model.skeleton, cell.sampler)
+        technique.check(card, model.skeleton, cell.sampler)
         return cell
 
     def sampler_of(self, prepared: Prepared) -> Solver:
@@ -177,17 +177,17 @@ def _plain(value: Any) -> dict[str, Any]:
     return {f.name: list(v) if isinstance(v := getattr(value, f.name), tuple) else v for f in fields(value)}
 
 
-def _sampler(config: DictConfig, facts: Card, technique: Technique) -> Solver:
+def _sampler(config: DictConfig, card: Card, technique: Technique) -> Solver:
     options = config.sampler
     dtype = SOLVER_DTYPES[dtype_name(options.dtype, SOLVER_DTYPES, "sampler.dtype")]
-    final = facts.final if options.final is None else options.final
+    final = card.final if options.final is None else options.final
     if options.timesteps is not None:
         if options.steps is not None or options.spacing is not None:
             raise ConfigError("sampler.timesteps is a whole timetable; leave sampler.steps and sampler.spacing unset with it.")
-        table = Timetable.from_timesteps(list(options.timesteps), facts.schedule, final=final, eta=options.eta)
+        table = Timetable.from_timesteps(list(options.timesteps), card.schedule, final=final, eta=options.eta)
     else:
-        spacing, steps = options.spacing or facts.spacing, facts.steps if options.steps is None else options.steps
-        table = Timetable.spaced(spacing, steps, facts.schedule, final=final, eta=options.eta)
+        spacing, steps = options.spacing or card.spacing, card.steps if options.steps is None else options.steps
+        table = Timetable.spaced(spacing, steps, card.schedule, final=final, eta=options.eta)
     ddim = Sampler(
         timetable=table,
         correction=_correction(config.iec),

@@ -10,7 +10,7 @@ from iec.analysis.commands import run_errors, run_norms, run_suggest
 from iec.analysis.norms import Options
 from iec.analysis.record import Subject
 from iec.errors import ConfigError
-from iec.tables import table as tables
+from iec.tables import command as tables
 from scripts import analyse
 
 SMALL = ["device=cpu", "sampler.steps=6", "sampler.spacing=quad", "efficiency=deepcache", "efficiency.interval=2"]

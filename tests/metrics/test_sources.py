@@ -79,7 +79,7 @@ def test_the_hash_is_the_one_in_a_cells_manifest(tmp_path, images):
     manifest = store.write_manifest([tuple(range(32)), tuple(range(32, 64))], 64)
     tally = Tally()
     list(tally.of(CellSource.open(store.folder).blocks()))
-    assert tally.sha256 == manifest["hash"]
+    assert tally.sha256 == manifest.hash
 
 
 def test_first_reads_no_further(images):
@@ -279,7 +279,7 @@ def test_unfinished_and_damaged_cells(tmp_path, images):
     shard.write_bytes(data)
     assert len(joined(CellSource.open(cell).blocks())) == 123
     (cell / "manifest.json").rename(tmp_path / "held")
-    with pytest.raises(StoreError, match=r"not finished: it has no manifest.json. Run the cell again"):
+    with pytest.raises(StoreError, match=r"not finished: it has no usable manifest.json. Run it again"):
         CellSource.open(cell)
     (tmp_path / "held").rename(cell / "manifest.json")
     (cell / "shards/._000000-000031.json").write_bytes(b"\0\5\x16\7")  # of macOS

@@ -35,7 +35,7 @@ def test_labels_are_balanced_in_every_block_and_spread_in_every_few():
 
 def test_rows_of_labels_are_the_table_with_the_unconditional_class_first():
     table = nn.Embedding(1001, 6)
-    rows = ClassLabels(table).rows((3, 0), CPU, torch.float32)
+    rows = ClassLabels(table).branches((3, 0), CPU, torch.float32)
     assert rows.shape == (2, 2, 1, 6)
     assert torch.equal(rows[:, 0, 0], table.weight[1000].expand(2, 6))
     assert torch.equal(rows[:, 1, 0], table.weight[[label(3), 0]])
@@ -102,7 +102,7 @@ def test_embeddings_do_not_depend_on_the_batch_and_cutting_is_logged(encoder, ca
 def test_the_prompt_of_an_image_is_a_function_of_its_number(encoder):
     prompts = PromptList(("a cat", "a dog", "a house"), "test")
     conditioner = Prompts(encoder, prompts)
-    rows = conditioner.rows((1, 3, 4), CPU, torch.float32)
+    rows = conditioner.branches((1, 3, 4), CPU, torch.float32)
     torch.testing.assert_close(rows[:, 1], encoder(["a dog", "a cat", "a dog"]))
     torch.testing.assert_close(rows[:, 0], encoder([""]).expand(3, -1, -1))
 

@@ -14,6 +14,7 @@ from tests.efficiency.quantization.conftest import TIMESTEPS, calibrate_full
 
 
 def test_calibration_is_deterministic_and_leaves_the_unet_alone(unet, images, make_quantized):
+    unet = copy.deepcopy(unet).requires_grad_(True)  # the fixture's may have been frozen by a `UNetNetwork` of another test
     before = copy.deepcopy(unet.state_dict())
     one, other = make_quantized(), quantize_unet(unet, PTQConfig(calibration_images=4), 3)
     calibrate_full(other, images)
