@@ -36,8 +36,10 @@ def quantize(
 ) -> QuantizedNetwork:
     """The model's network with simulated quantization, calibrated for the steps of ``table``.
 
-    artifacts: a folder where calibrations are stored and found again; of several processes that need the same one, one computes
-    it. None: nothing is stored. artifact: a calibration file that must be used.
+    * artifacts: a folder where calibrations are stored and found again; of several processes that need the same one, one computes
+      it. None: nothing is stored.
+    * artifact: a calibration file that must be used.
+
     Raises `ArtifactError` if a file is missing, damaged, or was computed from something else, `StoreError` if it cannot be written.
     """
     network = quantize_unet(model.unet, config, len(table))

@@ -213,10 +213,13 @@ def load_model(
 ) -> Model:
     """Load a model by the name of its card (iec/models/cards.yaml).
 
-    device: ``auto`` is a GPU if there is one, else the CPU. weights: a local folder in diffusers' layout, ``hub`` or a hub id,
-    instead of the packaged or converted one. random_weights: seeded random weights of the same architecture, for tests and speed.
-    dtype (``float32``, ``float16``, ``bfloat16``): of the UNet and the text encoder. guidance: the scale w; None is the card's.
-    prompts: None, a text file with one prompt per line, or COCO's captions_val2014.json.
+    * device: ``auto`` is a GPU if there is one, else the CPU.
+    * weights: a local folder in diffusers' layout, ``hub`` or a hub id, instead of the packaged or converted one.
+    * random_weights: seeded random weights of the same architecture, for tests and speed.
+    * dtype (``float32``, ``float16``, ``bfloat16``): of the UNet and the text encoder.
+    * guidance: the scale w; None is the card's.
+    * prompts: None, a text file with one prompt per line, or COCO's captions_val2014.json.
+
     Raises `ConfigError`, `DeviceError`, `WeightsError`.
     """
     return Source.of(name, weights, random_weights, dtype, guidance, prompts).load(device)

@@ -67,17 +67,17 @@ def apply(
 ) -> Applied:
     """Put IEC, feature caching (DeepCache) and simulated quantization under a pipeline whose scheduler can be made a DDIM one.
 
-    correction, placement: see `IECScheduler`; ``IECScheduler.from_config`` says which schedulers it can replace. If the pipeline
-        has a VAE and its scheduler has no ``clip_sample``, x_0 is not clipped. With a correction and no placement all eligible
-        steps are corrected. With neither no step is, unless the pipeline's scheduler already is an `IECScheduler`: then its own
-        correction and placement stay.
-    cache: the interval counts sampling steps; calls that corrections and guidance add do not count. A correction at a refresh
-        step runs the full network, and ``correction.cache_from`` says whose feature is stored. ``placement.cached_steps``
-        says what happens at cached steps. cut None: ``latent`` for a pipeline with a VAE, else ``pixel``.
-    quantize: the activation scales of each step are calibrated on a run of the pipeline itself, in float, without corrections, with
-        the cache if there is one: ``pipe(**calibration)``, e.g. ``{"prompt": [..], "generator": torch.Generator().manual_seed(0),
-        "num_inference_steps": 50}``. This run has to call the UNet on ``calibration_images`` inputs in each step; guidance makes
-        two inputs of one image. Later runs must have the same timesteps.
+    * correction, placement: see `IECScheduler`; ``IECScheduler.from_config`` says which schedulers it can replace. If the
+      pipeline has a VAE and its scheduler has no ``clip_sample``, x_0 is not clipped. With a correction and no placement all
+      eligible steps are corrected. With neither no step is, unless the pipeline's scheduler already is an `IECScheduler`: then
+      its own correction and placement stay.
+    * cache: the interval counts sampling steps; calls that corrections and guidance add do not count. A correction at a refresh
+      step runs the full network, and ``correction.cache_from`` says whose feature is stored. ``placement.cached_steps`` says what
+      happens at cached steps. cut None: ``latent`` for a pipeline with a VAE, else ``pixel``.
+    * quantize: the activation scales of each step are calibrated on a run of the pipeline itself, in float, without corrections,
+      with the cache if there is one: ``pipe(**calibration)``, e.g. ``{"prompt": [..], "generator":
+      torch.Generator().manual_seed(0), "num_inference_steps": 50}``. This run has to call the UNet on ``calibration_images``
+      inputs in each step; guidance makes two inputs of one image. Later runs must have the same timesteps.
 
     Works for pipelines that call ``pipe.unet`` once for each entry of ``scheduler.timesteps`` (with guidance on one doubled
     batch). Hooks and wrappers on the UNet, put on before or after, either work or are refused by name, at the latest at the next

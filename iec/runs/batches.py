@@ -87,11 +87,12 @@ def sample(
 ) -> Samples:
     """Sample ``num_images`` images, without Hydra and without a folder.
 
-    network: an efficient version of the model's own (e.g. from `iec.quantize`), without guidance, which is added. correction: None
-    is the base sampler; with a correction, ``placement`` defaults to all steps. steps: with the card's spacing; or give a whole
-    ``timetable``. trace: keep the trajectories of the first ``trace`` images. Image n depends on (seed, n) and the batch
-    size alone.
-    Raises `ConfigError`, `NonFiniteError`.
+    * network: an efficient version of the model's own (e.g. from `iec.quantize`), without guidance, which is added.
+    * correction: None is the base sampler; with a correction, ``placement`` defaults to all steps.
+    * steps: with the card's spacing; or give a whole ``timetable``.
+    * trace: keep the trajectories of the first ``trace`` images.
+
+    Image n depends on (seed, n) and the batch size alone. Raises `ConfigError`, `NonFiniteError`.
     """
     card = model.card
     batch_size = min(card.batch_size, num_images) if batch_size is None else batch_size

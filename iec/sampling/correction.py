@@ -23,18 +23,19 @@ PRESETS = ("paper", "official_ddpm", "official_latent")
 
 @dataclass(frozen=True)
 class Correction:
-    """How a step is refined:  y <- y + lambda_k (target(y) - y),  k = 1 .. K.
+    """How a step is refined: `y <- y + lambda_k (target(y) - y)`, k = 1 .. K.
 
-    iterations: K >= 0, each one more network call. lambdas: K values >= 0, or one for all.
-    tolerance: an image is frozen when the criterion falls below it, and the step ends when all images of the batch are; 0 never.
-    Frozen images are evaluated with their batch-mates, so that only a batch that has converged as a whole saves calls.
-    criterion: ``change`` is ||lambda (target - y)|| after the update, and the new iterate is returned (paper); ``residual`` is
-    ||target - y|| / (||y|| + 1e-6) before it, and the old iterate is returned (official code).
-    norm: over one ``image``, or over the ``batch`` as in the official code, where an image then depends on its batch-mates.
-    cache_from: which evaluation's feature later cached steps reuse, ``first`` or ``last``.
-    evaluate_at: the timestep that the corrected state is fed with. ``t`` is IEC. ``s``, the next timestep, makes K = 1,
-    lambda = 0.5 Heun's rule, the control that costs the same (no correction at a step that ends at the clean image, where eps
-    is undefined).
+    * iterations: K >= 0, each one more network call.
+    * lambdas: K values >= 0, or one for all.
+    * tolerance: an image is frozen when the criterion falls below it, and the step ends when all images of the batch are frozen;
+      0 never freezes. Frozen images are still evaluated with the batch, so calls are saved only once the whole batch has converged.
+    * criterion: ``change`` is ||lambda (target - y)|| after the update, and the new iterate is returned (paper); ``residual`` is
+      ||target - y|| / (||y|| + 1e-6) before it, and the old iterate is returned (official code).
+    * norm: over one ``image``, or over the ``batch`` as in the official code, where an image then depends on its batch-mates.
+    * cache_from: which evaluation's feature later cached steps reuse, ``first`` or ``last``.
+    * evaluate_at: the timestep that the network gets with the corrected state. ``t`` is IEC. ``s``, the next timestep, with K = 1
+      and lambda 0.5 is Heun's rule, a control with the same calls (no correction at a step that ends at the clean image, where
+      eps is undefined).
     """
 
     iterations: int = 1

@@ -23,9 +23,9 @@ DDIM = "ddim"
 class Sampler(Solver):
     """DDIM with corrections: everything about a run but the network and the noise.
 
-    refresh: the steps that run the full network and refresh the cached feature; None: every step is full, nothing is cached.
-    epsilon_scale: the predicted noise is divided by it (arXiv 2308.15321, a control that costs nothing).
-    dtype: of the solver's arithmetic and of the states it yields; the network works in its own.
+    * refresh: the steps that run the full network and refresh the cached feature; None: every step is full, nothing is cached.
+    * epsilon_scale: the predicted noise is divided by it (arXiv 2308.15321, a control that costs nothing).
+    * dtype: of the solver's arithmetic and of the states it yields; the network works in its own.
     """
 
     timetable: Timetable

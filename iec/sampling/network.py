@@ -19,10 +19,10 @@ Mode = Literal["full", "cached"]
 class Step:
     """One network call.
 
-    index: sampling index i = 0 .. T-1, 0 is the noisiest; per-step quantizers are read at this index.
-    timestep: training timestep fed to the network. tau_i, except for the second evaluation of Heun's rule.
-    mode: ``full`` evaluates everything, ``cached`` only the path around the cached feature.
-    correction: 0 for the ordinary call of the step, k for the k-th correction.
+    * index: sampling index i = 0 .. T-1, 0 is the noisiest; per-step quantizers are read at this index.
+    * timestep: training timestep fed to the network. tau_i, except for the second evaluation of Heun's rule.
+    * mode: ``full`` evaluates everything, ``cached`` only the path around the cached feature.
+    * correction: 0 for the ordinary call of the step, k for the k-th correction.
     """
 
     index: int

@@ -14,12 +14,13 @@ KINDS = ("none", "all_steps", "first_last", "first_step", "explicit")
 class Placement:
     """Where corrections are applied (paper, section 5 and Fig. 3).
 
-    kind: ``none``; ``all_steps``; ``first_step``; ``explicit``: ``steps`` (sampling indices, 0 is the noisiest); ``first_last``:
-    the first A and the last A sampling steps ("±A"), with A = ``count`` or round(``fraction`` * T), at least 1.
-    All but ``explicit`` are intersected with the eligible steps; an explicit list is taken as it is.
-    cached_steps: what happens at steps that reuse a cached feature. ``skip``: they are not eligible (the paper). ``cached``: they
-    are eligible, and their corrections reuse the feature too. ``full``: they are eligible, and their corrections run the full
-    network, whose feature the next cached steps reuse (with ``cache_from=last``); quantized networks with a cache refuse that.
+    * kind: ``none``; ``all_steps``; ``first_step``; ``explicit``: ``steps`` (sampling indices, 0 is the noisiest);
+      ``first_last``: the first A and the last A sampling steps ("±A"), with A = ``count`` or round(``fraction`` * T), at least 1.
+      All but ``explicit`` are intersected with the eligible steps; an explicit list is taken as it is.
+    * cached_steps: what happens at steps that reuse a cached feature. ``skip``: they are not eligible (the paper). ``cached``:
+      they are eligible, and their corrections reuse the feature too. ``full``: they are eligible, and their corrections run the
+      full network, whose feature the next cached steps reuse (with ``cache_from=last``); quantized networks with a cache refuse
+      that.
     """
 
     kind: str = "none"

@@ -81,9 +81,9 @@ def spaced_timesteps(spacing: str, steps: int, schedule: NoiseSchedule) -> tuple
 class Timetable:
     """The T steps of a run: explicit (t, s) pairs, from the noisiest, and the coefficients of each, float64 [T].
 
-    x_s = A x_t + B eps(x_t, t) + sigma z,   A = sqrt(abar_s / abar_t),
-    B = sqrt(1 - abar_s - sigma^2) - sqrt(abar_s (1 - abar_t) / abar_t),
-    sigma = eta sqrt((1 - abar_s) / (1 - abar_t) (1 - abar_t / abar_s))         (DDIM, arXiv 2010.02502, eqs. 12 and 16)
+        x_s = A x_t + B eps(x_t, t) + sigma z,   A = sqrt(abar_s / abar_t),
+        B = sqrt(1 - abar_s - sigma^2) - sqrt(abar_s (1 - abar_t) / abar_t),
+        sigma = eta sqrt((1 - abar_s) / (1 - abar_t) (1 - abar_t / abar_s))     (DDIM, arXiv 2010.02502, eqs. 12 and 16)
 
     The last s is `CLEAN` (abar = 1, pixel models) or 0 (abar(0), latent models). A pair with t = s (quad spacing repeats its
     smallest timesteps) is a no-op: A = 1, B = 0, sigma = 0. Raises `ConfigError` for pairs that do not form a chain.

@@ -17,11 +17,11 @@ QUADRATIC_POWER, CENTRED_POWER = 1.5, 1.4
 class CachingConfig:
     """Feature caching: see `iec.sampling.refresh` for the schedules and `find_cut` for the cut.
 
-    interval: N; about one in N steps runs the full network: n = ceil(T / N) refresh steps (unless ``explicit``).
-    schedule: ``uniform`` (every N-th step), ``quadratic`` (fewer refresh steps towards the clean end), ``centred`` (most of them
-    around step ``centre``) or ``explicit`` (the list ``steps``, which has to contain 0).
-    power: of the quadratic and the centred curve, above 1; None: 1.5 for quadratic, 1.4 for centred.
-    cut: a skip connection by number, 0 is the shallowest, or ``pixel`` or ``latent``; None: that of the model's kind.
+    * interval: N; about one in N steps runs the full network: n = ceil(T / N) refresh steps (unless ``explicit``).
+    * schedule: ``uniform`` (every N-th step), ``quadratic`` (fewer refresh steps towards the clean end), ``centred`` (most of
+      them around step ``centre``) or ``explicit`` (the list ``steps``, which has to contain 0).
+    * power: of the quadratic and the centred curve, above 1; None: 1.5 for quadratic, 1.4 for centred.
+    * cut: a skip connection by number, 0 is the shallowest, or ``pixel`` or ``latent``; None: that of the model's kind.
     """
 
     interval: int = 5

@@ -67,25 +67,25 @@ class PTQConfig:
 
     The defaults are W8A8; W4A8 is ``PTQConfig(weight_bits=4)``.
 
-    weight_bits, activation_bits, softmax_bits: 2 .. 16, or 32 for off. Weights have one scale per output channel, the inputs of
-        layers and the operands of attention one per tensor and sampling step (see activation_granularity).
-    end_bits: bits of weight and input of ``conv_in`` and ``conv_out``, in place of the above; what is off stays off.
-    scale_rule: ``mse``, ``max`` or ``percentile``, of weights and activations, see `search_scale`.
-    percentile: of the rule of that name, above 0.5 and at most 1 (the extremes): the share of values below the upper bound. A
-        channel of n weights loses int((1 - percentile) (n - 1)) of them at either end, that is none if it is small.
-    activation_granularity: ``tensor``, or ``channel`` for one scale a channel of a layer's input. Operands of attention have one
-        per tensor in both: theirs is a product over channels, and one scale serves all heads. The mse search scores all 40
-        candidates of each channel in full, which takes several times longer.
-    search_samples: elements of an activation that the mse rule scores its candidates on, evenly spaced; None means all of them,
-        as the original does. The search is nearly all of the time of a calibration; 65536 makes it several times shorter, and
-        may choose a neighbouring candidate (2 % of the range further) where two score almost the same.
-    split_skips: give the two halves of a skip concatenation their own scales (weights and activations).
-    calibration_images: images a step that the activation scales are found on.
-    calibration_batch: images that share one forward pass and one search; over the batches of a step the scales are averaged as
-        p <- 0.9 p + 0.1 p_new, from the first. It is part of the result, not a matter of speed: hence a setting here and not
-        an argument there. With calibration_batch >= calibration_images there is one batch and nothing is averaged.
-    reconstruct: ``none`` rounds weights to nearest; ``layer`` and ``block`` learn the rounding, after calibration, from the output
-        of single layers or of residual, attention and transformer blocks, as ``reconstruction`` says.
+    * weight_bits, activation_bits, softmax_bits: 2 .. 16, or 32 for off. Weights have one scale per output channel, the inputs of
+      layers and the operands of attention one per tensor and sampling step (see activation_granularity).
+    * end_bits: bits of weight and input of ``conv_in`` and ``conv_out``, in place of the above; what is off stays off.
+    * scale_rule: ``mse``, ``max`` or ``percentile``, of weights and activations, see `search_scale`.
+    * percentile: of the rule of that name, above 0.5 and at most 1 (the extremes): the share of values below the upper bound. A
+      channel of n weights loses int((1 - percentile) (n - 1)) of them at either end, which is none for a small n.
+    * activation_granularity: ``tensor``, or ``channel`` for one scale per channel of a layer's input. Operands of attention have
+      one per tensor in both: theirs is a product over channels, and one scale serves all heads. The mse search scores all 40
+      candidates of each channel in full, which takes several times longer.
+    * search_samples: elements of an activation that the mse rule scores its candidates on, evenly spaced; None means all of them,
+      as the original does. The search is nearly all of the time of a calibration; 65536 makes it several times shorter, and may
+      choose a neighbouring candidate (2 % of the range further) where two score almost the same.
+    * split_skips: give the two halves of a skip concatenation their own scales (weights and activations).
+    * calibration_images: images in each step on which the activation scales are calibrated.
+    * calibration_batch: images that share one forward pass and one search; over the batches of a step the scales are averaged as
+      p <- 0.9 p + 0.1 p_new, from the first. It changes the result, so it is part of the configuration. With
+      calibration_batch >= calibration_images there is one batch and nothing is averaged.
+    * reconstruct: ``none`` rounds weights to nearest; ``layer`` and ``block`` learn the rounding, after calibration, from the
+      output of single layers or of residual, attention and transformer blocks, as ``reconstruction`` says.
     """
 
     weight_bits: int = 8
