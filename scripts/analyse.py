@@ -21,6 +21,7 @@ from iec.analysis.jacobian import DIFFERENCE
 from iec.analysis.norms import LAMBDAS, Options
 from iec.analysis.record import Subject
 from iec.analysis.suggest import GRID
+from iec.io.paths import user_path
 from iec.io.runtime import entry_point, keep_freed_memory
 from iec.tables.experiment import Experiment
 
@@ -40,13 +41,13 @@ def arguments() -> argparse.Namespace:
     suggest.add_argument("--budget", type=int, help="at most so many corrections an image; all that pay, if not given")
     for command, images in ((norms, 16), (errors, 32), (suggest, 32)):
         command.add_argument("--images", type=int, default=images, help="of the cell's seed")
-        command.add_argument("--out", type=Path, default=Path("outputs/analysis"))
+        command.add_argument("--out", type=user_path, default=Path("outputs/analysis"))
         command.add_argument("--label", help="of the files and figures, without an experiment file; the cell's slug, if not given")
         command.add_argument("--scale", help="of experiment files; by default paper where there is a GPU, else small")
     args, rest = parser.parse_known_args()  # files and overrides may stand anywhere among the options
     if unknown := [word for word in rest if word.startswith("-")]:
         parser.error(f"unrecognized options: {' '.join(unknown)}")
-    files = [Path(word) for word in rest if "=" not in word]
+    files = [user_path(word) for word in rest if "=" not in word]
     return argparse.Namespace(**vars(args), files=files, overrides=[word for word in rest if "=" in word])
 
 

@@ -22,6 +22,7 @@ from typing import Any
 
 from iec.io.environment import describe_device
 from iec.io.files import write_atomic
+from iec.io.paths import user_path
 from iec.io.runtime import resolve_device
 from iec.models import card, card_names
 
@@ -45,7 +46,7 @@ def main() -> None:
     parser.add_argument("--images", nargs="+", type=int, default=[2], help="images of a run, computed in one batch")
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--output", type=Path, help="a folder that gets models.json and models.md")
+    parser.add_argument("--output", type=user_path, help="a folder that gets models.json and models.md")
     args = parser.parse_args()
     rows = []
     for name in args.models:

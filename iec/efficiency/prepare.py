@@ -18,6 +18,7 @@ from iec.efficiency.quantization import (
     reconstruct,
 )
 from iec.io.artifacts import artifact_path
+from iec.io.paths import user_path
 from iec.io.progress import reported, stage
 from iec.models import Model
 from iec.models.unet import UNetNetwork
@@ -45,7 +46,7 @@ def quantize(
     network = quantize_unet(model.unet, config, len(table))
     fingerprint = calibration_fingerprint(model, config, table)
     if artifact is not None:
-        load_calibration(Path(artifact).expanduser(), network, fingerprint)
+        load_calibration(user_path(artifact), network, fingerprint)
     elif artifacts is None:
         _calibrate(network, model, config, table, None)
     else:

@@ -16,6 +16,7 @@ from iec.efficiency.prepare import CALIBRATION_SEED, float_batch, model_fingerpr
 from iec.efficiency.quantization import PTQConfig, weight_bytes
 from iec.efficiency.technique import Prepared, Technique
 from iec.errors import ConfigError
+from iec.io.paths import user_path
 from iec.models import Card, Model
 from iec.models.unet import parameter_bytes
 from iec.sampling.solver import Solver
@@ -129,7 +130,7 @@ class CacheQuant(CachingConfig, PTQConfig, Technique):
             fingerprint=model_fingerprint(model),
             seed=CALIBRATION_SEED,
             artifacts=artifacts,
-            artifact=None if self.artifact is None else Path(self.artifact).expanduser(),
+            artifact=None if self.artifact is None else user_path(self.artifact),
             batch_size=float_batch(model, config.ptq),
             cond=model.cond(range(config.images)),
             guidance=model.guidance,

@@ -14,6 +14,7 @@ from torch import Tensor
 from iec.errors import ArtifactError
 from iec.io.files import canonical_hash, write_atomic
 from iec.io.locks import exclusive
+from iec.io.paths import user_path
 
 FORMAT = 2
 HEADER = "iec"
@@ -24,7 +25,7 @@ SHOWN_DIFFERENCES = 8
 
 def artifact_path(root: Path, kind: str, fingerprint: dict[str, Any]) -> Path:
     """ROOT/KIND-HASH.safetensors, with the hash of the whole fingerprint: another model, timetable or option is another file."""
-    return root.expanduser() / f"{kind}-{canonical_hash(fingerprint)[:16]}.safetensors"
+    return user_path(root) / f"{kind}-{canonical_hash(fingerprint)[:16]}.safetensors"
 
 
 def cached(path: Path, kind: str, fingerprint: dict[str, Any], make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:

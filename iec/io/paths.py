@@ -1,15 +1,21 @@
-"""Paths that users give to commands."""
+"""Paths that users give."""
 
 import os
 import tempfile
 from pathlib import Path
 
-from iec.errors import StoreError
+from iec.errors import ConfigError, StoreError
 
 
-def user_path(text: str) -> Path:
-    """Of an argument, with ~ for the home: a shell leaves it as it is in --output=~/FILE."""
-    return Path(text).expanduser()
+def user_path(given: str | Path) -> Path:
+    """With ~ for the home: a shell leaves it as it is in --output=~/FILE, and so does an environment variable in quotes.
+
+    Raises `ConfigError` for ~USER of a user who is not known here.
+    """
+    try:
+        return Path(given).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"{given}: that home folder is not known. Write the path in full.") from error
 
 
 def require_writable(path: Path, option: str) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 from iec.errors import MetricError, WeightsError
 from iec.io.files import canonical_hash, sha256
 from iec.io.hub import hub_folder
+from iec.io.paths import user_path
 from iec.metrics.extractors.features import regroup
 from iec.metrics.interval import Interval
 from iec.metrics.scores import Score
@@ -131,7 +132,7 @@ def clip_score(
 
 
 def _folder(backbone: Path | str) -> Path:
-    folder = Path(backbone)
+    folder = user_path(backbone)
     if not folder.is_dir():
         folder = hub_folder(str(backbone), None, FILES, "metrics.clip=DIR")
     if not (folder / "model.safetensors").is_file():

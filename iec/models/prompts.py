@@ -8,6 +8,7 @@ from typing import Any
 
 from iec.errors import ConfigError, DatasetError
 from iec.io.captions import COCO_WAY_OUT, coco_captions
+from iec.io.paths import user_path
 from iec.io.text import lines, read_json_text, read_text
 
 OWN = Path(__file__).parent / "prompts.txt"
@@ -37,7 +38,7 @@ def prompts_of(given: str | Path | None = None) -> PromptList:
     at the end of a file are left out; others are refused. Files are UTF-8. Raises `DatasetError` for
     a JSON file, and `ConfigError` for a text file, that is not so.
     """
-    path = OWN if given is None else Path(given)
+    path = OWN if given is None else user_path(given)
     is_json = path.suffix.lower() == ".json"
     try:
         if is_json:

@@ -22,6 +22,7 @@ from iec.errors import WeightsError
 from iec.io.files import canonical_hash, sha256
 from iec.io.filetypes import mistaken
 from iec.io.hub import hub_folder
+from iec.io.paths import user_path
 from iec.models.architecture import differences
 from iec.models.cards import FOLDER, Card, Component
 from iec.models.files import CONFIG, PICKLES, WEIGHTS, config_files, instead, weights_files, weights_name
@@ -43,7 +44,7 @@ WRITTEN_BY = ("_diffusers_version", "_name_or_path", "transformers_version")
 
 def models_folder() -> Path:
     """Where converted models are kept: ``$IEC_MODELS``, or ~/.cache/iec/models."""
-    return Path(os.environ.get("IEC_MODELS") or Path.home() / ".cache" / "iec" / "models")
+    return user_path(os.environ.get("IEC_MODELS") or "~/.cache/iec/models")
 
 
 def find(card: Card, weights: Path | str | None = None) -> Path:
@@ -81,7 +82,7 @@ def _folder(card: Card, weights: Path | str | None) -> Path:
             raise WeightsError(f"{given} is not {card.name}: it {reason}. {get(card)}")
     if _is_hub_id(given):
         return _from_hub(card, given)
-    path = Path(given)
+    path = user_path(given)
     if path.is_file() or (path.suffix in PICKLES and not path.is_dir()):
         raise WeightsError(
             f"model.weights={given} is a file; a model is a folder of safetensors. Convert the checkpoint once:\n"

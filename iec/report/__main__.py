@@ -18,7 +18,7 @@ from hydra import compose, initialize_config_dir
 from iec.errors import ConfigError
 from iec.io.environment import git_revision
 from iec.io.files import write_atomic
-from iec.io.paths import require_writable
+from iec.io.paths import require_writable, user_path
 from iec.io.resources import configs, experiment_file, experiments
 from iec.io.runtime import entry_point
 from iec.io.yaml import read_yaml
@@ -26,6 +26,7 @@ from iec.report.page import page
 from iec.report.pictures import figures_of
 from iec.report.sections import read_section
 from iec.runs.config import register
+from iec.runs.paths import with_home
 
 log = logging.getLogger(__name__)
 
@@ -35,11 +36,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("given", nargs="*", metavar="FILE|OVERRIDE", help="experiment files, and Hydra overrides for every row")
     parser.add_argument("--scale", help="of the files; by default paper where there is a GPU, else small")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="instead of OUTPUT/report.html")
+    parser.add_argument("--output", type=user_path, metavar="FILE", help="instead of OUTPUT/report.html")
     options = parser.parse_intermixed_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     overrides = [text for text in options.given if "=" in text]
-    files = [experiment_file(Path(text)) for text in options.given if "=" not in text] or tables(experiments())
+    files = [experiment_file(user_path(text)) for text in options.given if "=" not in text] or tables(experiments())
     output = options.output or _output(overrides) / "report.html"
     require_writable(output, "--output FILE")
     folder = files[0].resolve().parent
@@ -72,7 +73,8 @@ def _output(overrides: list[str]) -> Path:
     """``paths.output``."""
     register()
     with initialize_config_dir(str(configs()), version_base="1.3"):
-        return Path(compose("config", overrides=[o for o in overrides if o.startswith("paths.")]).paths.output)
+        config = compose("config", overrides=[o for o in overrides if o.startswith("paths.")])
+    return Path(with_home(config).paths.output)
 
 
 if __name__ == "__main__":

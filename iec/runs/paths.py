@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf, read_write
 
 from iec.errors import ConfigError
 from iec.io.files import require_folder
+from iec.io.paths import user_path
 from iec.io.runtime import entry_point
 
 PATHS = ("paths.output", "paths.artifacts", "paths.cell", "model.weights", "model.prompts", "metrics.clip", "efficiency.artifact")
@@ -24,9 +25,9 @@ def with_home(config: DictConfig) -> DictConfig:
         path = OmegaConf.select(config, key)
         if isinstance(path, str) and path.startswith("~"):
             try:
-                OmegaConf.update(config, key, str(Path(path).expanduser()))
-            except RuntimeError as error:
-                raise ConfigError(f"{key}={path}: that home folder is not known. Write the path in full.") from error
+                OmegaConf.update(config, key, str(user_path(path)))
+            except ConfigError as error:
+                raise ConfigError(f"{key}={error}") from error
     return config
 
 

@@ -13,7 +13,6 @@ import argparse
 import itertools
 import shlex
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -22,7 +21,7 @@ from hydra.errors import HydraException
 
 from iec.errors import ConfigError
 from iec.io.files import write_atomic
-from iec.io.paths import require_writable
+from iec.io.paths import require_writable, user_path
 from iec.runs.cell import Cell
 from iec.runs.tracking import score_key
 from iec.tables.experiment import Experiment
@@ -106,7 +105,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("overrides", nargs="+", metavar="OVERRIDE", help="as for run.py -m")
     parser.add_argument("--method", choices=METHODS, default="grid")
     parser.add_argument("--name", help="of the sweep on W&B")
-    parser.add_argument("--output", type=Path, help="a file; by default the text is printed")
+    parser.add_argument("--output", type=user_path, help="a file; by default the text is printed")
     options = parser.parse_intermixed_args(arguments)
     if options.output is not None:
         require_writable(options.output, "--output FILE")

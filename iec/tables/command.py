@@ -19,7 +19,7 @@ from pathlib import Path
 
 from iec.errors import ArtifactError, ConfigError, IECError, WeightsError
 from iec.io.files import canonical_hash, read_json
-from iec.io.paths import require_writable
+from iec.io.paths import require_writable, user_path
 from iec.runs.cell import Cell
 from iec.runs.runner import Result, finished_result, run_cell
 from iec.runs.status import progress_of
@@ -43,12 +43,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("given", nargs="+", metavar="FILE|OVERRIDE", help="experiment files, and Hydra overrides for every row")
     parser.add_argument("--run", action="store_true", help="compute the rows that are missing")
     parser.add_argument("--scale", help="of a file that has scales; by default paper where there is a GPU, else small")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="for the tables, each in a folder named as its file")
+    parser.add_argument("--out", type=user_path, metavar="DIR", help="for the tables, each in a folder named as its file")
     parser.add_argument("--status", action="store_true", help="only say how far each row is")
     parser.add_argument("--redraw", action="store_true", help="only draw the plots again, from the table.json in --out DIR")
     options = parser.parse_intermixed_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    files = [Path(text) for text in options.given if "=" not in text]
+    files = [user_path(text) for text in options.given if "=" not in text]
     overrides = [text for text in options.given if "=" in text]
     experiments = [Experiment.read(path, overrides, options.scale) for path in files]
     for experiment in experiments:

@@ -14,6 +14,7 @@ import torch
 from iec.errors import WeightsError
 from iec.io.download import fetch
 from iec.io.files import sha256
+from iec.io.paths import user_path
 
 SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 NAMES = ("weights-inception-2015-12-05-6726825d.pth", "pt_inception-2015-12-05-6726825d.pth")
@@ -29,7 +30,7 @@ def find_weights(given: Path | str | None = None, digest: str = SHA256) -> Path:
     """
     given = given or os.environ.get(VARIABLE)
     if given:
-        path = Path(given)
+        path = user_path(given)
         path = next((p for name in NAMES if (p := path / name).is_file()), path)
         if not path.is_file():
             raise WeightsError(f"{path} is not a file. {_way_out()}")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from iec.errors import ArtifactError, ConfigError
+from iec.io.paths import user_path
 from iec.io.yaml import read_yaml
 
 PACKAGED = Path(__file__).parent
@@ -81,7 +82,7 @@ def file_name(name: str, extractor: str) -> str:
 
 def user_folder() -> Path:
     """Of the environment variable IEC_REFERENCES, else ~/.cache/iec/references."""
-    return Path(os.environ.get(VARIABLE) or "~/.cache/iec/references").expanduser()
+    return user_path(os.environ.get(VARIABLE) or "~/.cache/iec/references")
 
 
 def find_reference(name: str, extractor: str) -> Path:

@@ -16,6 +16,7 @@ import logging
 from pathlib import Path
 
 from iec.errors import ConfigError
+from iec.io.paths import user_path
 from iec.io.runtime import entry_point
 from iec.models.cards import Card, card, card_names
 from iec.models.checkpoints.convert import convert
@@ -26,8 +27,8 @@ from iec.models.weights import models_folder
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=[name for name in card_names() if card(name).original], help="the model's card")
-    parser.add_argument("--checkpoint", type=Path, help="the file as published (default: download it)")
-    parser.add_argument("--output", type=Path, help="a new folder (default: where model=NAME looks)")
+    parser.add_argument("--checkpoint", type=user_path, help="the file as published (default: download it)")
+    parser.add_argument("--output", type=user_path, help="a new folder (default: where model=NAME looks)")
     return parser.parse_args()
 
 
