@@ -121,7 +121,8 @@ def _take(lock: _Lock, doing: str, pace: Pace) -> None:
     seen, changed, said = None, 0.0, -pace.say
     while not lock.take():
         holder, now = _text(lock.path), time.monotonic()
-        if holder is None:
+        if holder is None:  # just given back; or a network file system still shows a name whose file is gone
+            time.sleep(pace.look)
             continue
         if (state := (holder, _last_beat(lock.path))) != seen:
             seen, changed = state, now

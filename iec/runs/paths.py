@@ -45,12 +45,16 @@ class Paths:
         return cls(Path(config.output), Path(config.artifacts), None if config.cell is None else Path(config.cell))
 
     def require_usable(self) -> None:
-        """Raises `StoreError` for one that is a file, a link to nothing or cannot be written, before anything is computed."""
+        """Raises `StoreError` for one that is a file, a link to nothing or cannot be made or written, before anything is computed.
+
+        An artifacts folder that is there need not be writable: see `iec.io.artifacts.cached`.
+        """
         if self.cell is None:
             require_folder(self.output, "paths.output")
         else:
             require_folder(self.cell, "paths.cell")
-        require_folder(self.artifacts, "paths.artifacts")
+        if not self.artifacts.is_dir():  # one that is there may be read-only: it may have all that is needed
+            require_folder(self.artifacts, "paths.artifacts")
 
 
 class SweepFolder(Callback):

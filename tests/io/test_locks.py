@@ -100,6 +100,16 @@ def test_a_lock_of_another_machine_is_taken_over_when_its_heart_stops(foreign_lo
     assert not foreign_lock.path.exists()
 
 
+def test_a_lock_that_is_there_but_cannot_be_read_is_looked_at_at_intervals(tmp_path, monkeypatch, clock):
+    """As on a network file system, which shows the name of a file for a while after it is gone."""
+    (tmp_path / "file.lock").touch()
+    monkeypatch.setattr(locks, "_text", lambda path: None)
+    clock.at[3] = (tmp_path / "file.lock").unlink
+    lock = _Lock(tmp_path / "file.lock")
+    locks._take(lock, "making", Pace(look=1.0))
+    assert clock.now == 3 and (tmp_path / "file.lock").read_text() == lock.text
+
+
 def test_a_heartbeat_keeps_a_lock_for_as_long_as_its_holder_works(foreign_lock, clock, caplog):
     caplog.set_level("INFO")
     clock.at = {t: lambda t=t: os.utime(foreign_lock.path, ns=(t, t)) for t in range(15, 2000, 15)}

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -141,6 +142,15 @@ def test_folders_that_cannot_be_used_are_refused_before_anything_is_made(tmp_pat
     with pytest.raises(StoreError, match=rf"is not a folder\. Choose another folder \({option}=DIR\)"):
         run_cell(make_cell(*CELL, f"paths.output={tmp_path}", f"{option}={tmp_path / name}"))
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_an_artifacts_folder_that_is_there_may_be_read_only(tmp_path, make_cell, monkeypatch):
+    """It may be shared, and have all that is needed; what is missing there is refused when it is to be made."""
+    (tmp_path / "shared").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path / "shared")  # as for a user who is not root
+    make_cell(*CELL, f"paths.output={tmp_path / 'out'}", f"paths.artifacts={tmp_path / 'shared'}").paths.require_usable()
+    with pytest.raises(StoreError, match=r"shared cannot be written. Choose another folder \(paths.artifacts=DIR\)"):
+        make_cell(*CELL, f"paths.output={tmp_path}", f"paths.artifacts={tmp_path / 'shared' / 'new'}").paths.require_usable()
 
 
 def test_a_sweep_makes_the_cells_of_single_runs_below_the_home_folder(tmp_path, make_cell, monkeypatch):
