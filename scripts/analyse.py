@@ -1,76 +1,11 @@
-"""Why IEC helps or harms a cell: norms of its steps, growth of its errors, and which corrections pay.
+"""The command ``python -m iec.analysis``, for a checkout: see `iec.analysis.__main__`."""
 
-    python scripts/analyse.py norms model=ddim_cifar_small sampler.steps=50
-    python scripts/analyse.py errors efficiency=w8a8 sampler.steps=50 --images 32
-    python scripts/analyse.py suggest efficiency=deepcache efficiency.interval=10 sampler.steps=50
-    python scripts/analyse.py errors experiments/figure2.yaml --scale small      # every row of the file
-
-Overrides are those of run.py. Written to --out: a figure, a JSON file with all numbers, and state/, from which the same command
-goes on.
-"""
-
-import argparse
-import logging
 import os
-from pathlib import Path
 
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as in run.py
 
-from iec.analysis.commands import run_errors, run_norms, run_suggest
-from iec.analysis.jacobian import DIFFERENCE
-from iec.analysis.norms import LAMBDAS, Options
-from iec.analysis.record import Subject
-from iec.analysis.suggest import GRID
-from iec.io.paths import user_path
-from iec.io.runtime import entry_point, keep_freed_memory
-from iec.tables.experiment import Experiment
-
-
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    norms = commands.add_parser("norms", help="largest singular values of A I + B J and grad G (the paper's Fig. 1)")
-    norms.add_argument("--every", type=int, default=5, help="every so many steps")
-    norms.add_argument("--lambdas", type=float, nargs="*", default=list(LAMBDAS), help="of grad G")
-    norms.add_argument("--derivative", default="exact", help="exact, or difference for networks that round (a lower bound)")
-    norms.add_argument("--relative", type=float, default=DIFFERENCE, help="step of the differences, relative to |x|")
-    errors = commands.add_parser("errors", help="error against step, what a step makes and what it inherits (Fig. 2)")
-    suggest = commands.add_parser("suggest", help="the lambda and the steps that pay most per call, tested on other seeds")
-    suggest.add_argument("--calibration-images", type=int, default=8)
-    suggest.add_argument("--lambdas", type=float, nargs="*", default=list(GRID), help="to choose from")
-    suggest.add_argument("--budget", type=int, help="at most so many corrections an image; all that pay, if not given")
-    for command, images in ((norms, 16), (errors, 32), (suggest, 32)):
-        command.add_argument("--images", type=int, default=images, help="of the cell's seed")
-        command.add_argument("--out", type=user_path, default=Path("outputs/analysis"))
-        command.add_argument("--label", help="of the files and figures, without an experiment file; the cell's slug, if not given")
-        command.add_argument("--scale", help="of experiment files; by default paper where there is a GPU, else small")
-    args, rest = parser.parse_known_args()  # files and overrides may stand anywhere among the options
-    if unknown := [word for word in rest if word.startswith("-")]:
-        parser.error(f"unrecognized options: {' '.join(unknown)}")
-    files = [user_path(word) for word in rest if "=" not in word]
-    return argparse.Namespace(**vars(args), files=files, overrides=[word for word in rest if "=" in word])
-
-
-def subjects(args: argparse.Namespace) -> list[Subject]:
-    """Checked, all of them before the first is computed."""
-    if not args.files:
-        return [Subject.of(args.overrides, args.images, args.out, args.label)]
-    experiments = [Experiment.read(path, args.overrides, args.scale) for path in args.files]
-    return [subject for experiment in experiments for subject in Subject.of_experiment(experiment, args.images, args.out)]
-
-
-def main() -> None:
-    args = arguments()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    keep_freed_memory()
-    for subject in subjects(args):
-        if args.command == "norms":
-            run_norms(subject, Options(tuple(args.lambdas), args.derivative, args.relative), args.every)
-        elif args.command == "errors":
-            run_errors(subject)
-        else:
-            run_suggest(subject, args.calibration_images, tuple(args.lambdas), args.budget)
-
+from iec.analysis.__main__ import main
+from iec.io.runtime import entry_point
 
 if __name__ == "__main__":
     with entry_point():

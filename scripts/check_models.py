@@ -73,14 +73,14 @@ def measure(name: str, efficiency: str, images: int, steps: int, device: str) ->
         if status:
             raise SystemExit(f"{' '.join(command)}\n{errors}")
         manifest = json.loads(next(Path(folder).glob("*/manifest.json")).read_text())
-    facts = card(name)
+    entry = card(name)
     return {
         "model": name,
         "efficiency": efficiency,
         "images": images,
         "steps": steps,
-        "parameters": {key: component.parameters for key, component in facts.components.items()},
-        "resolution": facts.resolution,
+        "parameters": {key: component.parameters for key, component in entry.components.items()},
+        "resolution": entry.resolution,
         "calls_per_image": manifest["calls_per_image"]["total"],
         "seconds_per_image": manifest["seconds_per_image"],
         "seconds": seconds,

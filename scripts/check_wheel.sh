@@ -29,4 +29,5 @@ small=(sampler.steps=3 batch_size=8 device=cpu)
 "$bin/iec" table bundled --run num_images=16 metrics.bootstrap=0 "${small[@]}"
 "$bin/iec" report bundled num_images=16 metrics.bootstrap=0 "${small[@]}"
 test -s outputs/report.html
+for module in iec.analysis iec.metrics iec.metrics.references iec.sweeps; do "$bin/python" -m "$module" --help > help.txt; done
 echo "The wheel works: $(basename "$folder"/dist/*.whl)"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A Slurm cluster of this machine alone, for trying sweeps and for tests/test_slurm.py. Debian or Ubuntu, as root.
+# A Slurm cluster of this machine alone, for trying sweeps and for tests/runs/test_slurm.py. Debian or Ubuntu, as root.
 #
 #   scripts/local_slurm.sh up        install what is missing, write the configuration, start the daemons, wait for the node
 #   scripts/local_slurm.sh status    exit code 0 if the node takes jobs

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -123,6 +124,20 @@ for words in {list(RUNS)!r}:
     for (words, message), answer in zip(RUNS.items(), answers, strict=True):
         assert message in answer and "Traceback" not in answer, (words, answer)
         assert answer.rstrip().endswith("code 0" if words == "--help" else ("code 1", "code 2")), (words, answer)
+
+
+def test_messages_name_commands_that_an_installed_package_has():
+    """run.py and scripts/ are of a checkout alone."""
+    for path in Path(iec.__file__).parent.rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}  # of attributes as well
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
+                assert path.name == "__main__.py" or not re.search(r"\brun\.py|\bscripts/", node.value), (path, node.lineno)
+                for module in re.findall(r"python -m (iec[.\w]*\w)", node.value):
+                    assert find_spec(f"{module}.__main__"), (path, node.lineno)
+                for command in re.findall(r"python -m iec (\w+)", node.value):
+                    assert command in COMMANDS, (path, node.lineno)
 
 
 def test_the_projects_files_are_found_from_every_folder(tmp_path, monkeypatch):

@@ -4,7 +4,7 @@
     suggestion = analysis.suggest(model, prepared, sampler)
     print(suggestion.table(), suggestion.overrides)
 
-As commands: scripts/analyse.py.
+As commands: python -m iec.analysis.
 """
 
 from iec.analysis.errors import Errors, errors

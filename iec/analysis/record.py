@@ -1,4 +1,4 @@
-"""What an analysis is about and what it leaves behind: from overrides of ``run.py`` to a setup, and a JSON file of all numbers."""
+"""What an analysis is about and what it leaves behind: from overrides of ``iec run`` to a setup, and a JSON file of all numbers."""
 
 import datetime
 import json

@@ -89,7 +89,7 @@ class Suggestion:
 
     @property
     def overrides(self) -> str:
-        """For run.py."""
+        """For ``iec run``."""
         if not self.steps:
             return "iec=none"
         words = [f"iec.steps=[{','.join(str(i) for i in sorted(self.steps))}]", f"iec.lambda={self.lam:g}"]

@@ -3,7 +3,7 @@
     python -m iec.metrics score FOLDER_OR_NPZ_OR_CELL --reference REF --metrics fid,is,sfid
     python -m iec.metrics protocols
 
-REF: a data set's name (cifar10_train, ...), a file of scripts/prepare_reference.py, or an npz with mu and sigma.
+REF: a data set's name (cifar10_train, ...), a file of `python -m iec.metrics.references`, or an npz with mu and sigma.
 """
 
 import argparse
@@ -88,7 +88,7 @@ def choose(requested: str | None, evaluation: Protocol, reference: Reference) ->
     if lacking:
         raise ConfigError(
             f"The reference does not hold what {', '.join(lacking)} compares with. Leave it out of --metrics, or make a reference "
-            "of the real images or of the npz first:  python scripts/prepare_reference.py"
+            "of the real images or of the npz first:  python -m iec.metrics.references"
         )
     return names
 
@@ -146,7 +146,7 @@ def score(args: argparse.Namespace) -> dict[str, Any]:
     if args.metrics is None and (lacking := [name for name in evaluation.default if name not in names]):
         notes.append(
             f"left out: {', '.join(lacking)}, for which {args.reference} is not enough as it is. A reference that "
-            "scripts/prepare_reference.py makes, from images or an npz that has some, gives them."
+            "`python -m iec.metrics.references` makes, from images or an npz that has some, gives them."
         )
     return without_nan(record | {"seed": cell.get("seed"), "source": origin, "notes": notes})
 

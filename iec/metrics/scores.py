@@ -119,7 +119,7 @@ def require_parts(names: Sequence[str], reference: Reference) -> None:
         if part is not None and getattr(reference, part) is None:
             raise MetricError(
                 f"The reference has no {PARTS[part]} (its part '{part}'), which {name} compares with. A reference "
-                "made from the real images has all parts (scripts/prepare_reference.py); or leave this score out."
+                "made from the real images has all parts (python -m iec.metrics.references); or leave this score out."
             )
 
 
@@ -135,7 +135,7 @@ def require_images(names: Sequence[str], n: int, reference: Reference, rules: Ru
         if real < (least := metric.least_real(rules)):
             raise MetricError(
                 f"The reference holds features of {real} real images, {metric.name} needs {least} by these rules. Make it from "
-                "more (scripts/prepare_reference.py), or use other scores, or the protocol 'inception'."
+                "more (python -m iec.metrics.references), or use other scores, or the protocol 'inception'."
             )
 
 

@@ -73,7 +73,7 @@ def _command() -> str:
         return shlex.join(sys.orig_argv)
     hydra = HydraConfig.get()
     folders = [f"--config-dir={source.path}" for source in hydra.runtime.config_sources if source.provider == "command-line"]
-    return shlex.join(["python", "run.py", *folders, *hydra.overrides.task])
+    return shlex.join(["python", "-m", "iec", "run", *folders, *hydra.overrides.task])
 
 
 @contextmanager

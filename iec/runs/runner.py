@@ -137,7 +137,7 @@ def missing_batches(cell: Cell, store: Store, share: Share = WHOLE) -> list[tupl
     """The micro-batches of the share that are not finished, or are damaged."""
 
     def finished(indices: tuple[int, ...]) -> bool:
-        return store.is_finished(indices, *_wanted(cell, indices))
+        return store.is_finished(indices, *_requested(cell, indices))
 
     return [indices for indices in share.take(cell.batches) if not finished(indices)]
 
@@ -155,7 +155,7 @@ def sample_batches(cell: Cell, store: Store, batches: list[tuple[int, ...]]) -> 
         stage(f"sampling {cell.efficiency}", len(batches) * len(cell.sampler.timetable)) as advance,
     ):
         for indices in batches:
-            count, trace = _wanted(cell, indices)
+            count, trace = _requested(cell, indices)
             samples = sample_batch(model, prepared.network, sampler, cell.seed, indices, trace, advance, cell.uint8)
             store.write(indices, samples, count, describe_device(cell.device))
 
@@ -177,7 +177,7 @@ def _record_prepared(cell: Cell, store: Store, sampler: Solver, cost: Cost | Non
     write_json(store.folder / PREPARED, asdict(PreparedRecord(refresh, cost)))
 
 
-def _wanted(cell: Cell, indices: tuple[int, ...]) -> tuple[int, int]:
-    """(images, trajectories) of a micro-batch that are wanted."""
+def _requested(cell: Cell, indices: tuple[int, ...]) -> tuple[int, int]:
+    """(images, trajectories) of a micro-batch that are asked for."""
     first = indices[0]
     return min(len(indices), cell.num_images - first), max(0, min(len(indices), cell.trace_images - first))

@@ -1,9 +1,9 @@
 """A W&B sweep from the arguments of a Hydra sweep, so that a laptop, a cluster and `wandb agent` share one definition.
 
-    python run.py -m efficiency=w8a8 iec=all_steps,first_last iec.lambda=0.3,0.5                         # one after another
-    python run.py -m hydra/launcher=slurm efficiency=w8a8 iec=all_steps,first_last iec.lambda=0.3,0.5    # in jobs of Slurm
+    python -m iec run -m efficiency=w8a8 iec=all_steps,first_last iec.lambda=0.3,0.5     # one after another
+    python -m iec run -m hydra/launcher=slurm efficiency=w8a8 iec=all_steps,first_last iec.lambda=0.3,0.5    # in jobs of Slurm
     python -m iec.sweeps efficiency=w8a8 iec=all_steps,first_last iec.lambda=0.3,0.5 --output sweep.yaml
-    wandb sweep sweep.yaml                                                                               # says how to start agents
+    wandb sweep sweep.yaml     # says how to start agents
 
 Arguments with several values become the sweep's parameters, the others a part of its command. Every combination is checked as a
 cell before anything is written. The metric is the FID, under the key that `iec.io.wandb` gives it.
@@ -39,11 +39,11 @@ def sweep_config(overrides: Sequence[str], method: str = "grid", name: str | Non
     return {
         **({"name": name} if name else {}),
         "project": cells[0].logger.project,  # in a sweep it is not the run that says
-        "program": "run.py",
+        "program": "iec",
         "method": method,
         **({"metric": {"name": metric, "goal": "minimize"}} if len(metrics) == 1 and (metric := metrics.pop()) else {}),
         "parameters": {key: {"values": [_value(text) for text in texts]} for key, texts in swept.items()},
-        "command": ["${env}", "${interpreter}", "${program}", *fixed, "${args_no_hyphens}"],
+        "command": ["${env}", "${interpreter}", "-m", "${program}", "run", *fixed, "${args_no_hyphens}"],
     }
 
 
@@ -52,7 +52,7 @@ def sweep_text(overrides: Sequence[str], method: str = "grid", name: str | None 
     config = sweep_config(overrides, method, name)
     arguments = shlex.join(overrides)
     options = f"{'' if method == 'grid' else f' --method {method}'}{f' --name {name}' if name else ''}"
-    head = f"# python run.py -m {arguments}\n# python -m iec.sweeps {arguments}{options}\n"
+    head = f"# python -m iec run -m {arguments}\n# python -m iec.sweeps {arguments}{options}\n"
     return head + yaml.safe_dump(config, sort_keys=False, width=132)
 
 
@@ -102,7 +102,7 @@ def _value(text: str) -> int | float | str:
 def main(arguments: list[str] | None = None) -> None:
     """See the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("overrides", nargs="+", metavar="OVERRIDE", help="as for run.py -m")
+    parser.add_argument("overrides", nargs="+", metavar="OVERRIDE", help="as for iec run -m")
     parser.add_argument("--method", choices=METHODS, default="grid")
     parser.add_argument("--name", help="of the sweep on W&B")
     parser.add_argument("--output", type=user_path, help="a file; by default the text is printed")

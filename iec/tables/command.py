@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
     experiments = [Experiment.read(path, overrides, options.scale) for path in files]
     for experiment in experiments:
         if not experiment.references:
-            raise ConfigError(f"{experiment.name} has no reference row: it is no table. Use  python scripts/analyse.py.")
+            raise ConfigError(f"{experiment.name} has no reference row: it is no table. Use  python -m iec.analysis.")
         if options.out is not None and not options.status:
             require_writable(options.out / experiment.name / "table.md", "--out DIR")
     if options.redraw:

@@ -45,7 +45,7 @@ class Published:
 
 @dataclass(frozen=True)
 class Experiment:
-    """rows: label -> overrides of ``run.py``. references: rows that those of the same model are paired with, image by image;
+    """rows: label -> overrides of ``iec run``. references: rows that those of the same model are paired with, image by image;
     none in a file that is only analysed.
 
     figures: name -> labels that share one plot of error against step; one plot of all rows if there are none. grid: labels whose
@@ -146,7 +146,7 @@ class Experiment:
 
     def command(self, label: str) -> str:
         """The shell command that computes a row alone."""
-        return f"python run.py {shlex.join(self.rows[label])}"
+        return f"python -m iec run {shlex.join(self.rows[label])}"
 
 
 def _cell(label: str, overrides: list[str]) -> Cell:

@@ -6,12 +6,12 @@ import sys
 import numpy as np
 import pytest
 
+from iec.analysis import __main__ as analyse
 from iec.analysis.commands import run_errors, run_norms, run_suggest
 from iec.analysis.norms import Options
 from iec.analysis.record import Subject
 from iec.errors import ConfigError
 from iec.tables import command as tables
-from scripts import analyse
 
 SMALL = ["device=cpu", "sampler.steps=6", "sampler.spacing=quad", "efficiency=deepcache", "efficiency.interval=2"]
 

@@ -74,7 +74,7 @@ def test_the_first_images_and_damaged_ones(tmp_path, real_images, extractor):
         (["--json", "."], "is a folder, not a file to write. Choose another path: --json OUT"),
         (["--json", "/proc/x.json"], "cannot be written.*--json OUT"),
         (["--reference", "nothing"], "neither a file nor one of cifar10_train"),
-        (["--reference", "imagenet_256"], "prepare_reference.py --dataset imagenet_256"),
+        (["--reference", "imagenet_256"], "iec.metrics.references --dataset imagenet_256"),
     ],
 )
 def test_refusals_come_before_the_work(tmp_path, real_images, monkeypatch, words, message):
@@ -144,7 +144,7 @@ def test_prepare_imports_statistics_for_a_data_set(tmp_path, real_images, extrac
     folder = write_folder(tmp_path / "pngs", real_images[:10])
     record = score(folder, *words)
     assert list(record["scores"]) == ["fid", "is"]  # what the reference has the parts for
-    assert record["notes"][-1].startswith("left out: kid, sfid, for which") and "prepare_reference" in record["notes"][-1]
+    assert record["notes"][-1].startswith("left out: kid, sfid, for which") and "iec.metrics.references" in record["notes"][-1]
     with pytest.raises(ConfigError, match="does not hold what sfid"):
         score(folder, *words, "--metrics", "fid,sfid")
 

@@ -133,7 +133,7 @@ def test_a_part_that_the_reference_lacks(made, part, lost):
     assert set(rules.scores) - set(rest) == lost
     assert set(rules.score(made[0], reference, rest, bootstrap=0)) == set(rest)
     for name in lost:
-        with pytest.raises(MetricError, match=f"its part '{part}'.*{name} compares.*prepare_reference"):
+        with pytest.raises(MetricError, match=f"its part '{part}'.*{name} compares.*iec.metrics.references"):
             rules.score(made[0], reference, (name,), bootstrap=0)
 
 

@@ -63,7 +63,7 @@ def test_the_same_reference_is_the_same_bytes(made):
 
 
 def test_missing_names_file_and_command(tmp_path, tiny):
-    with pytest.raises(ArtifactError, match=r"nothing.safetensors do not exist.*python scripts/prepare_reference.py"):
+    with pytest.raises(ArtifactError, match=r"nothing.safetensors do not exist.*python -m iec.metrics.references"):
         load_reference(tmp_path / "nothing.safetensors", tiny())
 
 
@@ -72,7 +72,7 @@ def test_every_truncation_is_refused(made):
     data = path.read_bytes()
     for keep in (0, 5, 100, len(data) // 2, len(data) - 1):
         path.write_bytes(data[:keep])
-        with pytest.raises(ArtifactError, match="truncated.*prepare_reference"):
+        with pytest.raises(ArtifactError, match="truncated.*iec.metrics.references"):
             load_reference(path, extractor)
 
 
@@ -190,7 +190,7 @@ def test_a_missing_reference_says_how_it_is_made(name, extractor, tmp_path, monk
         reference_path(name, extractor)
     text, protocol = str(caught.value), extractor.replace("inception_pytorch_fid", "pytorch_fid")
     assert f"{name}.{extractor}.safetensors" in text and str(tmp_path) in text
-    assert f"prepare_reference.py --dataset {name} --data" in text and f"--protocol {protocol}" in text
+    assert f"iec.metrics.references --dataset {name} --data" in text and f"--protocol {protocol}" in text
     published = name in ("lsun_bedroom_256", "imagenet_256") and extractor == "inception"
     assert ("VIRTUAL_" in text and "https://openaipublic" in text and "not known to us" in text) == published
 

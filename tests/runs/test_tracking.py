@@ -252,8 +252,9 @@ def agent_commands(config):
     for values in itertools.product(*(config["parameters"][key]["values"] for key in keys)):
         made = create_sweep_command_args({"args": {key: {"value": value} for key, value in zip(keys, values, strict=True)}})
         command = create_sweep_command(list(config["command"]))
-        assert command[:3] == ["${env}", "${interpreter}", "${program}"] and command[-1] == "${args_no_hyphens}"
-        yield [*command[3:-1], *made["args_no_hyphens"]]
+        start = ["${env}", "${interpreter}", "-m", "${program}", "run"]
+        assert config["program"] == "iec" and command[:5] == start and command[-1] == "${args_no_hyphens}"
+        yield [*command[5:-1], *made["args_no_hyphens"]]
 
 
 def test_the_sweep_over_lambda_and_placement(make_cell, finished, tmp_path):

@@ -56,7 +56,7 @@ def run(spec, *arguments):
 def test_nothing_is_computed_without_run_and_the_missing_commands_are_listed(spec, caplog):
     caplog.set_level("INFO")
     run(spec)
-    assert "missing: corrected" in caplog.text and "python run.py sampler.steps=2" in caplog.text
+    assert "missing: corrected" in caplog.text and "python -m iec run sampler.steps=2" in caplog.text
     assert not (spec.parent / "out").exists()
 
 
@@ -262,7 +262,7 @@ def test_a_row_that_fails_does_not_stop_the_others(spec, monkeypatch, caplog):
     assert "failed: corrected: the network returned NaN" in caplog.text
     (folder,) = (spec.parent / "out" / "tables").iterdir()
     assert [row["label"] for row in json.loads((folder / "table.json").read_text())] == ["base", "four steps"]
-    assert "Not there: corrected (nothing yet): `python run.py" in (folder / "table.md").read_text()
+    assert "Not there: corrected (nothing yet): `python -m iec run" in (folder / "table.md").read_text()
 
 
 def test_the_status_says_how_far_every_row_is(spec, capsys):

@@ -68,7 +68,7 @@ def collect(
 
 
 def learn(name: str, module: nn.Module, samples: Samples, context: StepContext, settings: Reconstruction) -> None:
-    """Learn the rounding of the layers in ``module``, and their activation steps if wanted, and put both in place.
+    """Learn the rounding of the layers in ``module``, and their activation steps if asked for, and put both in place.
 
     Minimises, over batches of images drawn without replacement,
 

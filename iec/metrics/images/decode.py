@@ -106,7 +106,7 @@ def decode(data: bytes, name: str, preprocess: Preprocess) -> np.ndarray:
     if pixels.shape[0] != pixels.shape[1]:
         raise MetricError(
             f"{name} is {pixels.shape[1]} x {pixels.shape[0]} pixels, not square. Generated images are scored as they are; real "
-            "ones are cropped by  python scripts/prepare_reference.py --resolution R --filter FILTER."
+            "ones are cropped by  python -m iec.metrics.references --resolution R --filter FILTER."
         )
     return pixels
 
@@ -125,7 +125,7 @@ def _rgb(image: Image.Image, data: bytes, name: str, convert: bool) -> Image.Ima
         else f"is {kinds.get(image.mode, image.mode)}"
     )
     way = (
-        "convert a folder of real images with  scripts/prepare_reference.py --to-rgb"
+        "convert a folder of real images with  python -m iec.metrics.references --to-rgb"
         if image.mode in CONVERTED
         else "save it as RGB"
     )

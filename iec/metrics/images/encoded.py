@@ -101,7 +101,7 @@ class EncodedSource:
         if len(pixels) != self.resolution:
             raise MetricError(
                 f"{name} is {len(pixels)} pixels wide, those before it {self.resolution}: one set has one size. Real images of "
-                "several sizes are made equal by  python scripts/prepare_reference.py --resolution R --filter FILTER."
+                "several sizes are made equal by  python -m iec.metrics.references --resolution R --filter FILTER."
             )
         return pixels
 

@@ -45,7 +45,7 @@ class Dataset:
 
     def command(self, extractor: str) -> str:
         """What makes the file for the extractor of that name, and where its ingredients are."""
-        script = "python scripts/prepare_reference.py"
+        script = "python -m iec.metrics.references"
         protocol = f" --protocol {PROTOCOLS[extractor]}" if extractor in PROTOCOLS else " --protocol NAME"
         made = f"{script} {self.make}{protocol}\n    (from the images, {self.get}; the folder holds {self.folder})"
         if self.published is None or ORIGINS[self.published.origin] != extractor:

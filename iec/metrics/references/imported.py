@@ -93,7 +93,7 @@ def _origin(path: Path, keys: frozenset[str], origin: str | None, extractor: Ext
     if not {"mu", "sigma"} <= keys:
         raise ArtifactError(
             f"{path} lacks mu or sigma; it holds {', '.join(sorted(keys))}. Statistics have both. A reference of an "
-            "npz's images (arr_0) is made by  python scripts/prepare_reference.py --npz FILE --output FILE.safetensors."
+            "npz's images (arr_0) is made by  python -m iec.metrics.references --npz FILE --output FILE.safetensors."
         )
     if ("mu_s" in keys) != ("sigma_s" in keys):
         raise ArtifactError(f"{path} has only one of mu_s and sigma_s. Fetch it again.")

@@ -85,10 +85,10 @@ def load_reference(path: Path | str, extractor: Extractor, resolution: int | Non
     extractor (its weights, layer, input size or normalisation), or of images of another resolution than ``resolution``.
     """
     path = Path(path)
-    again = "Make it again:  python scripts/prepare_reference.py (see --help)"
+    again = "Make it again:  python -m iec.metrics.references (see --help)"
     if not path.is_file():
         raise ArtifactError(
-            f"The reference statistics {path} do not exist. Make them:  python scripts/prepare_reference.py (see --help)"
+            f"The reference statistics {path} do not exist. Make them:  python -m iec.metrics.references (see --help)"
         )
     try:
         with safe_open(path, framework="numpy") as file:
