@@ -178,8 +178,10 @@ class IECScheduler(DDIMScheduler):
 
     @property
     def frozen(self) -> Tensor | None:
-        """Bool [B], within a step: the images that converged in an earlier correction of it. None between two steps."""
-        return None if self._pending is None else self._pending.frozen
+        """Bool [B], within a step: the images that converged in an earlier correction of it. None between two steps, and without a
+        tolerance.
+        """
+        return None if self._pending is None or self.correction.tolerance == 0 else self._pending.frozen
 
     # fmt: off
     def step(

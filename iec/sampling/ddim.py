@@ -91,7 +91,7 @@ class Sampler(Solver):
             if newer is not None and self.correction.cache_from == "last":
                 feature = newer if feature is None else keep(frozen, feature, newer)
             y, frozen = update(y, target, again.correction, self.correction, frozen)
-            if bool(frozen.all()):
+            if self.correction.tolerance and bool(frozen.all()):  # a device is waited for only where it can be so
                 break
         return y, cache if feature is None else FeatureCache(feature, ordinary)
 
