@@ -1,6 +1,7 @@
 """Reference statistics of real images, which the scores of generated ones compare with.
 
     python scripts/prepare_reference.py --data data                                            # CIFAR-10, EfficientNet-Lite0
+    python scripts/prepare_reference.py --dataset fashion_mnist_train --data /usr/share/datasets/fashion-mnist
     python scripts/prepare_reference.py --dataset lsun_church_256 --data LSUN --protocol inception --workers 8
     python scripts/prepare_reference.py --dataset imagenet_256 --npz VIRTUAL_imagenet256_labeled.npz --protocol inception
     python scripts/prepare_reference.py --folder PHOTOS --resolution 256 --filter bicubic --output photos.safetensors

@@ -178,7 +178,7 @@ def test_where_references_are_looked_for(tmp_path, monkeypatch):
     assert reference_path("cifar10_train", "efflite0").parent.name == "references"
     (tmp_path / "lsun_church_256.inception.safetensors").touch()
     assert reference_path("lsun_church_256", "inception").parent == tmp_path
-    with pytest.raises(ConfigError, match="choose one of cifar10_train, lsun_bedroom_256"):
+    with pytest.raises(ConfigError, match="choose one of cifar10_train, fashion_mnist_train"):
         reference_path("cifar11", "inception")
 
 

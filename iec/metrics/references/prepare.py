@@ -6,13 +6,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from iec.errors import ArtifactError, DatasetError, MetricError
 from iec.io.captions import load_coco_captions
 from iec.metrics.extractors.features import Extractor
 from iec.metrics.frechet import GaussianStatistics
-from iec.metrics.images.datasets import Lmdb, load_cifar10
+from iec.metrics.images.datasets import Lmdb, load_cifar10, load_fashion_mnist, pad_to_32
 from iec.metrics.images.decode import Preprocess
 from iec.metrics.images.encoded import Files, open_encoded, open_folder
 from iec.metrics.images.sources import ArraySource, Source
@@ -24,6 +25,12 @@ from iec.metrics.references.gather import gather
 from iec.metrics.references.reference import Reference, load_reference
 
 log = logging.getLogger(__name__)
+ARRAYS: dict[str, Callable[[Path], np.ndarray]] = {
+    "cifar10_train": load_cifar10,
+    "fashion_mnist_train": lambda root: pad_to_32(load_fashion_mnist(root)),
+    "fashion_mnist_test": lambda root: pad_to_32(load_fashion_mnist(root, train=False)),
+}
+"""Data sets that are read whole, as they are: folder -> uint8 [N, H, W, C]."""
 
 
 def open_dataset(name: str, root: Path, preprocess: Preprocess | None = None, skip_damaged: bool = False) -> Source:
@@ -33,8 +40,8 @@ def open_dataset(name: str, root: Path, preprocess: Preprocess | None = None, sk
     """
     entry = dataset(name)
     preprocess = preprocess or Preprocess(entry.resolution, **entry.preprocess)
-    if name == "cifar10_train":
-        return ArraySource(load_cifar10(root), entry.title)
+    if name in ARRAYS:
+        return ArraySource(ARRAYS[name](root), entry.title)
     if name.startswith("lsun"):
         folder = Lmdb(root / entry.folder)
         return open_encoded(folder, folder.names(), entry.title, preprocess, skip_damaged)
@@ -102,7 +109,7 @@ def _provenance(job: Job, extractor: Extractor, total: Sum, command: str, device
         "n": total.pooled.n,
         "limit": job.limit,
         "resolution": job.source.resolution,
-        "preprocess": str(job.source.preprocess),
+        "preprocess": job.source.preprocess.describe(job.source.channels),
         "resize": extractor.identity["resize"],
         "extractor": extractor.identity,
         "extractor_hash": extractor.hash,
