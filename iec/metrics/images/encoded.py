@@ -107,8 +107,8 @@ class EncodedSource:
         if pixels.shape[2] != self.channels:
             kind = "grey, not 8-bit RGB" if self.channels == 3 else "RGB, not grey"
             raise MetricError(
-                f"{name} is {kind}; convert a folder of real images with  scripts/prepare_reference.py --to-rgb, and save generated "
-                "ones like those before it: one set is all RGB or all grey."
+                f"{name} is {kind}; convert a folder of real images with  scripts/prepare_reference.py --to-rgb, and save "
+                "generated ones like those before it: one set is all RGB or all grey."
             )
         return pixels
 
@@ -116,7 +116,10 @@ class EncodedSource:
 def open_encoded(
     container: Container, names: Sequence[str], label: str, preprocess: Preprocess = AS_STORED, skip_damaged: bool = False
 ) -> EncodedSource:
-    """With the resolution and channels of the first image that can be decoded. Raises `MetricError` if none can, or the first one is unfit."""
+    """With the resolution and channels of the first image that can be decoded.
+
+    Raises `MetricError` if none can, or the first one is unfit.
+    """
     with container.reader() as read:
         for name in names:
             try:
