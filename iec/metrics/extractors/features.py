@@ -138,5 +138,5 @@ def _check(block: np.ndarray, shape: tuple[int, ...] | None) -> tuple[int, ...]:
     if block.ndim != 4 or block.shape[3] not in (1, 3) or block.shape[1] != block.shape[2] or block.shape[1] < 2:
         raise MetricError(f"Images must be square [N, H, W, 1 or 3], got {block.shape}; channels come last.")
     if shape is not None and block.shape[1:] != shape:
-        raise MetricError(f"Images of {block.shape[1:]} and {shape} are mixed; score one resolution at a time, all grey or all RGB.")
+        raise MetricError(f"Images of {block.shape[1:]} and {shape} are mixed; score one resolution, all grey or all RGB.")
     return block.shape[1:]

@@ -40,8 +40,8 @@ class Preprocess:
     resolution: R; None leaves images as they are. filter: one of `FILTERS`. crop_first: crop to a square, then resize
     (latent-diffusion's LSUN loader, and the COCO script of the released code), instead of resizing first (guided-diffusion,
     torchvision); the results differ only by the rounding of the long side and at the cropped edges. to_rgb: convert grey, palette
-    and CMYK images as Pillow does, instead of leaving grey ones grey and refusing the others. Orientation tags are not looked at, as
-    in the usual loaders.
+    and CMYK images as Pillow does, instead of leaving grey ones grey and refusing the others. Orientation tags are not looked at,
+    as in the usual loaders.
     """
 
     resolution: int | None = None

@@ -67,12 +67,13 @@ def make_reference(
     workers: int = 1,
     limit: int | None = None,
     skip_damaged: bool = False,
+    compact: bool = False,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> Reference:
     """Statistics of all images of ``source``, written to ``output``; see `iec.metrics.references.gather`. Run again
     after a kill, it goes on.
 
-    command: for the record; if it is the one that wrote ``output`` before, that is returned and nothing is computed. The bytes of
+    compact: see `Reference.compact`. command: for the record; if it is the one that wrote ``output`` before, that is returned and nothing is computed. The bytes of
     the file depend on the images, the extractor, the device's type, the versions and ``command``, but not on the number of
     workers, on kills, or on the day. Raises `ArtifactError` if ``output`` holds something else.
     """
@@ -89,6 +90,7 @@ def make_reference(
     reference = Reference(
         *_statistics(total, source.label), total.kid_features, _provenance(job, extractor, total, command, device)
     )
+    reference = reference.compact() if compact else reference
     reference.save(output)
     rest.unlink(missing_ok=True)
     return reference
