@@ -1,6 +1,8 @@
 """Do the scores behave? Real test images against the training set, and degraded ever more; prints a Markdown table.
 
     python scripts/check_scores.py --data data --images 2000
+    python scripts/check_scores.py --dataset fashion_mnist --data /usr/share/datasets/fashion-mnist
+    python scripts/check_scores.py --protocol efficientnet_lite0_deep
 
 Every score must get worse with every level of every degradation; exits with 1 otherwise.
 """
@@ -20,10 +22,17 @@ from scipy.ndimage import gaussian_filter
 from iec.io.paths import user_path
 from iec.io.progress import stage
 from iec.io.runtime import entry_point, keep_freed_memory, resolve_device
-from iec.metrics.extractors.efficientnet import EffNetLite0
-from iec.metrics.images.datasets import load_cifar10
+from iec.metrics.extractors.features import extract
+from iec.metrics.images.datasets import load_cifar10, load_fashion_mnist, pad_to_32
+from iec.metrics.protocol import PROTOCOLS, protocol
 from iec.metrics.references.reference import load_reference, reference_path
-from iec.metrics.scores import NAMES, Score, score
+from iec.metrics.scores import Score
+
+TESTS: dict[str, Callable[[Path], np.ndarray]] = {
+    "cifar10": lambda root: load_cifar10(root, train=False),
+    "fashion_mnist": lambda root: pad_to_32(load_fashion_mnist(root, train=False)),
+}
+"""Folder -> the test images; the reference is the training set, NAME_train."""
 
 
 def to_bytes(x: np.ndarray) -> np.ndarray:
@@ -42,8 +51,8 @@ def jpeg(images: np.ndarray, quality: float) -> np.ndarray:
     decoded = []
     for image in images:
         file = io.BytesIO()
-        Image.fromarray(image).save(file, format="JPEG", quality=int(quality))
-        decoded.append(np.asarray(Image.open(file)))
+        Image.fromarray(image.squeeze()).save(file, format="JPEG", quality=int(quality))
+        decoded.append(np.atleast_3d(np.asarray(Image.open(file))))
     return np.stack(decoded)
 
 
@@ -66,25 +75,26 @@ def worsens(before: dict[str, Score], after: dict[str, Score]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--data", type=user_path, default=Path("data"), help="folder with CIFAR-10 (iec/metrics/images/datasets.py)"
-    )
+    parser.add_argument("--dataset", choices=TESTS, default="cifar10", help="default: %(default)s")
+    parser.add_argument("--data", type=user_path, default=Path("data"), help="its folder (iec/metrics/images/datasets.py)")
+    parser.add_argument("--protocol", choices=PROTOCOLS, default="efficientnet_lite0", help="default: %(default)s")
     parser.add_argument("--images", type=int, default=2000, help="test images, from the first")
     parser.add_argument("--device", default="auto")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     keep_freed_memory()
-    extractor = EffNetLite0(resolve_device(args.device))
-    reference = load_reference(reference_path("cifar10_train", extractor), extractor, resolution=32)
-    images = load_cifar10(args.data, train=False)[: args.images]
+    rules = protocol(args.protocol)
+    extractor = rules.extractor(resolve_device(args.device))
+    reference = load_reference(reference_path(f"{args.dataset}_train", extractor), extractor, resolution=32)
+    images = TESTS[args.dataset](args.data)[: args.images]
     sets = {f"{kind} {level:g}": degrade(images, level) for kind, (degrade, levels) in LEVELS.items() for level in levels}
     results = {}
     with stage("scores", 1 + len(sets)) as advance:
         for label, changed in {"real test images": images, **sets}.items():
-            results[label] = score(changed, reference, extractor)
+            results[label] = rules.score(extract(changed, extractor), reference)
             advance()
-    labels = " | ".join(results["real test images"][name].label for name in NAMES)
-    print(f"N = {len(images)}\n\n| | {labels} |\n|---|---|---|---|---|")
+    labels = [score.label for score in results["real test images"].values()]
+    print(f"N = {len(images)}\n\n| | {' | '.join(labels)} |\n|---|{'---|' * len(labels)}")
     failures = []
     for label, scores in results.items():
         print(row(label, scores))

@@ -253,7 +253,7 @@ def sample_grid(training: Training, count: int = 16, steps: int = 25) -> np.ndar
         with training.precision():
             eps = functional_call(training.model, training.ema, (x, t)).sample
         x = scheduler.step(eps.float(), t, x).prev_sample
-    return grid(to_uint8(x.expand(-1, 3, -1, -1)), columns=8, scale=2)
+    return grid(to_uint8(x), columns=8, scale=2)
 
 
 def open_phase(training: Training) -> tuple[Path, int]:

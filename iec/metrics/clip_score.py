@@ -90,7 +90,7 @@ class CLIPScorer:
         return int(self.model.config.text_config.max_position_embeddings)
 
     def per_image(self, images: np.ndarray | Iterable[np.ndarray], captions: Sequence[str]) -> np.ndarray:
-        """100 cos of each pair: images uint8 [N, H, W, 3] or an iterable of such blocks, N captions; float64 [N].
+        """100 cos of each pair: images uint8 [N, H, W, 1 or 3] or an iterable of such blocks, N captions; float64 [N].
 
         Raises `MetricError` unless there is one caption for each image, and for images that are not square uint8.
         """

@@ -7,6 +7,7 @@
 | `torch_fidelity`      | the same                            | shuffled with seed 2020, 10 chunks     | 100 subsets of 1000 |
 | `pytorch_fid`         | Inception, torch's bilinear         | none                                   | none                |
 | `efficientnet_lite0`  | EfficientNet-Lite0, torch's bicubic | as `inception`                         | all pairs           |
+| `.._lite0_deep`       | the same, 1280 features of its head | none                                   | all pairs           |
 
 FID, sFID, precision and recall have one definition; `Protocol.scores` says which a protocol gives. `inception` has the conventions
 of the evaluator that the paper's code ships (arXiv 2105.05233, guided-diffusion's evaluations/evaluator.py), but for the order of
@@ -26,7 +27,7 @@ from dataclasses import dataclass
 import torch
 
 from iec.errors import ConfigError
-from iec.metrics.extractors.efficientnet import EffNetLite0
+from iec.metrics.extractors.efficientnet import EffNetLite0, EffNetLite0Deep
 from iec.metrics.extractors.features import Extractor, Features
 from iec.metrics.extractors.inception import PYTORCH_FID, Inception
 from iec.metrics.metric import OWN_RULES, Rules
@@ -82,6 +83,14 @@ _ALL = {
     p.name: p
     for p in (
         Protocol("efficientnet_lite0", EffNetLite0.label, EffNetLite0, NAMES, ("precision", "recall", "fid_inf")),
+        Protocol(
+            "efficientnet_lite0_deep",
+            EffNetLite0Deep.label,
+            EffNetLite0Deep,
+            ("fid",),
+            ("kid", "precision", "recall", "fid_inf"),
+            Rules(linear=True),
+        ),
         Protocol("inception", "Inception", Inception, (*_ADM, "kid"), ("fid_inf",), Rules(linear=True)),
         Protocol("inception_adm_exact", "Inception, ADM", Inception, _ADM, (), Rules("adm", linear=True)),
         Protocol("pytorch_fid", "pytorch-fid", _pytorch_fid, ("fid",), ("fid_inf",), Rules(linear=True)),

@@ -62,7 +62,7 @@ def score(
     progress: Callable[[int], None] | None = None,
     rules: Rules = OWN_RULES,
 ) -> dict[str, Score]:
-    """Scores of uint8 images, [N, H, W, 3] or an iterable of such blocks: `extract`, then `score_features`."""
+    """Scores of uint8 images, [N, H, W, 1 or 3] or an iterable of such blocks: `extract`, then `score_features`."""
     require_parts(names, reference)
     return score_features(extract(images, extractor, progress), reference, extractor.label, names, bootstrap, seed, rules)
 

@@ -16,7 +16,7 @@ def page(sections: list[Section], figures: list[Picture], date: str, revision: s
         figures=figures,
         date=date,
         revision=revision,
-        own_features=any("efficientnet_lite0" in section.protocols for section in sections),
+        own_features=any(name.startswith("efficientnet_lite0") for section in sections for name in section.protocols),
         replaced=list(dict.fromkeys(model for section in sections for model in section.replaced)),
         style=_text("style.css"),
         script=_text("script.js"),

@@ -67,7 +67,7 @@ def sprite_of(row: Row) -> Sprite:
 
 
 def _smaller(images: np.ndarray, by: int) -> np.ndarray:
-    """Means of blocks of ``by`` x ``by`` pixels, uint8 [n, H // by, W // by, 3]."""
+    """Means of blocks of ``by`` x ``by`` pixels, uint8 [n, H // by, W // by, C]."""
     if by == 1:
         return images
     n, height, width, channels = images.shape

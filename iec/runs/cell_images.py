@@ -34,6 +34,7 @@ class CellSource:
     shards: Sequence[Shard]
     label: str
     resolution: int
+    channels: int
     preprocess = AS_STORED
 
     @classmethod
@@ -50,7 +51,8 @@ class CellSource:
             raise StoreError(f"{folder} holds no finished shards. Give the folder that has cell.json in it, or run the cell.")
         if read_record(folder / MANIFEST, Manifest) is None:
             raise StoreError(f"{folder} is not finished: it has no usable manifest.json. Run it again, it goes on from there.")
-        return cls(tuple(shards), f"cell {folder.resolve().name}", _read(shards[0]).shape[1])
+        _, height, _, channels = _read(shards[0]).shape
+        return cls(tuple(shards), f"cell {folder.resolve().name}", height, channels)
 
     @property
     def state(self) -> str:

@@ -61,11 +61,11 @@ class Result:
         return read_record(self.cell.folder / ENVIRONMENT, Environment)
 
     def shards(self) -> Iterator[np.ndarray]:
-        """uint8 [B, H, W, 3], a shard at a time."""
+        """uint8 [B, H, W, C], a shard at a time."""
         return self.store.read_images(self.cell.batches, self.cell.num_images)
 
     def first_images(self, count: int) -> np.ndarray:
-        """The images 0 .. count - 1 (or all, if fewer), uint8 [n, H, W, 3]."""
+        """The images 0 .. count - 1 (or all, if fewer), uint8 [n, H, W, C]."""
         count = min(count, self.cell.num_images)
         return np.concatenate(list(self.store.read_images(micro_batches(count, self.cell.batch_size), count)))
 

@@ -1,7 +1,7 @@
 """Finished images on disk: shards that are complete or absent, whatever is killed when.
 
     CELL/cell.json                  what the folder holds (refused if it is another cell)
-    CELL/shards/000000-000031.npz   images uint8 [N, H, W, 3] and indices int64 [N]
+    CELL/shards/000000-000031.npz   images uint8 [N, H, W, C] and indices int64 [N]
     CELL/shards/000000-000031.json  its commit record: sha256, network calls, seconds, machine
     CELL/traces/000000-000031.npz   states float32 [T + 1, n, C, H, W] of the first images
     CELL/manifest.json              the list of shards with their hashes, and one hash over them

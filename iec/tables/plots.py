@@ -41,7 +41,7 @@ def plain(text: str) -> str:
 
 
 def sample_grid(path: Path, rows: Mapping[str, np.ndarray], title: str) -> None:
-    """One row of images for each label, uint8 [n, H, W, 3]; a column shows one seed."""
+    """One row of images for each label, uint8 [n, H, W, 1 or 3]; a column shows one seed."""
     count, height = next(iter(rows.values())).shape[:2]
     figure, axes = plt.subplots(len(rows), 1, figsize=(0.62 * count + 2.2, 0.68 * len(rows) + 0.5), squeeze=False)
     for axis, (label, images) in zip(axes[:, 0], rows.items(), strict=True):

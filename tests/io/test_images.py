@@ -23,3 +23,11 @@ def test_grid_places_images_row_by_row(tmp_path):
     assert [canvas[0, 0, 0], canvas[0, 3, 0], canvas[3, 3, 0], canvas[3, 6, 0], canvas[0, 2, 0]] == [0, 1, 4, 255, 255]
     save_png(tmp_path / "g.png", canvas)
     assert np.array_equal(np.asarray(Image.open(tmp_path / "g.png")), canvas)
+
+
+def test_grey_images_have_grey_files_and_rgb_grids(tmp_path):
+    images = np.arange(8, dtype=np.uint8).reshape(2, 2, 2, 1)
+    save_png(tmp_path / "g.png", images[1])
+    with Image.open(tmp_path / "g.png") as image:
+        assert image.mode == "L" and np.asarray(image).tolist() == [[4, 5], [6, 7]]
+    assert np.array_equal(grid(images, columns=2), grid(images.repeat(3, axis=3), columns=2))

@@ -65,6 +65,19 @@ def test_missing_and_damaged_fashion_mnist(tmp_path):
             load_fashion_mnist(tmp_path)
 
 
+@pytest.mark.parametrize("train", [True, False])
+def test_fashion_mnist_is_a_grey_data_set(tmp_path, monkeypatch, train):
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 28, 28), dtype=np.uint8)
+    prefix, name = ("train", "fashion_mnist_train") if train else ("t10k", "fashion_mnist_test")
+    header = bytes.fromhex("00000803 00000003 0000001c 0000001c")
+    (tmp_path / f"{prefix}-images-idx3-ubyte").write_bytes(header + pixels.tobytes())
+    monkeypatch.setitem(datasets.FASHION_MNIST, train, (prefix, 3, pixels.mean() / 255))
+    source = open_dataset(name, tmp_path)
+    assert (len(source), source.resolution, source.channels) == (3, 32, 1)
+    assert np.array_equal(next(source.blocks()), pad_to_32(pixels))
+    assert source.preprocess.describe(source.channels) == "as stored; grey as stored, repeated to RGB for the extractor"
+
+
 def write_coco(root, images, captions):
     (root / "annotations").mkdir()
     facts = {

@@ -71,6 +71,18 @@ def test_pngs_come_back_the_same(tmp_path, images, source):
     assert np.array_equal(np.concatenate(list(folder.blocks())), images)
 
 
+def test_grey_images_are_grey_files_and_rgb_where_readers_want_three_channels(tmp_path, images):
+    grey = images[..., :1]
+    export_pngs(ArraySource(grey, "grey"), tmp_path / "pngs", quiet)
+    with Image.open(tmp_path / "pngs/000003.png") as image:
+        assert image.mode == "L"
+        assert np.array_equal(np.asarray(image.convert("RGB")), grey[3].repeat(3, axis=2))  # as other evaluators read it
+    assert np.array_equal(np.concatenate(list(open_folder(tmp_path / "pngs").blocks())), grey)
+    export_npz(ArraySource(grey, "grey"), tmp_path / "x.npz", quiet)
+    with np.load(tmp_path / "x.npz") as file:
+        assert np.array_equal(file["arr_0"], grey.repeat(3, axis=3))
+
+
 def test_pngs_do_not_join_other_images(tmp_path, images, source):
     """50 images exported over 70 would leave a folder of 70, which other tools score whole."""
     export_pngs(source, tmp_path, quiet)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from iec.errors import MetricError, WeightsError
 from iec.metrics.extractors import efficientnet as module
-from iec.metrics.extractors.efficientnet import EffNetLite0, load_network, preprocess, stage_outputs, timm_name
+from iec.metrics.extractors.efficientnet import EffNetLite0, EffNetLite0Deep, load_network, preprocess, stage_outputs, timm_name
 from iec.metrics.extractors.features import extract
 
 
@@ -62,6 +62,18 @@ def test_every_tensor_has_its_place_and_every_place_its_tensor(tensors, extracto
 def test_names_of_another_architecture_are_refused(name):
     with pytest.raises(WeightsError, match="Unknown tensor"):
         timm_name(name)
+
+
+def test_the_deep_extractor_pools_what_the_classifier_sees(extractor, real_images, monkeypatch):
+    monkeypatch.setattr(module, "load_network", lambda weights: extractor.network)
+    deep = EffNetLite0Deep()
+    pooled, spatial, logits = deep(real_images[:2])
+    assert pooled.shape == (2, 1280) and deep.hash != extractor.hash
+    classifier = extractor.network.classifier
+    expected = torch.from_numpy(pooled) @ classifier.weight.T + classifier.bias
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
+    for ours, theirs in zip((spatial, logits), extractor(real_images[:2])[1:], strict=True):
+        assert np.array_equal(ours, theirs)
 
 
 def test_missing_or_damaged_weights_name_the_pip_command(tmp_path, monkeypatch):

@@ -18,6 +18,13 @@ def test_batches_are_fixed_however_the_images_arrive(tiny, random_images):
     np.testing.assert_allclose(a.pooled, random_images.mean(axis=(1, 2)) / 255, rtol=1e-5)
 
 
+def test_grey_images_have_the_features_of_their_rgb_copies(tiny, random_images):
+    grey = random_images[..., :1]
+    a, b = extract(grey, tiny()), extract(grey.repeat(3, axis=3), tiny())
+    for name in ("pooled", "spatial", "logits"):
+        np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
+
+
 def test_canonical_hash_is_of_content_not_order():
     assert canonical_hash({"a": 1, "b": 2}) == canonical_hash({"b": 2, "a": 1}) != canonical_hash({"a": 1, "b": 3})
 
@@ -33,6 +40,8 @@ def test_canonical_hash_is_of_content_not_order():
         (lambda x: x[:1], "at least 2"),
         (lambda x: x[:0], "at least 2"),
         (lambda x: [x[:3], x[3:6, :4, :4]], "mixed"),
+        (lambda x: [x[:3], x[3:6, ..., :1]], "mixed.*all grey or all RGB"),
+        (lambda x: x[..., :2], "1 or 3"),
         (lambda x: np.repeat(x[:1], 9, axis=0), "are the same"),
         (lambda x: np.repeat(np.repeat(x[:, :1, :1], 8, axis=1), 8, axis=2), "one flat colour"),
         (lambda x: np.zeros_like(x), "are the same"),

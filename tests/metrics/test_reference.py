@@ -6,6 +6,7 @@ import signal
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from iec.errors import ArtifactError, ConfigError, MetricError
@@ -18,7 +19,7 @@ from iec.metrics.references.catalog import ORIGINS, dataset_names
 from iec.metrics.references.chunks import CHUNK, Job, images_sha256, kid_positions
 from iec.metrics.references.imported import import_statistics
 from iec.metrics.references.prepare import make_reference
-from iec.metrics.references.reference import UNKNOWN_N, Reference, load_reference, reference_path
+from iec.metrics.references.reference import UNKNOWN_N, Reference, assemble, load_reference, reference_path
 from tests.metrics.conftest import TinyExtractor
 from tests.metrics.test_sources import write_folder
 
@@ -126,6 +127,23 @@ def test_the_shipped_reference(reference, extractor):
     assert error.max() < 5  # the subset is a fair draw of the whole
 
 
+def test_a_compact_reference_gives_the_same_distance_from_fewer_bytes(made, tmp_path):
+    _, whole, extractor = made
+    small = whole.compact()
+    small.save(tmp_path / "small.safetensors")
+    got = load_reference(tmp_path / "small.safetensors", extractor)
+    assert got.hash == small.hash != whole.hash and got.kid is None and got.spatial is None
+    assert np.array_equal(got.pooled.cov, small.pooled.cov) and np.array_equal(got.pooled.cov, got.pooled.cov.T)
+    np.testing.assert_allclose(got.pooled.cov, whole.pooled.cov, rtol=1e-7)
+    with safe_open(tmp_path / "small.safetensors", "numpy") as file:
+        d = len(whole.pooled.mean)
+        assert set(file.keys()) == {"pooled_mean", "pooled_cov"} and file.get_tensor("pooled_cov").shape == (d * (d + 1) // 2,)
+    with pytest.raises(MetricError, match="not there"):
+        dataclasses.replace(whole, pooled=None).compact()
+    with pytest.raises(MetricError, match="no triangle of 4 features"):
+        assemble({"pooled_mean": np.zeros(4), "pooled_cov": np.zeros(9, np.float32)}, small.provenance)
+
+
 def test_parts_that_are_not_there_stay_away(made, tmp_path):
     _, whole, extractor = made
     for missing in (("spatial", "kid"), ("kid",), ("pooled",)):
@@ -178,7 +196,7 @@ def test_where_references_are_looked_for(tmp_path, monkeypatch):
     assert reference_path("cifar10_train", "efflite0").parent.name == "references"
     (tmp_path / "lsun_church_256.inception.safetensors").touch()
     assert reference_path("lsun_church_256", "inception").parent == tmp_path
-    with pytest.raises(ConfigError, match="choose one of cifar10_train, lsun_bedroom_256"):
+    with pytest.raises(ConfigError, match="choose one of cifar10_train, fashion_mnist_train"):
         reference_path("cifar11", "inception")
 
 

@@ -31,7 +31,7 @@ def images():
 def write_folder(folder, images, suffix="png", mode="RGB"):
     folder.mkdir(exist_ok=True)
     for k, image in enumerate(images):
-        Image.fromarray(image).convert(mode).save(folder / f"{k:04d}.{suffix}")
+        Image.fromarray(image.squeeze()).convert(mode).save(folder / f"{k:04d}.{suffix}")
     return folder
 
 
@@ -51,7 +51,7 @@ def every_kind(folder, images):
     np.savez_compressed(folder / "small.npz", arr_0=images, arr_1=np.arange(len(images)))
     return {
         "array": ArraySource(images, "array"),
-        "folder": open_folder(write_folder(folder / "pngs", images)),
+        "folder": open_folder(write_folder(folder / "pngs", images, mode="RGB" if images.shape[3] == 3 else "L")),
         "npz": NpzSource(ImageArray.open(folder / "plain.npz")),
         "compressed npz": NpzSource(ImageArray.open(folder / "small.npz")),
         "cell": CellSource.open(write_cell(folder / "cell", images)),
@@ -59,15 +59,17 @@ def every_kind(folder, images):
 
 
 def joined(blocks):
-    return np.concatenate([np.zeros((0, 8, 8, 3), np.uint8), *blocks])
+    return np.concatenate(list(blocks))
 
 
-def test_every_kind_gives_the_same_blocks_and_hash(tmp_path, images):
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_kind_gives_the_same_blocks_and_hash(tmp_path, images, channels):
+    images = images[..., :channels]
     for kind, source in every_kind(tmp_path, images).items():
         tally = Tally()
         got = joined(tally.of(source.blocks()))
         assert got.dtype == np.uint8 and np.array_equal(got, images), kind
-        assert (len(source), source.resolution, tally.count) == (123, 8, 123), kind
+        assert (len(source), source.resolution, source.channels, tally.count) == (123, 8, channels, 123), kind
         assert tally.sha256 == hashlib.sha256(images.tobytes()).hexdigest(), kind
         assert max(len(block) for block in source.blocks()) <= 50, kind
         for start, stop in ((0, 1), (49, 51), (31, 97), (100, 123), (122, 123)):
@@ -152,6 +154,17 @@ def png_16_bit_rgb():
     rows = b"".join(b"\0" + b"\x12\x34" * 24 for _ in range(8))
     header = struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def test_grey_among_rgb_is_refused_until_it_is_converted(tmp_path, images):
+    write_folder(tmp_path, images[:2], mode="L")
+    Image.fromarray(images[2]).save(tmp_path / "rgb.png")
+    assert next(open_folder(tmp_path).blocks(0, 2)).shape == (2, 8, 8, 1)
+    with pytest.raises(MetricError, match=r"rgb.png is RGB, not grey; convert .*prepare_reference.py --to-rgb"):
+        list(open_folder(tmp_path).blocks())
+    converted = joined(open_folder(tmp_path, preprocess=Preprocess(to_rgb=True)).blocks())
+    assert converted.shape == (3, 8, 8, 3) and (converted[:2] == converted[:2, :, :, :1]).all()
+    assert np.array_equal(converted[2], images[2])
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])

@@ -19,20 +19,22 @@ def copy(tmp_path):
     return shutil.copytree(FOLDER / NAME, tmp_path / "copy")
 
 
-def test_the_bundled_model_is_what_its_card_says():
-    model = load_model(NAME, device="cpu")
-    assert sum(p.numel() for p in model.unet.parameters()) == card(NAME).parameters == 4_180_451
-    assert not model.unet.training and model.weights_hash == card(NAME).packaged.sha256
-    out = model.network(torch.randn(2, *card(NAME).shape, dtype=torch.float64), Step(0, 500)).eps
-    assert out.shape == (2, 3, 32, 32) and out.dtype == torch.float32
+@pytest.mark.parametrize(("name", "parameters", "channels"), [(NAME, 4_180_451, 3), ("ddim_fashion_small", 2_567_857, 1)])
+def test_a_bundled_model_is_what_its_card_says(name, parameters, channels):
+    model = load_model(name, device="cpu")
+    assert sum(p.numel() for p in model.unet.parameters()) == card(name).parameters == parameters
+    assert not model.unet.training and model.weights_hash == card(name).packaged.sha256
+    out = model.network(torch.randn(2, *card(name).shape, dtype=torch.float64), Step(0, 500)).eps
+    assert out.shape == (2, channels, 32, 32) and out.dtype == torch.float32
 
 
-def test_it_predicts_noise():
+@pytest.mark.parametrize("name", [NAME, "ddim_fashion_small"])
+def test_it_predicts_noise(name):
     """On a smooth synthetic image at a middle timestep most of the noise is found."""
-    model = load_model(NAME, device="cpu")
-    a = card(NAME).schedule.at(400)
-    ramp = torch.linspace(-1, 1, 32).expand(4, 3, 32, 32)
-    noise = torch.randn(4, 3, 32, 32)
+    model = load_model(name, device="cpu")
+    a = card(name).schedule.at(400)
+    ramp = torch.linspace(-1, 1, 32).expand(4, *card(name).shape)
+    noise = torch.randn(4, *card(name).shape)
     eps = model.network(a**0.5 * ramp + (1 - a) ** 0.5 * noise, Step(0, 400)).eps
     assert ((eps - noise).norm() / noise.norm()).item() < 0.35
 

@@ -10,6 +10,7 @@ from diffusers import (
     StableDiffusionInpaintPipeline,
 )
 
+import iec
 from iec.errors import ConfigError
 from iec.pipelines import scheduler as scheduler_module
 from iec.pipelines.scheduler import IECScheduler
@@ -80,6 +81,18 @@ def test_equals_our_sampler_and_makes_as_many_calls(pipes, kind, setting):
     plain = ours(pipe, eps, table, start, Correction(0), placement)[0]
     assert (expected - plain).abs().max() > 100 * (last - expected).abs().max()  # what is compared is the correction
     torch.testing.assert_close(last, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_grey_bundled_model_in_a_pipeline_equals_our_sampler():
+    model = iec.load_model("ddim_fashion_small", device="cpu")
+    pipe, (options, correction, placement) = quiet(DDIMPipeline(model.unet, PIXEL)), SETTINGS["all steps"]
+    start, last, calls = run(pipe, IECScheduler.from_config(PIXEL.config, **options), batch_size=2)
+    PIXEL.set_timesteps(STEPS)
+    table = table_of(PIXEL.config, PIXEL.timesteps.tolist())
+    expected, expected_calls = ours(pipe, lambda p, x, t: p.unet(x, t).sample, table, start, correction, placement)
+    assert start.shape == (2, 1, 32, 32) and calls == expected_calls
+    torch.testing.assert_close(last, expected, rtol=1e-4, atol=1e-4)
+    assert pipe(batch_size=1, num_inference_steps=1).images[0].mode == "L"
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -49,7 +49,7 @@ WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77
 REPEATS = (1, 2, 2, 3, 3, 4, 1)
 """Blocks in each stage; the package counts blocks through, timm by stage."""
 INPUT_SIZE, MEAN, DEVIATION = 128, 127.0, 128.0
-POOLED_STAGE, SPATIAL_STAGE, SPATIAL_CHANNELS, SPATIAL_GRID = 4, 2, 7, 4
+POOLED_STAGE, HEAD, SPATIAL_STAGE, SPATIAL_CHANNELS, SPATIAL_GRID = 4, 7, 2, 7, 4
 
 
 class EffNetLite0:
@@ -60,6 +60,7 @@ class EffNetLite0:
     """
 
     name, label, batch = "efflite0", "EffNet-Lite0", 50
+    pooled_stage, pooled_layer = POOLED_STAGE, f"blocks.{POOLED_STAGE}"
 
     def __init__(self, device: torch.device | str = "cpu", weights: Path | None = None) -> None:
         """``weights``: the .pth file; by default the installed package's. Raises `WeightsError` if missing or not that file."""
@@ -74,7 +75,7 @@ class EffNetLite0:
             "input_size": INPUT_SIZE,
             "resize": "torch bicubic, align_corners=False, antialias only when shrinking",
             "normalisation": f"(x - {MEAN:g}) / {DEVIATION:g}",
-            "pooled": f"blocks.{POOLED_STAGE}, mean over positions",
+            "pooled": f"{self.pooled_layer}, mean over positions",
             "spatial": f"blocks.{SPATIAL_STAGE}[:{SPATIAL_CHANNELS}], mean to {SPATIAL_GRID}x{SPATIAL_GRID}, HWC",
             "logits": "classifier",
         }
@@ -84,15 +85,22 @@ class EffNetLite0:
         return canonical_hash(self.identity)
 
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """uint8 [B <= 50, H, W, 3] -> float32 (pooled [B, 112], spatial [B, 112], logits [B, 1000])."""
+        """uint8 [B <= 50, H, W, 3] -> float32 (pooled [B, 112, or 1280 of the head], spatial [B, 112], logits [B, 1000])."""
         return padded(images, self.batch, self.device, self._forward)
 
     def _forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         stages = stage_outputs(self.network, preprocess(images))
-        pooled = stages[POOLED_STAGE].mean(dim=(2, 3))  # B x 112
+        pooled = stages[self.pooled_stage].mean(dim=(2, 3))  # B x 112, or B x 1280
         spatial = F.adaptive_avg_pool2d(stages[SPATIAL_STAGE][:, :SPATIAL_CHANNELS], SPATIAL_GRID)  # B x 7 x 4 x 4
         spatial = spatial.permute(0, 2, 3, 1).flatten(1)  # B x 112, H W C
         return pooled, spatial, self.network.forward_head(stages[-1])  # type: ignore[operator]
+
+
+class EffNetLite0Deep(EffNetLite0):
+    """The same network, whose pooled features are the mean over positions of the head's output (1280), before the classifier."""
+
+    name, label = "efflite0_deep", "EffNet-Lite0 head"
+    pooled_stage, pooled_layer = HEAD, "conv_head, bn2"
 
 
 def preprocess(images: Tensor, size: int = INPUT_SIZE) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from iec.errors import MetricError
+from iec.io.images import to_rgb
 
 
 class Extractor(Protocol):
@@ -56,9 +57,10 @@ class Features:
 def extract(
     images: np.ndarray | Iterable[np.ndarray], extractor: Extractor, progress: Callable[[int], None] | None = None
 ) -> Features:
-    """Features of uint8 images: one array [N, H, W, 3], or an iterable of such arrays of any lengths.
+    """Features of uint8 images: one array [N, H, W, 1 or 3], or an iterable of such arrays of any lengths.
 
-    Images are regrouped into batches of ``extractor.batch``, so the result does not depend on how the iterable cuts them.
+    Images are regrouped into batches of ``extractor.batch``, so the result does not depend on how the iterable cuts them. The
+    extractor sees grey images as RGB with three equal channels.
     ``progress`` is called with the number of images of each batch as it is done.
     Raises `MetricError` for another dtype or shape, fewer than 2 images, all images equal, every image one flat colour, or
     NaN features.
@@ -113,7 +115,7 @@ def _joined(parts: list[np.ndarray]) -> np.ndarray:
 
 
 def regroup(images: np.ndarray | Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
-    """Batches of exactly ``size`` images, the last one shorter, in order."""
+    """RGB batches of exactly ``size`` images, the last one shorter, in order; grey ones are repeated to RGB."""
     pending: list[np.ndarray] = []
     count, shape = 0, None
     for block in [images] if isinstance(images, np.ndarray) else images:
@@ -123,18 +125,18 @@ def regroup(images: np.ndarray | Iterable[np.ndarray], size: int) -> Iterator[np
             pending.append(part)
             count += len(part)
             if count == size:
-                yield np.concatenate(pending)
+                yield to_rgb(np.concatenate(pending))
                 pending, count = [], 0
     if pending:
-        yield np.concatenate(pending)
+        yield to_rgb(np.concatenate(pending))
 
 
 def _check(block: np.ndarray, shape: tuple[int, ...] | None) -> tuple[int, ...]:
     if not isinstance(block, np.ndarray) or block.dtype != np.uint8:
         kind = block.dtype if isinstance(block, np.ndarray) else type(block).__name__
         raise MetricError(f"Images must be uint8 arrays, got {kind}; convert with iec.io.images.to_uint8.")
-    if block.ndim != 4 or block.shape[3] != 3 or block.shape[1] != block.shape[2] or block.shape[1] < 2:
-        raise MetricError(f"Images must be square [N, H, W, 3], got {block.shape}; channels come last.")
+    if block.ndim != 4 or block.shape[3] not in (1, 3) or block.shape[1] != block.shape[2] or block.shape[1] < 2:
+        raise MetricError(f"Images must be square [N, H, W, 1 or 3], got {block.shape}; channels come last.")
     if shape is not None and block.shape[1:] != shape:
-        raise MetricError(f"Images of {block.shape[1:]} and {shape} are mixed; score one resolution at a time.")
+        raise MetricError(f"Images of {block.shape[1:]} and {shape} are mixed; score one resolution, all grey or all RGB.")
     return block.shape[1:]

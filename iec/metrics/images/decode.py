@@ -40,7 +40,8 @@ class Preprocess:
     resolution: R; None leaves images as they are. filter: one of `FILTERS`. crop_first: crop to a square, then resize
     (latent-diffusion's LSUN loader, and the COCO script of the released code), instead of resizing first (guided-diffusion,
     torchvision); the results differ only by the rounding of the long side and at the cropped edges. to_rgb: convert grey, palette
-    and CMYK images as Pillow does, instead of refusing them. Orientation tags are not looked at, as in the usual loaders.
+    and CMYK images as Pillow does, instead of leaving grey ones grey and refusing the others. Orientation tags are not looked at,
+    as in the usual loaders.
     """
 
     resolution: int | None = None
@@ -55,8 +56,12 @@ class Preprocess:
             raise ConfigError(f"resolution={self.resolution} is not a size in pixels; give at least 2.")
 
     def __str__(self) -> str:
-        """As it stands in a reference's record."""
-        colour = "grey, palette and CMYK converted to RGB" if self.to_rgb else "RGB as stored"
+        return self.describe(channels=3)
+
+    def describe(self, channels: int) -> str:
+        """As it stands in the record of a reference; channels: of the images that come out, 1 or 3."""
+        as_stored = "RGB as stored" if channels == 3 else "grey as stored, repeated to RGB for the extractor"
+        colour = "grey, palette and CMYK converted to RGB" if self.to_rgb else as_stored
         if self.resolution is None:
             return f"as stored; {colour}"
         side, antialias = self.resolution, "no antialias" if self.filter == "nearest" else "antialias"
@@ -64,7 +69,7 @@ class Preprocess:
         return f"{f'{crop}, {resize}' if self.crop_first else f'{resize}, {crop}'}; {colour}"
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        """An R x R image of an RGB image."""
+        """An R x R image of an RGB or grey image."""
         if self.resolution is None:
             return image
         if self.crop_first:
@@ -86,10 +91,10 @@ def _centre_crop(image: Image.Image, side: int) -> Image.Image:
 
 
 def decode(data: bytes, name: str, preprocess: Preprocess) -> np.ndarray:
-    """uint8 [R, R, 3] of the bytes of a PNG, JPEG or WebP file.
+    """uint8 [R, R, 3], or [R, R, 1] of a grey image, of the bytes of a PNG, JPEG or WebP file.
 
-    Raises `DamagedImageError` when they cannot be decoded, `MetricError` for an image that is not 8-bit RGB (or cannot be made
-    so), has more than `MOST_PIXELS`, or, without a resolution to crop to, is not square; each names the file.
+    Raises `DamagedImageError` when they cannot be decoded, `MetricError` for an image that is not 8-bit RGB or grey (or cannot be
+    made so), has more than `MOST_PIXELS`, or, without a resolution to crop to, is not square; each names the file.
     """
     try:
         with open_image(data) as image:
@@ -102,7 +107,7 @@ def decode(data: bytes, name: str, preprocess: Preprocess) -> np.ndarray:
         raise DamagedImageError(
             f"{name} is damaged or no PNG, JPEG or WebP ({error}). Make it again, or pass --skip-damaged."
         ) from error
-    pixels = np.asarray(preprocess(_rgb(image, data, name, preprocess.to_rgb)))
+    pixels = np.atleast_3d(np.asarray(preprocess(_checked(image, data, name, preprocess.to_rgb))))
     if pixels.shape[0] != pixels.shape[1]:
         raise MetricError(
             f"{name} is {pixels.shape[1]} x {pixels.shape[0]} pixels, not square. Generated images are scored as they are; real "
@@ -111,14 +116,16 @@ def decode(data: bytes, name: str, preprocess: Preprocess) -> np.ndarray:
     return pixels
 
 
-def _rgb(image: Image.Image, data: bytes, name: str, convert: bool) -> Image.Image:
+def _checked(image: Image.Image, data: bytes, name: str, convert: bool) -> Image.Image:
+    """RGB or, unless it is to be converted, grey (mode L). Raises `MetricError` for another kind."""
     if data.startswith(PNG) and data[PNG_BIT_DEPTH] == 16:  # Pillow would cut 16-bit RGB to 8 bits without a word
         raise MetricError(f"{name} has 16 bits a channel; save it with 8.")
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if convert and image.mode in CONVERTED and "transparency" not in image.info:
+    opaque = "transparency" not in image.info
+    if convert and image.mode in CONVERTED and opaque:
         return image.convert("RGB")
-    kinds = {"L": "grey", "1": "black and white", "P": "a palette image", "CMYK": "CMYK"}
+    if image.mode in ("RGB", "L") and opaque:
+        return image
+    kinds = {"1": "black and white", "P": "a palette image", "CMYK": "CMYK"}
     kind = (
         "has transparency"
         if "transparency" in image.info or image.mode in ("LA", "PA", "RGBA", "La", "RGBa")
@@ -127,6 +134,6 @@ def _rgb(image: Image.Image, data: bytes, name: str, convert: bool) -> Image.Ima
     way = (
         "convert a folder of real images with  python -m iec.metrics.references --to-rgb"
         if image.mode in CONVERTED
-        else "save it as RGB"
+        else "save it as RGB or grey"
     )
-    raise MetricError(f"{name} {kind}, not 8-bit RGB; {way}.")
+    raise MetricError(f"{name} {kind}, not 8-bit RGB or grey; {way}.")

@@ -66,6 +66,7 @@ class EncodedSource:
     names: Sequence[str]
     label: str
     resolution: int
+    channels: int
     preprocess: Preprocess = AS_STORED
 
     @property
@@ -103,18 +104,27 @@ class EncodedSource:
                 f"{name} is {len(pixels)} pixels wide, those before it {self.resolution}: one set has one size. Real images of "
                 "several sizes are made equal by  python -m iec.metrics.references --resolution R --filter FILTER."
             )
+        if pixels.shape[2] != self.channels:
+            kind = "grey, not 8-bit RGB" if self.channels == 3 else "RGB, not grey"
+            raise MetricError(
+                f"{name} is {kind}; convert a folder of real images with  scripts/prepare_reference.py --to-rgb, and save "
+                "generated ones like those before it: one set is all RGB or all grey."
+            )
         return pixels
 
 
 def open_encoded(
     container: Container, names: Sequence[str], label: str, preprocess: Preprocess = AS_STORED, skip_damaged: bool = False
 ) -> EncodedSource:
-    """With the resolution of the first image that can be decoded. Raises `MetricError` if none can, or the first one is unfit."""
+    """With the resolution and channels of the first image that can be decoded.
+
+    Raises `MetricError` if none can, or the first one is unfit.
+    """
     with container.reader() as read:
         for name in names:
             try:
                 pixels = decode(read(name), name, preprocess)
-                return EncodedSource(container, names, label, len(pixels), preprocess)
+                return EncodedSource(container, names, label, len(pixels), pixels.shape[2], preprocess)
             except DamagedImageError:
                 if not skip_damaged:
                     raise

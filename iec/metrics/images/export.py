@@ -7,7 +7,7 @@ import numpy as np
 
 from iec.errors import MetricError
 from iec.io.files import write_atomic
-from iec.io.images import save_png
+from iec.io.images import save_png, to_rgb
 from iec.io.progress import Report
 from iec.metrics.images.decode import SUFFIXES
 from iec.metrics.images.npz import write_images
@@ -21,6 +21,7 @@ def name_of(n: int) -> str:
 
 def export_pngs(source: Source, folder: Path, report: Report) -> None:
     """000000.png, 000001.png, ... in order, each written atomically: for pytorch-fid, torch-fidelity, clean-fid.
+    Grey images are grey PNG files, which those read as RGB with three equal channels.
 
     Raises `MetricError` for a folder with other images in it, which those tools would score together with these.
     """
@@ -38,7 +39,7 @@ def export_pngs(source: Source, folder: Path, report: Report) -> None:
 
 def export_npz(source: Source, path: Path, report: Report, labels: np.ndarray | None = None) -> None:
     """``arr_0`` uint8 [N, H, W, 3] and, where given, ``arr_1``, the labels [N], as guided-diffusion's evaluator reads them;
-    atomically.
+    atomically. It reads RGB alone, so grey images are repeated to three channels.
 
     In the source's order: that evaluator's inception score takes chunks of 5000 images as they come, so images sorted by class
     score far too low there. Raises `MetricError` for another number of labels.
@@ -46,7 +47,7 @@ def export_npz(source: Source, path: Path, report: Report, labels: np.ndarray | 
 
     def blocks(done: int = 0) -> Iterator[np.ndarray]:
         for block in source.blocks():
-            yield block
+            yield to_rgb(block)
             done += len(block)
             report(done, len(source))
 

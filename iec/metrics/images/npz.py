@@ -21,7 +21,7 @@ DAMAGE = (OSError, ValueError, EOFError, KeyError, struct.error, zipfile.BadZipF
 
 @dataclass(frozen=True)
 class ImageArray:
-    """A uint8 array [N, H, W, 3] called ``member`` in the npz file ``path``. offset: of its first pixel where it is not
+    """A uint8 array [N, H, W, 1 or 3] called ``member`` in the npz file ``path``. offset: of its first pixel where it is not
     compressed."""
 
     path: Path
@@ -49,9 +49,9 @@ class ImageArray:
                 offset = _data_offset(path, info) + begins if stored else None
         except DAMAGE as error:
             raise MetricError(f"{path} is missing, truncated or no npz file ({error}). Copy or make it again.") from error
-        if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or shape[1] != shape[2] or not shape[0] or fortran:
+        if dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3) or shape[1] != shape[2] or not shape[0] or fortran:
             raise MetricError(
-                f"{path}: {name} is {dtype} {list(shape)}{', by columns' * fortran}; images are square uint8 [N, H, W, 3]."
+                f"{path}: {name} is {dtype} {list(shape)}{', by columns' * fortran}; images are square uint8 [N, H, W, 1 or 3]."
             )
         if info.file_size != begins + int(np.prod(shape)):
             raise MetricError(
@@ -82,7 +82,7 @@ class ImageArray:
 
 
 def write_images(file: BinaryIO, blocks: Iterable[np.ndarray], shape: tuple[int, ...], labels: np.ndarray | None = None) -> None:
-    """An uncompressed npz with ``arr_0``, uint8 ``shape``, from blocks [B, H, W, 3] that together have it, and ``arr_1``, the
+    """An uncompressed npz with ``arr_0``, uint8 ``shape``, from blocks [B, H, W, C] that together have it, and ``arr_1``, the
     labels.
 
     Raises `MetricError` if there are fewer or more images than ``shape`` says.

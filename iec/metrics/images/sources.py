@@ -1,4 +1,4 @@
-"""Images of any origin as uint8 blocks [B, H, W, 3] in a fixed order: folders of files, npz batches, our own cells, arrays.
+"""Images of any origin as uint8 blocks [B, H, W, C] in a fixed order: folders of files, npz batches, our own cells, arrays.
 
 The same images give the same blocks and the same `Tally.sha256`, that of all pixels in order (a cell's manifest hash), whatever
 they are stored in.
@@ -25,13 +25,19 @@ AS_STORED = Preprocess()
 
 
 class Source(Protocol):
-    """Images with an order. label: what they are, in a record. resolution: height and width of each, once preprocessed."""
+    """Images with an order. label: what they are, in a record. resolution: height and width of each, once preprocessed.
+
+    channels: 1, grey, or 3, RGB. Grey images stay grey up to the extractor, which sees them repeated to RGB.
+    """
 
     @property
     def label(self) -> str: ...
 
     @property
     def resolution(self) -> int: ...
+
+    @property
+    def channels(self) -> int: ...
 
     @property
     def preprocess(self) -> Preprocess: ...
@@ -46,7 +52,7 @@ class Source(Protocol):
         ...
 
     def blocks(self, start: int = 0, stop: int | None = None, skipped: list[str] | None = None) -> Iterator[np.ndarray]:
-        """The images start .. stop - 1 as uint8 [B <= 50, H, W, 3]; raises `MetricError` or `StoreError` for what is no such image.
+        """The images start .. stop - 1 as uint8 [B <= 50, H, W, C]; raises `MetricError` or `StoreError` for what is no such image.
 
         Names of files that cannot be decoded are appended to ``skipped``; without that list they are a `DamagedImageError`.
         """
@@ -83,7 +89,7 @@ def first(blocks: Iterable[np.ndarray], n: int) -> Iterator[np.ndarray]:
 
 @dataclass(frozen=True)
 class ArraySource:
-    """uint8 [N, H, W, 3] in memory."""
+    """uint8 [N, H, W, C] in memory."""
 
     images: np.ndarray
     label: str
@@ -92,6 +98,10 @@ class ArraySource:
     @property
     def resolution(self) -> int:
         return self.images.shape[1]
+
+    @property
+    def channels(self) -> int:
+        return self.images.shape[3]
 
     @cached_property
     def state(self) -> str:
@@ -120,6 +130,10 @@ class NpzSource:
     @property
     def resolution(self) -> int:
         return self.array.shape[1]
+
+    @property
+    def channels(self) -> int:
+        return self.array.shape[3]
 
     @property
     def state(self) -> str:

@@ -1,6 +1,7 @@
 """Reference statistics of real images, which the scores of generated ones compare with.
 
     python -m iec.metrics.references --data data                                            # CIFAR-10, EfficientNet-Lite0
+    python -m iec.metrics.references --dataset fashion_mnist_train --data /usr/share/datasets/fashion-mnist
     python -m iec.metrics.references --dataset lsun_church_256 --data LSUN --protocol inception --workers 8
     python -m iec.metrics.references --dataset imagenet_256 --npz VIRTUAL_imagenet256_labeled.npz --protocol inception
     python -m iec.metrics.references --folder PHOTOS --resolution 256 --filter bicubic --output photos.safetensors
@@ -56,6 +57,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--skip-damaged", action="store_true", help="leave out files that cannot be decoded, and record their names"
     )
+    parser.add_argument("--compact", action="store_true", help="for FID alone: no other parts, and a tenth of the size")
     parser.add_argument("--limit", type=int, help="the first N images only")
     parser.add_argument("--workers", type=int, default=1, help="processes, of one thread each (default: %(default)s)")
     parser.add_argument("--device", default="auto")
@@ -120,6 +122,7 @@ def import_npz(args: argparse.Namespace, extractor: Extractor, output: Path) -> 
             report(done, total)
 
         reference = import_statistics(args.npz, extractor, args.origin, **known, progress=progress)
+    reference = reference.compact() if args.compact else reference
     reference.save(output)
     return reference
 
@@ -142,7 +145,7 @@ def main() -> None:
     else:
         source = open_source(args)
         with reported("features") as report:
-            settings = (command_of(args), device, args.workers, args.limit, args.skip_damaged, report)
+            settings = (command_of(args), device, args.workers, args.limit, args.skip_damaged, args.compact, report)
             reference = make_reference(source, opener(args.protocol), output, *settings)
     print(f"{output}: {output.stat().st_size / 1e6:.2f} MB, n = {reference.provenance['n']}, hash {reference.hash[:12]}")
     if not args.output and (PACKAGED / output.name).is_file():

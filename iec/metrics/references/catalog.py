@@ -13,7 +13,12 @@ from iec.io.yaml import read_yaml
 
 PACKAGED = Path(__file__).parent
 VARIABLE = "IEC_REFERENCES"
-PROTOCOLS = {"efflite0": "efficientnet_lite0", "inception": "inception", "inception_pytorch_fid": "pytorch_fid"}
+PROTOCOLS = {
+    "efflite0": "efficientnet_lite0",
+    "efflite0_deep": "efficientnet_lite0_deep",
+    "inception": "inception",
+    "inception_pytorch_fid": "pytorch_fid",
+}
 """A protocol that uses the extractor of that name, for commands."""
 ORIGINS = {"adm": "inception", "edm": "inception", "pytorch_fid": "inception_pytorch_fid"}
 """Tools that write statistics, and the name of the extractor that has their conventions."""

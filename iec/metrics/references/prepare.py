@@ -6,13 +6,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from iec.errors import ArtifactError, DatasetError, MetricError
 from iec.io.captions import load_coco_captions
 from iec.metrics.extractors.features import Extractor
 from iec.metrics.frechet import GaussianStatistics
-from iec.metrics.images.datasets import Lmdb, load_cifar10
+from iec.metrics.images.datasets import Lmdb, load_cifar10, load_fashion_mnist, pad_to_32
 from iec.metrics.images.decode import Preprocess
 from iec.metrics.images.encoded import Files, open_encoded, open_folder
 from iec.metrics.images.sources import ArraySource, Source
@@ -24,6 +25,12 @@ from iec.metrics.references.gather import gather
 from iec.metrics.references.reference import Reference, load_reference
 
 log = logging.getLogger(__name__)
+ARRAYS: dict[str, Callable[[Path], np.ndarray]] = {
+    "cifar10_train": load_cifar10,
+    "fashion_mnist_train": lambda root: pad_to_32(load_fashion_mnist(root)),
+    "fashion_mnist_test": lambda root: pad_to_32(load_fashion_mnist(root, train=False)),
+}
+"""Data sets that are read whole, as they are: folder -> uint8 [N, H, W, C]."""
 
 
 def open_dataset(name: str, root: Path, preprocess: Preprocess | None = None, skip_damaged: bool = False) -> Source:
@@ -33,8 +40,8 @@ def open_dataset(name: str, root: Path, preprocess: Preprocess | None = None, sk
     """
     entry = dataset(name)
     preprocess = preprocess or Preprocess(entry.resolution, **entry.preprocess)
-    if name == "cifar10_train":
-        return ArraySource(load_cifar10(root), entry.title)
+    if name in ARRAYS:
+        return ArraySource(ARRAYS[name](root), entry.title)
     if name.startswith("lsun"):
         folder = Lmdb(root / entry.folder)
         return open_encoded(folder, folder.names(), entry.title, preprocess, skip_damaged)
@@ -60,12 +67,13 @@ def make_reference(
     workers: int = 1,
     limit: int | None = None,
     skip_damaged: bool = False,
+    compact: bool = False,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> Reference:
     """Statistics of all images of ``source``, written to ``output``; see `iec.metrics.references.gather`. Run again
     after a kill, it goes on.
 
-    command: for the record; if it is the one that wrote ``output`` before, that is returned and nothing is computed. The bytes of
+    compact: see `Reference.compact`. command: for the record; if it is the one that wrote ``output`` before, that is returned and nothing is computed. The bytes of
     the file depend on the images, the extractor, the device's type, the versions and ``command``, but not on the number of
     workers, on kills, or on the day. Raises `ArtifactError` if ``output`` holds something else.
     """
@@ -82,6 +90,7 @@ def make_reference(
     reference = Reference(
         *_statistics(total, source.label), total.kid_features, _provenance(job, extractor, total, command, device)
     )
+    reference = reference.compact() if compact else reference
     reference.save(output)
     rest.unlink(missing_ok=True)
     return reference
@@ -102,7 +111,7 @@ def _provenance(job: Job, extractor: Extractor, total: Sum, command: str, device
         "n": total.pooled.n,
         "limit": job.limit,
         "resolution": job.source.resolution,
-        "preprocess": str(job.source.preprocess),
+        "preprocess": job.source.preprocess.describe(job.source.channels),
         "resize": extractor.identity["resize"],
         "extractor": extractor.identity,
         "extractor_hash": extractor.hash,

@@ -1,14 +1,15 @@
 """Statistics of the real images that scores compare with: one safetensors file, tied to its extractor and to its own content.
 
 Tensors: pooled_mean, pooled_cov, spatial_mean, spatial_cov (float64, all images), kid (float32, pooled features of a fixed random
-subset); those of a part that is not there are left out. Metadata: JSON provenance, and a sha256 over provenance and tensors,
+subset); those of a part that is not there are left out. A compact reference (`Reference.compact`) has pooled_cov as
+its upper triangle, row by row, in float32. Metadata: JSON provenance, and a sha256 over provenance and tensors,
 which is also the reference's hash in records.
 """
 
 import hashlib
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from iec.metrics.references.catalog import find_reference
 TENSORS = ("pooled_mean", "pooled_cov", "spatial_mean", "spatial_cov", "kid")
 REQUIRED = ("n", "resolution", "extractor", "extractor_hash")
 """Of the provenance, that have to be there."""
+COMPACT = "pooled statistics alone, the covariance in float32"
 UNKNOWN_N = sys.maxsize
 """Stands for n where the provenance has null: many images, so that a distance to them is not taken for one of a few."""
 
@@ -57,6 +59,14 @@ class Reference:
         """sha256 of provenance and tensors."""
         return _content_hash(self._tensors(), self.provenance)
 
+    def compact(self) -> "Reference":
+        """With pooled statistics alone and their covariance rounded to float32, which is stored as a triangle: for d = 1280 3 MB
+        instead of 39. Raises `MetricError` without pooled statistics."""
+        if self.pooled is None:
+            raise MetricError("A compact reference is of pooled statistics, which are not there.")
+        pooled = replace(self.pooled, cov=self.pooled.cov.astype(np.float32).astype(np.float64))
+        return Reference(pooled, None, None, self.provenance | {"compact": COMPACT})
+
     def save(self, path: Path) -> None:
         """Write the file atomically."""
         metadata = {"provenance": json.dumps(self.provenance, sort_keys=True), "sha256": self.hash}
@@ -69,6 +79,8 @@ class Reference:
             statistics = getattr(self, part)
             if statistics is not None:
                 values |= {f"{part}_mean": statistics.mean, f"{part}_cov": statistics.cov}
+        if "compact" in self.provenance and (cov := values.get("pooled_cov")) is not None:
+            values["pooled_cov"] = cov[np.triu_indices(len(cov))].astype(np.float32)
         return {name: np.ascontiguousarray(values[name]) for name in TENSORS if values.get(name) is not None}
 
 
@@ -122,6 +134,8 @@ def assemble(tensors: dict[str, np.ndarray], provenance: dict[str, Any]) -> Refe
     covariance and KID features, NaN, or a covariance that is not symmetric."""
     n = UNKNOWN_N if provenance["n"] is None else int(provenance["n"])
     parts: dict[str, GaussianStatistics | None] = {}
+    if "compact" in provenance and {"pooled_mean", "pooled_cov"} <= tensors.keys():
+        tensors = tensors | {"pooled_cov": _square(tensors["pooled_cov"], len(tensors["pooled_mean"]))}
     for part in ("pooled", "spatial"):
         mean, cov = tensors.get(f"{part}_mean"), tensors.get(f"{part}_cov")
         if (mean is None) != (cov is None):
@@ -135,6 +149,15 @@ def assemble(tensors: dict[str, np.ndarray], provenance: dict[str, Any]) -> Refe
     if kid is None and not any(parts.values()):
         raise MetricError(f"None of {', '.join(TENSORS)} is there.")
     return Reference(parts["pooled"], parts["spatial"], kid, provenance)
+
+
+def _square(triangle: np.ndarray, d: int) -> np.ndarray:
+    """float64 [d, d], symmetric, of its upper triangle."""
+    if triangle.shape != (d * (d + 1) // 2,):
+        raise MetricError(f"pooled_cov {list(triangle.shape)} is no triangle of {d} features.")
+    square = np.zeros((d, d))
+    square[np.triu_indices(d)] = triangle
+    return np.triu(square) + np.triu(square, 1).T
 
 
 def _content_hash(tensors: dict[str, np.ndarray], provenance: dict[str, Any]) -> str:
