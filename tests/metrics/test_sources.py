@@ -160,7 +160,7 @@ def test_grey_among_rgb_is_refused_until_it_is_converted(tmp_path, images):
     write_folder(tmp_path, images[:2], mode="L")
     Image.fromarray(images[2]).save(tmp_path / "rgb.png")
     assert next(open_folder(tmp_path).blocks(0, 2)).shape == (2, 8, 8, 1)
-    with pytest.raises(MetricError, match=r"rgb.png is RGB, not grey; convert .*prepare_reference.py --to-rgb"):
+    with pytest.raises(MetricError, match=r"rgb.png is RGB, not grey; convert .*iec.metrics.references --to-rgb"):
         list(open_folder(tmp_path).blocks())
     converted = joined(open_folder(tmp_path, preprocess=Preprocess(to_rgb=True)).blocks())
     assert converted.shape == (3, 8, 8, 3) and (converted[:2] == converted[:2, :, :, :1]).all()

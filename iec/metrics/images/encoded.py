@@ -107,7 +107,7 @@ class EncodedSource:
         if pixels.shape[2] != self.channels:
             kind = "grey, not 8-bit RGB" if self.channels == 3 else "RGB, not grey"
             raise MetricError(
-                f"{name} is {kind}; convert a folder of real images with  scripts/prepare_reference.py --to-rgb, and save "
+                f"{name} is {kind}; convert a folder of real images with  python -m iec.metrics.references --to-rgb, and save "
                 "generated ones like those before it: one set is all RGB or all grey."
             )
         return pixels

@@ -73,9 +73,10 @@ def make_reference(
     """Statistics of all images of ``source``, written to ``output``; see `iec.metrics.references.gather`. Run again
     after a kill, it goes on.
 
-    compact: see `Reference.compact`. command: for the record; if it is the one that wrote ``output`` before, that is returned and nothing is computed. The bytes of
-    the file depend on the images, the extractor, the device's type, the versions and ``command``, but not on the number of
-    workers, on kills, or on the day. Raises `ArtifactError` if ``output`` holds something else.
+    compact: see `Reference.compact`. command: for the record; if it is the one that wrote ``output`` before, that is returned and
+    nothing is computed. The bytes of the file depend on the images, the extractor, the device's type, the versions and
+    ``command``, but not on the number of workers, on kills, or on the day. Raises `ArtifactError` if ``output`` holds something
+    else.
     """
     extractor = open_(torch.device("cpu"))
     if output.exists():
