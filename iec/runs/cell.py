@@ -117,6 +117,8 @@ class Cell:
         placement = sampler.placement
         if corrected and self.technique.refresh_found_by_prepare:
             corrected = _plain(placement)  # it meets the refresh steps only when they are found
+            if placement.last_step == "correct":
+                del corrected["last_step"]  # cells from before there was a choice keep their identity
         elif sampler.refresh is not None and not sampler.refresh.issuperset(corrected):
             corrected = {"steps": corrected, "cached_steps": placement.cached_steps}
         identity: dict[str, Any] = {
@@ -211,4 +213,4 @@ def _correction(iec: DictConfig) -> Correction:
 
 
 def _placement(iec: DictConfig) -> Placement:
-    return Placement(iec.placement, iec.fraction, iec.count, tuple(iec.steps or ()), iec.cached_steps)
+    return Placement(iec.placement, iec.fraction, iec.count, tuple(iec.steps or ()), iec.cached_steps, iec.last_step)

@@ -57,6 +57,7 @@ class IECConfig:
     count: int | None = None
     steps: list[int] | None = None
     cached_steps: str = "skip"
+    last_step: str = "correct"
     iterations: int | None = None
     tolerance: float | None = None
     norm: str | None = None

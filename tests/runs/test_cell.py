@@ -44,6 +44,17 @@ def test_deepcache_corrects_the_full_steps_only(make_cell):
     assert identities[0] != identities[1] != identities[2]
 
 
+def test_only_leaving_out_the_last_correction_enters_the_identity(make_cell):
+    """``correct`` is what cells from before the choice did; where the last step is not corrected the choice makes no difference."""
+    found = ["efficiency=cachequant_w8a8", "efficiency.schedule=dps"]
+    for overrides in ([], ["efficiency=deepcache", "efficiency.interval=19"], found):
+        literal, skipping = (
+            make_cell("iec=all_steps", *overrides, f"iec.last_step={how}").identity["iec"] for how in ("correct", "skip")
+        )
+        assert literal != skipping and "last_step" not in str(literal)
+    assert make_cell("iec=first_step", "iec.last_step=skip").identity == make_cell("iec=first_step").identity
+
+
 def test_the_identity_is_what_the_bytes_depend_on(make_cell, tmp_path):
     base = make_cell("iec=all_steps")
     same = ["num_images=512", "metrics=none", "logger=wandb", f"paths.output={tmp_path}", "trace_images=1", "metrics.bootstrap=7"]
