@@ -156,7 +156,8 @@ class IECScheduler(DDIMScheduler):
     def set_begin_index(self, begin_index: int = 0) -> None:
         """For pipelines that run ``timesteps[begin_index:]`` only. Raises `ConfigError` where that is not what they mean."""
         run, refresh_of = self.run, self.refresh_of
-        first = run.first_step(begin_index, cached_steps=self.placement.kind == "all_steps" and self.placement.last_step == "correct")
+        everywhere = self.placement.kind == "all_steps" and self.placement.last_step == "correct"
+        first = run.first_step(begin_index, cached_steps=everywhere)
         if refresh_of is not None:  # the schedule is that of the steps that are run
             self._refresh = frozenset(first + i for i in refresh_of(len(run.pairs) - first))
         self.position = begin_index

@@ -60,8 +60,8 @@ class Placement:
             raise ConfigError("iec.placement=explicit needs iec.steps, e.g. iec.steps=[0,1,2].")
 
     def resolve(self, num_steps: int, refresh: Collection[int] | None = None) -> frozenset[int]:
-        """Sampling indices that are corrected, ``last_step`` aside. ``refresh``: the steps that run the full network, None means every step. Raises
-        `ConfigError` for an index outside.
+        """Sampling indices that are corrected, ``last_step`` aside. ``refresh``: the steps that run the full network, None means
+        every step. Raises `ConfigError` for an index outside.
         """
         allowed = frozenset(range(num_steps)) if refresh is None or self.cached_steps != "skip" else frozenset(refresh)
         if self.kind == "explicit":
