@@ -17,11 +17,11 @@ import numpy as np
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
+from iec.io.datasets import load_cifar10
 from iec.io.paths import user_path
 from iec.io.progress import stage
 from iec.io.runtime import entry_point, keep_freed_memory, resolve_device
 from iec.metrics.extractors.efficientnet import EffNetLite0
-from iec.metrics.images.datasets import load_cifar10
 from iec.metrics.references.reference import load_reference, reference_path
 from iec.metrics.scores import NAMES, Score, score
 
@@ -66,9 +66,7 @@ def worsens(before: dict[str, Score], after: dict[str, Score]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--data", type=user_path, default=Path("data"), help="folder with CIFAR-10 (iec/metrics/images/datasets.py)"
-    )
+    parser.add_argument("--data", type=user_path, default=Path("data"), help="folder with CIFAR-10 (iec/io/datasets.py)")
     parser.add_argument("--images", type=int, default=2000, help="test images, from the first")
     parser.add_argument("--device", default="auto")
     args = parser.parse_args()

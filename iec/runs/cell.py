@@ -60,7 +60,7 @@ class Cell:
 
     @classmethod
     def from_config(cls, config: DictConfig) -> "Cell":
-        """Raises `ConfigError`, `DeviceError` or `WeightsError` for whatever cannot be run."""
+        """Raises `ConfigError`, `DeviceError`, `WeightsError` or `DatasetError` for whatever cannot be run."""
         config = with_home(config)
         technique, model, device = technique_of(config.efficiency), source_of(config.model), resolve_device(config.device)
         card = model.card
@@ -172,7 +172,7 @@ def source_of(config: DictConfig) -> Source:
     """The model that the configuration group ``model`` means."""
     if config.uint8 not in ROUNDINGS:
         raise ConfigError(f"model.uint8={config.uint8}; choose {' or '.join(ROUNDINGS)}.")
-    return Source.of(config.name, config.weights, config.random_weights, config.dtype, config.guidance, config.prompts)
+    return Source.of(config.name, config.weights, config.random_weights, config.dtype, config.guidance, config.prompts, config.data)
 
 
 def _plain(value: Any) -> dict[str, Any]:

@@ -11,7 +11,10 @@ from iec.errors import ConfigError
 from iec.io.files import require_folder
 from iec.io.runtime import entry_point
 
-PATHS = ("paths.output", "paths.artifacts", "paths.cell", "model.weights", "model.prompts", "metrics.clip", "efficiency.artifact")
+PATHS = (
+    *("paths.output", "paths.artifacts", "paths.cell"),
+    *("model.weights", "model.data", "model.prompts", "metrics.clip", "efficiency.artifact"),
+)
 """Keys of files and folders."""
 
 
