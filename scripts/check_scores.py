@@ -19,11 +19,11 @@ import numpy as np
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
+from iec.io.datasets import load_cifar10, load_fashion_mnist, pad_to_32
 from iec.io.paths import user_path
 from iec.io.progress import stage
 from iec.io.runtime import entry_point, keep_freed_memory, resolve_device
 from iec.metrics.extractors.features import extract
-from iec.metrics.images.datasets import load_cifar10, load_fashion_mnist, pad_to_32
 from iec.metrics.protocol import PROTOCOLS, protocol
 from iec.metrics.references.reference import load_reference, reference_path
 from iec.metrics.scores import Score
@@ -76,7 +76,7 @@ def worsens(before: dict[str, Score], after: dict[str, Score]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", choices=TESTS, default="cifar10", help="default: %(default)s")
-    parser.add_argument("--data", type=user_path, default=Path("data"), help="its folder (iec/metrics/images/datasets.py)")
+    parser.add_argument("--data", type=user_path, default=Path("data"), help="its folder (iec/io/datasets.py)")
     parser.add_argument("--protocol", choices=PROTOCOLS, default="efficientnet_lite0", help="default: %(default)s")
     parser.add_argument("--images", type=int, default=2000, help="test images, from the first")
     parser.add_argument("--device", default="auto")

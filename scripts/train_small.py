@@ -41,11 +41,11 @@ from torch import Tensor
 from torch.func import functional_call
 
 from iec.errors import ArtifactError, ConfigError, NonFiniteError, WeightsError
+from iec.io.datasets import load_cifar10, load_fashion_mnist, pad_to_32
 from iec.io.files import write_atomic
 from iec.io.images import grid, save_png, to_uint8
 from iec.io.paths import user_path
 from iec.io.runtime import entry_point, keep_freed_memory, resolve_device
-from iec.metrics.images.datasets import load_cifar10, load_fashion_mnist, pad_to_32
 from iec.sampling.timetable import NoiseSchedule
 
 SNR_CAP = 5.0
@@ -104,7 +104,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("model", choices=RECIPES)
-    add("--data", type=user_path, default=Path("data"), help="folder with the data set (see iec/metrics/images/datasets.py)")
+    add("--data", type=user_path, default=Path("data"), help="folder with the data set (see iec/io/datasets.py)")
     add("--output", type=user_path, help="default: outputs/train_small/MODEL")
     add("--init", type=user_path, help="weights to start from: a safetensors file or a diffusers folder")
     add("--steps", type=positive, default=100_000, help="optimiser steps at the constant rate")

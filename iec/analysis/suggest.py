@@ -149,8 +149,9 @@ def suggest_for(
     """The steps of which a correction is worth its call, and their lambda, from ``images`` calibration images of ``seed``.
 
     budget: at most so many corrections an image; None: all that pay. Of ``sampler.correction``, ``cache_from`` and ``evaluate_at``
-    are kept; K is 1. Steps that reuse a feature are considered only if ``placement.cached_steps`` is not ``skip``. Costs about half
-    a trajectory of each image for each step that could be corrected, twice that with a cache. Raises `ConfigError`.
+    are kept; K is 1. Steps that reuse a feature are considered only if ``placement.cached_steps`` is not ``skip``, and the one
+    that ends at the clean image only if ``placement.last_step`` is not. Costs about half a trajectory of each image for each step
+    that could be corrected, twice that with a cache. Raises `ConfigError`.
     """
     steps = eligible(setup.sampler)
     if any(not 0 < lam <= 2 for lam in lambdas) or not lambdas:
@@ -170,7 +171,7 @@ def suggest_for(
 
 def eligible(sampler: Sampler) -> tuple[int, ...]:
     """The steps that could be corrected, in order."""
-    everywhere = Placement("all_steps", cached_steps=sampler.placement.cached_steps)
+    everywhere = replace(sampler.placement, kind="all_steps", fraction=None, count=None, steps=())
     return tuple(sorted(replace(sampler, correction=_one(sampler, PROBE), placement=everywhere).corrected))
 
 

@@ -21,6 +21,7 @@ from iec.io.artifacts import artifact_path
 from iec.io.paths import user_path
 from iec.io.progress import reported, stage
 from iec.models import Model
+from iec.models.cards import require_unet
 from iec.models.unet import UNetNetwork
 from iec.sampling.ddim import Sampler
 from iec.sampling.guidance import unet_batch
@@ -41,8 +42,10 @@ def quantize(
       it. None: nothing is stored.
     * artifact: a calibration file that must be used.
 
-    Raises `ArtifactError` if a file is missing, damaged, or was computed from something else, `StoreError` if it cannot be written.
+    Raises `ConfigError` for an ideal model, `ArtifactError` if a file is missing, damaged, or was computed from something else,
+    `StoreError` if it cannot be written.
     """
+    require_unet(model.card)
     network = quantize_unet(model.unet, config, len(table))
     fingerprint = calibration_fingerprint(model, config, table)
     if artifact is not None:

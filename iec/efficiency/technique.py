@@ -19,8 +19,8 @@ from iec.sampling.network import Network
 from iec.sampling.solver import Solver
 from iec.sampling.timetable import Timetable
 
-BUILT_IN = "iec.efficiency.techniques"
-"""The module whose techniques are versioned with this package."""
+BUILT_IN = ("iec.efficiency.techniques", "iec.efficiency.added_errors")
+"""The modules whose techniques are versioned with this package."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def identity_of(technique: Technique, card: Card, num_steps: int) -> dict[str, A
     that images of an earlier version of it are never taken for those of this one.
     """
     own, identity = type(technique), technique.identity(card, num_steps)
-    if own.__module__ == BUILT_IN:
+    if own.__module__ in BUILT_IN:
         return identity
     fields: dict[str, Any] = asdict(technique)  # type: ignore[call-overload]  # technique_of took dataclasses only
     source = sha256(Path(inspect.getfile(own)))

@@ -11,13 +11,15 @@ from torch import nn
 from iec.efficiency.cachequant import CacheQuantConfig, prepare_cachequant
 from iec.efficiency.caching import CachedUNetNetwork, Kind, find_cut
 from iec.efficiency.caching.config import CachingConfig
-from iec.efficiency.cost import FLOAT, Cost, network_cost
+from iec.efficiency.cost import FLOAT, CallCost, Cost, network_cost
 from iec.efficiency.prepare import CALIBRATION_SEED, float_batch, model_fingerprint, quantize
 from iec.efficiency.quantization import PTQConfig, weight_bytes
 from iec.efficiency.technique import Prepared, Technique
 from iec.errors import ConfigError
 from iec.io.paths import user_path
 from iec.models import Card, Model
+from iec.models.cards import require_unet
+from iec.models.ideal import IdealNetwork
 from iec.models.unet import parameter_bytes
 from iec.sampling.solver import Solver
 from iec.sampling.timetable import Timetable
@@ -29,12 +31,21 @@ def model_cost(model: Model, weight_bytes: int, cut: int | Kind | None = None, c
     return network_cost(model.unet, model.card.shape, weight_bytes, cond, cut, config, branches=model.branches)
 
 
+def ideal_cost(network: IdealNetwork) -> Cost:
+    """Of its two matrix products with the data; the data are its weights."""
+    macs = 2 * network.images.numel()
+    return Cost(network.images.nbytes, CallCost(macs, macs * 32 * 32))
+
+
 @dataclass(frozen=True)
 class FullPrecision(Technique):
     """The model as it is."""
 
     def prepare(self, model: Model, table: Timetable, artifacts: Path) -> Prepared:
-        return Prepared(model.network, cost=model_cost(model, parameter_bytes(model.unet)))
+        network = model.network
+        if isinstance(network, IdealNetwork):
+            return Prepared(network, cost=ideal_cost(network))
+        return Prepared(network, cost=model_cost(model, parameter_bytes(model.unet)))
 
 
 @dataclass(frozen=True)
@@ -43,6 +54,9 @@ class PTQ(PTQConfig, Technique):
 
     simulated: ClassVar[bool] = True
     artifact: str | None = None
+
+    def check(self, card: Card, skeleton: Callable[[], nn.Module], sampler: Solver) -> None:
+        require_unet(card)
 
     def prepare(self, model: Model, table: Timetable, artifacts: Path) -> Prepared:
         config = ptq_config(self)

@@ -52,7 +52,9 @@ class Hub:
 
 @dataclass(frozen=True)
 class Packaged:
-    """Weights that the package carries: a folder beside the cards, and the sha256 of the one weights file in it."""
+    """Weights (of an ideal model: images) that the package carries: a folder beside the cards, and the sha256 of the one file of
+    them in it.
+    """
 
     folder: str
     sha256: str
@@ -65,7 +67,8 @@ class Card:
     shape: (C, H, W) of the network's input. spacing, steps, final: how the paper samples it (`Timetable`). guidance: w of
     classifier-free guidance, None without one. metrics: the protocol its scores are reported with. reference: the statistics it is
     compared with. resolution: of its images. cut: where DeepCache cuts models of its kind. num_images, batch_size, trace_images:
-    defaults of a run. wrong: what is often taken for the weights and is not, with the reason.
+    defaults of a run. dataset: of an ideal model (`iec.models.ideal`), which denoises its training images and has no components;
+    None for a trained one. wrong: what is often taken for the weights and is not, with the reason.
     """
 
     name: str
@@ -85,6 +88,7 @@ class Card:
     batch_size: int
     trace_images: int
     guidance: float | None = None
+    dataset: Literal["fashion_mnist", "cifar10"] | None = None
     packaged: Packaged | None = None
     original: Original | None = None
     hub: Hub | None = None
@@ -111,6 +115,15 @@ class Card:
     def parameters(self) -> int:
         """Of all components."""
         return sum(component.parameters for component in self.components.values())
+
+
+def require_unet(card: Card) -> None:
+    """Raises `ConfigError` for an ideal model."""
+    if card.dataset is not None:
+        raise ConfigError(
+            f"{card.name} is a closed formula, with no UNet to quantize or to cache. Use efficiency=none or an added error "
+            "(efficiency=error_rounding), or a trained model, e.g. model=ddim_cifar_small."
+        )
 
 
 @cache

@@ -12,11 +12,13 @@ from torch import Tensor, nn
 
 from iec.errors import ConfigError
 from iec.io.runtime import resolve_device
+from iec.models import dataset
 from iec.models.architecture import DIFFUSERS, build
-from iec.models.cards import Card, Component, card
+from iec.models.cards import Card, Component, card, require_unet
 from iec.models.conditioning import ClassLabels, Conditioner, Prompts
 from iec.models.decoder import Decoder
 from iec.models.files import weights_files
+from iec.models.ideal import IdealNetwork
 from iec.models.prompts import prompts_of
 from iec.models.text import TextEncoder, load_tokenizer
 from iec.models.unet import UNetNetwork
@@ -34,7 +36,7 @@ class Source:
 
     folder: of its weights, None for random ones of the card's architecture. guidance: w, None for a model without. prompts: where
     the prompts of a text model come from, see `iec.models.prompts.prompts_of`. dtype: of UNet and text encoder; the decoder
-    stays in float32.
+    stays in float32. data: the folder of an ideal model's data set, None for the images that the package carries.
     """
 
     card: Card
@@ -43,6 +45,7 @@ class Source:
     dtype: str = "float32"
     guidance: float | None = None
     prompts: str | None = None
+    data: Path | None = None
 
     @classmethod
     def of(
@@ -53,8 +56,11 @@ class Source:
         dtype: torch.dtype | str = "float32",
         guidance: float | None = None,
         prompts: str | None = None,
+        data: Path | str | None = None,
     ) -> "Source":
-        """``None`` means what the card says. Raises `ConfigError` and, for weights that are not there, `WeightsError`."""
+        """``None`` means what the card says. Raises `ConfigError` and, for weights or data that are not there, `WeightsError` and
+        `DatasetError`.
+        """
         entry = card(model) if isinstance(model, str) else model
         dtype = dtype_name(dtype, DTYPES, "model.dtype")
         if guidance is not None and entry.guidance is None:
@@ -63,13 +69,19 @@ class Source:
             raise ConfigError(f"model.guidance={guidance} is outside [1, 100]; 1 is the conditional model without guidance.")
         if prompts is not None and "text_encoder" not in entry.components:
             raise ConfigError(f"model.prompts: {entry.name} takes no text. Leave model.prompts unset.")
-        needs_folder = not random_weights or weights is not None or entry.packaged is not None
+        dataset.require_settings(entry, {"weights": weights, "random_weights": random_weights, "dtype": dtype, "data": data})
+        needs_folder = entry.dataset is None and (not random_weights or weights is not None or entry.packaged is not None)
         folder = find(entry, weights) if needs_folder else None
-        return cls(entry, folder, random_weights, dtype, entry.guidance if guidance is None else guidance, prompts)
+        scale = entry.guidance if guidance is None else guidance
+        return cls(entry, folder, random_weights, dtype, scale, prompts, None if data is None else Path(data))
 
     @property
     def weights_hash(self) -> str:
-        """See `iec.models.weights.digest`; ``random`` for random weights, with the configuration's hash if one was given."""
+        """See `iec.models.weights.digest`; ``random`` for random weights, with the configuration's hash if one was given. Of an
+        ideal model that of its images, see `iec.models.dataset.digest`.
+        """
+        if self.card.dataset is not None:
+            return dataset.digest(self.card, self.data, self.random_weights)
         if not self.random_weights:
             assert self.folder is not None  # found by `of`
             return digest(self.card, self.folder)
@@ -99,25 +111,31 @@ class Source:
         return None
 
     def skeleton(self) -> nn.Module:
-        """The UNet on torch's meta device: its structure without data, to check things against."""
+        """The UNet on torch's meta device: its structure without data, to check things against. Raises `ConfigError` for an ideal
+        model, which has none.
+        """
+        require_unet(self.card)
         component = self.card.components["unet"]
         config = None if self.folder is None else config_of(self.card, self.folder, component)
         values = component.config if config is None else config
         return _skeleton(component.kind, component.heads, json.dumps(values, sort_keys=True, default=list))
 
     def load(self, device: str = "auto") -> "Model":
-        """Raises `DeviceError` and `WeightsError`."""
+        """Raises `DeviceError`, `WeightsError` and `DatasetError`."""
         target, identity = resolve_device(device), self.identity  # refuses damaged files before anything is made
-        unet = self._module("unet", DTYPES[self.dtype], target)
         return Model(
             card=self.card,
-            unet=unet,
+            unet=self._module("unet", DTYPES[self.dtype], target) if self.card.dataset is None else self._ideal(target),
             identity=identity,
             device=target,
             guidance=self.guidance,
             decoder=self._decoder(target),
             conditioner=self._conditioner(target),
         )
+
+    def _ideal(self, device: torch.device) -> IdealNetwork:
+        images = dataset.images_of(self.card, self.data, self.random_weights)
+        return IdealNetwork(images, self.card.schedule).to(device).eval()
 
     def _decoder(self, device: torch.device) -> Decoder | None:
         component = self.card.decoder
@@ -164,7 +182,8 @@ def _skeleton(kind: Any, heads: int | None, config: str) -> nn.Module:
 @dataclass(frozen=True)
 class Model:
     """A UNet in evaluation mode on its device, its ``card``, and for latent and conditional models the decoder, the conditioner and
-    the guidance w. identity: JSON values that tell it from every other model, see `Source.identity`.
+    the guidance w. identity: JSON values that tell it from every other model, see `Source.identity`. An ideal model has an
+    `IdealNetwork` in place of the UNet.
     """
 
     card: Card
@@ -180,9 +199,9 @@ class Model:
         return self.identity["weights"]
 
     @property
-    def network(self) -> UNetNetwork:
+    def network(self) -> UNetNetwork | IdealNetwork:
         """The full-precision network, without guidance."""
-        return UNetNetwork(self.unet)
+        return self.unet if isinstance(self.unet, IdealNetwork) else UNetNetwork(self.unet)
 
     @property
     def branches(self) -> int:
@@ -210,6 +229,7 @@ def load_model(
     dtype: torch.dtype | str = "float32",
     guidance: float | None = None,
     prompts: str | None = None,
+    data: Path | str | None = None,
 ) -> Model:
     """Load a model by the name of its card (iec/models/cards.yaml).
 
@@ -219,7 +239,8 @@ def load_model(
     * dtype (``float32``, ``float16``, ``bfloat16``): of the UNet and the text encoder.
     * guidance: the scale w; None is the card's.
     * prompts: None, a text file with one prompt per line, or COCO's captions_val2014.json.
+    * data: the folder of an ideal model's whole data set; None is what the package carries of it.
 
-    Raises `ConfigError`, `DeviceError`, `WeightsError`.
+    Raises `ConfigError`, `DeviceError`, `WeightsError`, `DatasetError`.
     """
-    return Source.of(name, weights, random_weights, dtype, guidance, prompts).load(device)
+    return Source.of(name, weights, random_weights, dtype, guidance, prompts, data).load(device)

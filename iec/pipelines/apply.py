@@ -142,6 +142,7 @@ def _scheduler(pipe: Any, correction: Correction | None, placement: Placement | 
         raise ConfigError("evaluate_at='s' (Heun's rule) is not IEC: use diffusers' HeunDiscreteScheduler, or iec.Sampler.")
     how |= {"preset": "paper", "lambdas": list(how["lambdas"]), "placement": where.kind, "steps": list(where.steps)}
     how |= {"fraction": where.fraction, "count": where.count, "cached_steps": where.cached_steps}
+    how["last_step"] = where.last_step
     return IECScheduler.from_config(config, **how)
 
 

@@ -39,8 +39,8 @@ class Run:
                 "Here cached steps are left uncorrected: use Placement('all_steps', cached_steps='cached') or, without "
                 "quantization, cached_steps='full'."
                 if cached_steps and not self.listed
-                else "Use placement='all_steps' (with a cache also cached_steps='cached') or 'none', and num_inference_steps; or, "
-                "in image-to-image, list the timesteps that are to be run, with strength=1."
+                else "Use placement='all_steps' with last_step='correct' (with a cache also cached_steps='cached') or placement="
+                "'none', and num_inference_steps; or, in image-to-image, list the timesteps that are to be run, with strength=1."
             )
             raise ConfigError(
                 f"The pipeline starts at entry t_start * order = {begin_index} of the timesteps, which is not the step it means if "

@@ -24,7 +24,7 @@ from iec.pipelines.run import Run
 from iec.sampling.correction import Correction, none_frozen, update
 from iec.sampling.ddim import Sampler
 from iec.sampling.network import Step
-from iec.sampling.placement import CachedSteps, Placement
+from iec.sampling.placement import CachedSteps, LastStep, Placement
 from iec.sampling.timetable import CLEAN, NoiseSchedule, Timetable
 
 
@@ -45,7 +45,8 @@ class IECScheduler(DDIMScheduler):
         x^(k) = x^(k-1) + lambda_k (A x_t + B eps(x^(k-1), t) + sigma z - x^(k-1))                correction k = 1 .. K
 
     The arguments of DDIMScheduler mean what they mean there. preset, iterations (K), lambdas (one, or one a correction), tolerance,
-    criterion, norm: see `Correction`; None is the preset's. placement, fraction, count, steps, cached_steps: see `Placement`.
+    criterion, norm: see `Correction`; None is the preset's. placement, fraction, count, steps, cached_steps,
+    last_step: see `Placement`.
 
     * A pipeline's number of calls is fixed. With a tolerance, images that have converged stay as they are, but the calls still
       happen: it is off by default (0; None is the preset's).
@@ -71,7 +72,7 @@ class IECScheduler(DDIMScheduler):
         preset: str = "paper", iterations: int | None = None, lambdas: float | Sequence[float] | None = None,
         tolerance: float | None = 0.0, criterion: str | None = None, norm: str | None = None,
         placement: str = "all_steps", fraction: float | None = None, count: int | None = None, steps: Sequence[int] | None = None,
-        cached_steps: CachedSteps = "skip",
+        cached_steps: CachedSteps = "skip", last_step: LastStep = "correct",
     ) -> None:
         # fmt: on
         require_known(beta_schedule, trained_betas, prediction_type)
@@ -84,7 +85,7 @@ class IECScheduler(DDIMScheduler):
         given: dict[str, Any] = {"lambdas": values, **{key: config[key] for key in ("tolerance", "criterion", "norm")}}
         changes = {key: value for key, value in given.items() if value is not None}
         self.correction = Correction.preset(preset, iterations=config["iterations"], **changes)
-        self.placement = Placement(placement, config["fraction"], config["count"], tuple(steps or ()), cached_steps)
+        self.placement = Placement(placement, config["fraction"], config["count"], tuple(steps or ()), cached_steps, last_step)
         # set by `iec.apply`, never saved: the refresh steps of T, and what is looked at before every run
         self.refresh_of: Callable[[int], frozenset[int]] | None = None
         self.before_run: Callable[[], None] | None = None
@@ -155,7 +156,8 @@ class IECScheduler(DDIMScheduler):
     def set_begin_index(self, begin_index: int = 0) -> None:
         """For pipelines that run ``timesteps[begin_index:]`` only. Raises `ConfigError` where that is not what they mean."""
         run, refresh_of = self.run, self.refresh_of
-        first = run.first_step(begin_index, cached_steps=self.placement.kind == "all_steps")
+        everywhere = self.placement.kind == "all_steps" and self.placement.last_step == "correct"
+        first = run.first_step(begin_index, cached_steps=everywhere)
         if refresh_of is not None:  # the schedule is that of the steps that are run
             self._refresh = frozenset(first + i for i in refresh_of(len(run.pairs) - first))
         self.position = begin_index

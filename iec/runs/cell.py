@@ -60,7 +60,7 @@ class Cell:
 
     @classmethod
     def from_config(cls, config: DictConfig) -> "Cell":
-        """Raises `ConfigError`, `DeviceError` or `WeightsError` for whatever cannot be run."""
+        """Raises `ConfigError`, `DeviceError`, `WeightsError` or `DatasetError` for whatever cannot be run."""
         config = with_home(config)
         technique, model, device = technique_of(config.efficiency), source_of(config.model), resolve_device(config.device)
         card = model.card
@@ -117,6 +117,8 @@ class Cell:
         placement = sampler.placement
         if corrected and self.technique.refresh_found_by_prepare:
             corrected = _plain(placement)  # it meets the refresh steps only when they are found
+            if placement.last_step == "correct":
+                del corrected["last_step"]  # cells from before there was a choice keep their identity
         elif sampler.refresh is not None and not sampler.refresh.issuperset(corrected):
             corrected = {"steps": corrected, "cached_steps": placement.cached_steps}
         identity: dict[str, Any] = {
@@ -170,7 +172,7 @@ def source_of(config: DictConfig) -> Source:
     """The model that the configuration group ``model`` means."""
     if config.uint8 not in ROUNDINGS:
         raise ConfigError(f"model.uint8={config.uint8}; choose {' or '.join(ROUNDINGS)}.")
-    return Source.of(config.name, config.weights, config.random_weights, config.dtype, config.guidance, config.prompts)
+    return Source.of(config.name, config.weights, config.random_weights, config.dtype, config.guidance, config.prompts, config.data)
 
 
 def _plain(value: Any) -> dict[str, Any]:
@@ -211,4 +213,4 @@ def _correction(iec: DictConfig) -> Correction:
 
 
 def _placement(iec: DictConfig) -> Placement:
-    return Placement(iec.placement, iec.fraction, iec.count, tuple(iec.steps or ()), iec.cached_steps)
+    return Placement(iec.placement, iec.fraction, iec.count, tuple(iec.steps or ()), iec.cached_steps, iec.last_step)

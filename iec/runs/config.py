@@ -9,6 +9,7 @@ from typing import Any, get_type_hints
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 
+from iec.efficiency.added_errors import ErrorGain, ErrorNoise, ErrorRounding, ErrorSmooth, ErrorStale
 from iec.efficiency.technique import Technique
 from iec.efficiency.techniques import PTQ, CacheQuant, DeepCache, FullPrecision
 
@@ -16,7 +17,7 @@ from iec.efficiency.techniques import PTQ, CacheQuant, DeepCache, FullPrecision
 @dataclass
 class ModelConfig:
     """name: a card of iec/models/cards.yaml. weights: a local folder in diffusers' layout, ``hub`` or a hub id, instead of the
-    packaged or converted one. dtype, guidance, prompts: see `iec.models.model.Source`. uint8: see `iec.io.images.to_uint8`.
+    packaged or converted one. dtype, guidance, prompts, data: see `iec.models.model.Source`. uint8: see `iec.io.images.to_uint8`.
     """
 
     name: str = MISSING
@@ -25,6 +26,7 @@ class ModelConfig:
     dtype: str = "float32"
     guidance: float | None = None
     prompts: str | None = None
+    data: str | None = None
     uint8: str = "round"
 
 
@@ -57,6 +59,7 @@ class IECConfig:
     count: int | None = None
     steps: list[int] | None = None
     cached_steps: str = "skip"
+    last_step: str = "correct"
     iterations: int | None = None
     tolerance: float | None = None
     norm: str | None = None
@@ -155,6 +158,11 @@ def register() -> None:
         "ptq": schema(PTQ),
         "deepcache": schema(DeepCache),
         "cachequant": schema(CacheQuant),
+        "error_rounding": schema(ErrorRounding),
+        "error_gain": schema(ErrorGain),
+        "error_noise": schema(ErrorNoise),
+        "error_stale": schema(ErrorStale),
+        "error_smooth": schema(ErrorSmooth),
         "iec": iec_schema(),
         "sampler": SamplerConfig,
         "metrics": MetricsConfig,

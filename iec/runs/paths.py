@@ -12,7 +12,10 @@ from iec.io.files import require_folder
 from iec.io.paths import user_path
 from iec.io.runtime import entry_point
 
-PATHS = ("paths.output", "paths.artifacts", "paths.cell", "model.weights", "model.prompts", "metrics.clip", "efficiency.artifact")
+PATHS = (
+    *("paths.output", "paths.artifacts", "paths.cell"),
+    *("model.weights", "model.data", "model.prompts", "metrics.clip", "efficiency.artifact"),
+)
 """Keys of files and folders."""
 
 

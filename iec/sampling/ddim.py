@@ -44,11 +44,13 @@ class Sampler(Solver):
 
     @cached_property
     def corrected(self) -> frozenset[int]:
-        """The steps that are corrected: the placement's, less the no-ops and (Heun) the step to the clean image."""
+        """The steps that are corrected: the placement's, less the no-ops and (``last_step=skip``, Heun) the step to the clean
+        image.
+        """
         pairs = self.timetable.pairs
         steps = self.placement.resolve(len(pairs), self.refresh) if self.correction.iterations else frozenset()
-        heun = self.correction.evaluate_at == "s"
-        return frozenset(i for i in steps if not self.timetable.is_noop(i) and not (heun and pairs[i][1] == CLEAN))
+        skip = self.placement.last_step == "skip" or self.correction.evaluate_at == "s"
+        return frozenset(i for i in steps if not self.timetable.is_noop(i) and not (skip and pairs[i][1] == CLEAN))
 
     def trajectory(
         self, network: Network, noise: Noise, cond: Tensor | None = None, device: torch.device | str = "cpu"

@@ -7,6 +7,7 @@ from typing import Literal, get_args
 from iec.errors import ConfigError
 
 CachedSteps = Literal["skip", "cached", "full"]
+LastStep = Literal["correct", "skip"]
 KINDS = ("none", "all_steps", "first_last", "first_step", "explicit")
 
 
@@ -21,6 +22,10 @@ class Placement:
       they are eligible, and their corrections reuse the feature too. ``full``: they are eligible, and their corrections run the
       full network, whose feature the next cached steps reuse (with ``cache_from=last``); quantized networks with a cache refuse
       that.
+    * last_step: ``skip`` leaves out the step that ends at the clean image (s = `CLEAN`), whatever the kind; a timetable that ends
+      at abar(0) has none. ``correct`` (the paper) corrects it like any other. The corrected state of that step has no noise left,
+      but the network is told t: what it predicts there is not eps but about zero, and lambda puts back a share of the noise that
+      the step removed, lambda sigma_t in the image.
     """
 
     kind: str = "none"
@@ -28,12 +33,14 @@ class Placement:
     count: int | None = None
     steps: tuple[int, ...] = ()
     cached_steps: CachedSteps = "skip"
+    last_step: LastStep = "correct"
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ConfigError(f"Unknown iec.placement {self.kind!r}; choose one of {', '.join(KINDS)}.")
-        if self.cached_steps not in get_args(CachedSteps):
-            raise ConfigError(f"iec.cached_steps={self.cached_steps!r}; choose {', '.join(get_args(CachedSteps))}.")
+        for name, allowed in {"cached_steps": get_args(CachedSteps), "last_step": get_args(LastStep)}.items():
+            if getattr(self, name) not in allowed:
+                raise ConfigError(f"iec.{name}={getattr(self, name)!r}; choose {', '.join(allowed)}.")
         if self.kind == "first_last" and (self.fraction is None) == (self.count is None):
             raise ConfigError("iec.placement=first_last needs iec.fraction (e.g. 0.1) or iec.count (e.g. 5), and not both.")
         if self.fraction is not None and not 0 < self.fraction <= 1:
@@ -53,8 +60,8 @@ class Placement:
             raise ConfigError("iec.placement=explicit needs iec.steps, e.g. iec.steps=[0,1,2].")
 
     def resolve(self, num_steps: int, refresh: Collection[int] | None = None) -> frozenset[int]:
-        """Sampling indices that are corrected. ``refresh``: the steps that run the full network, None means every step. Raises
-        `ConfigError` for an index outside.
+        """Sampling indices that are corrected, ``last_step`` aside. ``refresh``: the steps that run the full network, None means
+        every step. Raises `ConfigError` for an index outside.
         """
         allowed = frozenset(range(num_steps)) if refresh is None or self.cached_steps != "skip" else frozenset(refresh)
         if self.kind == "explicit":

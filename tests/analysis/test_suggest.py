@@ -56,6 +56,11 @@ def run_squared(setup, steps, lam):
     return np.square(errors).mean()
 
 
+def test_a_last_step_that_is_not_to_be_corrected_is_not_suggested(make_setup):
+    sampler = make_setup(exact).sampler
+    assert eligible(replace(sampler, placement=Placement("first_last", count=1, last_step="skip"))) == eligible(sampler)[:-1]
+
+
 @pytest.mark.parametrize(("network", "refresh"), [(wrong_first_calls(2, 5), None), (caching, frozenset({0, 3, 7}))])
 def test_one_correction_alone_is_predicted_exactly_on_linear_networks(make_setup, network, refresh):
     setup = make_setup(network, refresh=refresh)

@@ -217,6 +217,12 @@ def test_an_iec_scheduler_keeps_its_corrections(sd):
         assert go(sd, **TEXT)[2] == 2 * STEPS
 
 
+def test_the_scheduler_gets_the_whole_placement(sd):
+    where = Placement("first_last", count=2, cached_steps="cached", last_step="skip")
+    with apply(sd, placement=where) as applied:
+        assert applied.scheduler.placement == where
+
+
 CALIBRATION = {**TEXT, "num_inference_steps": STEPS, "generator": seeded()}
 W4 = PTQConfig(weight_bits=4, calibration_images=4, scale_rule="max")
 

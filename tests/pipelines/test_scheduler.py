@@ -61,6 +61,21 @@ def test_a_list_of_timesteps_with_its_own_pairs(eta):
     torch.testing.assert_close(x, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_the_correction_of_the_last_step_can_be_left_out_and_is_again_after_saving(tmp_path):
+    IECScheduler(clip_sample=False, last_step="skip").save_pretrained(tmp_path)
+    scheduler = IECScheduler.from_pretrained(tmp_path)
+    scheduler.set_timesteps(10)
+    assert len(scheduler.timesteps) == 19 and scheduler.order == 1
+    table = table_of(scheduler.config, list(range(900, -1, -100)))
+    expected = by_sampler(table, Correction(tolerance=0), Placement("all_steps", last_step="skip"))
+    torch.testing.assert_close(loop(scheduler, wave, X)[-1], expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ConfigError, match="with last_step='correct'"):
+        scheduler.set_begin_index(4)
+    literal = IECScheduler.from_config(scheduler.config, last_step="correct")
+    literal.set_timesteps(10)
+    literal.set_begin_index(4 * literal.order)
+
+
 @pytest.mark.parametrize(("spacing", "steps"), [("leading", 10), ("trailing", 7), ("linspace", 9)])
 def test_steps_end_where_the_next_ones_begin(spacing, steps):
     scheduler = IECScheduler(clip_sample=False, timestep_spacing=spacing)

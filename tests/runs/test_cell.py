@@ -16,7 +16,8 @@ OPTIONS = [(group.name, option.stem) for group in CONFIGS.iterdir() if group.nam
 @pytest.mark.parametrize(("group", "option"), sorted(OPTIONS))
 def test_every_option_of_every_group_makes_a_cell(make_cell, group, option):
     weights = [] if group != "model" else ["model.random_weights=true"]  # the paper's are not here
-    assert make_cell(f"{group}={option}", *weights).slug
+    ideal = ["model=ideal_fashion"] if option == "error_smooth" else []  # of no other model
+    assert make_cell(f"{group}={option}", *weights, *ideal).slug
 
 
 def test_the_commands_of_the_readme_mean_what_they_say(make_cell):
@@ -42,6 +43,17 @@ def test_deepcache_corrects_the_full_steps_only(make_cell):
         make_cell("efficiency=deepcache", override).identity for override in ["seed=0", "efficiency.cut=1", "efficiency.interval=2"]
     ]
     assert identities[0] != identities[1] != identities[2]
+
+
+def test_only_leaving_out_the_last_correction_enters_the_identity(make_cell):
+    """``correct`` is what cells from before the choice did; where the last step is not corrected the choice makes no difference."""
+    found = ["efficiency=cachequant_w8a8", "efficiency.schedule=dps"]
+    for overrides in ([], ["efficiency=deepcache", "efficiency.interval=19"], found):
+        literal, skipping = (
+            make_cell("iec=all_steps", *overrides, f"iec.last_step={how}").identity["iec"] for how in ("correct", "skip")
+        )
+        assert literal != skipping and "last_step" not in str(literal)
+    assert make_cell("iec=first_step", "iec.last_step=skip").identity == make_cell("iec=first_step").identity
 
 
 def test_the_identity_is_what_the_bytes_depend_on(make_cell, tmp_path):

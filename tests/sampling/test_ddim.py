@@ -1,5 +1,7 @@
 """The loop against closed forms, against diffusers, and against the calls it is allowed to make."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -178,6 +180,16 @@ def test_heun_and_iec_are_one_rule_for_a_network_that_ignores_time(linear_networ
     for a, b in zip(run(iec, network), run(heun, linear_network(0.2)), strict=True):
         assert torch.equal(a, b)
     assert 7 not in heun.corrected and len(heun.corrected) == 7
+
+
+def test_the_correction_of_the_step_to_the_clean_image_can_be_left_out():
+    """Wherever quad spacing puts that step, whatever the kind of the placement; a latent timetable has no such step."""
+    quad, latent = Timetable.spaced("quad", 40, DDPM), Timetable.spaced("uniform", 8, LDM, final=0)
+    (clean,) = (i for i, (t, s) in enumerate(quad.pairs) if s == -1 and t != s)
+    for placement in (ALL, Placement("first_last", count=2), Placement("explicit", steps=(3, clean))):
+        literal, skipping = (Sampler(quad, placement=replace(placement, last_step=how)) for how in ("correct", "skip"))
+        assert clean in literal.corrected and skipping.corrected == literal.corrected - {clean}
+    assert Sampler(latent, placement=replace(ALL, last_step="skip")).corrected == Sampler(latent, placement=ALL).corrected
 
 
 def test_heun_equals_diffusers_heun():

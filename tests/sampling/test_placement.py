@@ -40,6 +40,7 @@ def test_the_counts_behind_table_5_of_the_paper():
         (lambda: Placement("all_steps", count=2), "does nothing with all_steps"),
         (lambda: Placement("first_step", steps=(1,)), "belongs to iec.placement=explicit"),
         (lambda: Placement(cached_steps="maybe"), "skip, cached, full"),
+        (lambda: Placement(last_step="maybe"), "iec.last_step='maybe'; choose correct, skip"),
         (lambda: Placement("explicit", steps=(5,)).resolve(5), "0 .. 4"),
         (lambda: Placement("explicit", steps=(-1,)).resolve(5), "0 .. 4"),
     ],

@@ -11,9 +11,9 @@ import torch
 
 from iec.errors import ArtifactError, DatasetError, MetricError
 from iec.io.captions import load_coco_captions
+from iec.io.datasets import Lmdb, load_cifar10, load_fashion_mnist, pad_to_32
 from iec.metrics.extractors.features import Extractor
 from iec.metrics.frechet import GaussianStatistics
-from iec.metrics.images.datasets import Lmdb, load_cifar10, load_fashion_mnist, pad_to_32
 from iec.metrics.images.decode import Preprocess
 from iec.metrics.images.encoded import Files, open_encoded, open_folder
 from iec.metrics.images.sources import ArraySource, Source

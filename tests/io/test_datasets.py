@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from iec.errors import DatasetError
+from iec.io import datasets
 from iec.io.captions import load_coco_captions
-from iec.metrics.images import datasets
-from iec.metrics.images.datasets import load_cifar10, load_fashion_mnist, pad_to_32
+from iec.io.datasets import load_cifar10, load_fashion_mnist, pad_to_32
 from iec.metrics.references.prepare import open_dataset
 
 

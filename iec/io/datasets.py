@@ -99,7 +99,7 @@ def load_fashion_mnist(root: Path | str, train: bool = True) -> np.ndarray:
     path = next((path for path in paths if path.is_file()), None)
     if path is None:
         raise DatasetError(f"No Fashion-MNIST in {root}: none of {', '.join(map(str, paths))} exists.\n{HOW_TO_GET_FASHION}")
-    images = _from_idx(path)
+    images = read_idx(path)
     if images.shape != (count, 28, 28) or abs(images.mean(dtype=np.float64) / 255 - mean) > 1e-4:
         raise DatasetError(
             f"{path} is not Fashion-MNIST: shape {images.shape} and mean {images.mean(dtype=np.float64) / 255:.5f}, expected "
@@ -108,8 +108,10 @@ def load_fashion_mnist(root: Path | str, train: bool = True) -> np.ndarray:
     return images
 
 
-def _from_idx(path: Path) -> np.ndarray:
-    """uint8 [N, H, W] of an idx3-ubyte file: 00 00 08 03, then N, H, W as big-endian 32-bit integers, then the pixels."""
+def read_idx(path: Path) -> np.ndarray:
+    """uint8 [N, H, W] of an idx3-ubyte file, gzipped or not: 00 00 08 03, then N, H, W as big-endian 32-bit integers, then the
+    pixels. Raises `DatasetError`.
+    """
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
