@@ -292,7 +292,7 @@ def test_refusals_change_nothing(sd):
         "is not there": {"cache": CachingConfig(2, cut=9)},
         "is not IEC": {"correction": Correction(evaluate_at="s")},
         "not calibrated|calibrated": {"cache": CachingConfig(2), "placement": full, "quantize": W4, "calibration": CALIBRATION},
-        "on 4 rows": {"quantize": PTQConfig(calibration_images=3), "calibration": CALIBRATION},
+        "on 4 inputs": {"quantize": PTQConfig(calibration_images=3), "calibration": CALIBRATION},
     }
     for message, options in wrong.items():
         with pytest.raises(ConfigError, match=message):
