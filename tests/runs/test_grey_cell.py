@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+import iec
 from iec.io.images import grid, to_uint8
 from iec.metrics.__main__ import open_images
 from iec.metrics.images.export import export_npz, export_pngs
@@ -44,6 +45,11 @@ def test_shards_hold_the_last_states_in_one_channel(results):
         states = next(value for value in file.values() if value.ndim == 5)
     assert np.array_equal(to_uint8(torch.from_numpy(states[-1])), images)
     assert not np.array_equal(images, results["none"].first_images(4))  # the correction acts
+
+
+def test_the_library_samples_the_same_images(results):
+    model = iec.load_model("ddim_fashion_small", device="cpu")
+    assert np.array_equal(iec.sample(model, 4, steps=3, batch_size=4).images, results["none"].first_images(4))
 
 
 def test_scores_are_those_of_the_exported_images(results, tmp_path):
