@@ -291,6 +291,8 @@ def test_every_shipped_experiment_composes(scale, monkeypatch):
     monkeypatch.setattr(Source, "of", of)
     for path in (CONFIGS.parent / "experiments").glob("*.yaml"):
         has_scales = "\nscales:" in path.read_text()
+        if scale == "paper" and not has_scales:
+            continue  # once is enough
         experiment = Experiment.read(path, ["device=cpu"], scale if has_scales else None)
         assert experiment.cells().keys() == experiment.rows.keys()
         if scale == "paper" and path.stem == "table4":
