@@ -65,6 +65,12 @@ def digest(card: Card, folder: Path | None, random: bool) -> str:
 
 
 @cache
+def _file_sha256(path: Path, modified: int) -> str:
+    """Once for a file that stays as it is."""
+    return file_sha256(path)
+
+
+@cache
 def _pixels_sha256(dataset: str, folder: Path) -> str:
     """Once for the many cells of a table."""
     return sha256(LOADERS[dataset][0](folder).tobytes()).hexdigest()
@@ -74,7 +80,7 @@ def _packaged(card: Card) -> tuple[Path, str]:
     """The file, and its checked sha256."""
     assert card.packaged is not None  # by `require_settings`
     path = FOLDER / card.packaged.folder / PACKAGED
-    found = file_sha256(path) if path.is_file() else "no file"
+    found = _file_sha256(path, path.stat().st_mtime_ns) if path.is_file() else "no file"
     if found != card.packaged.sha256:
         raise DatasetError(
             f"{path} is damaged: sha256 {found}, expected {card.packaged.sha256}. Restore it: git checkout in a clone, or install "

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from iec.analysis.jacobian import derivatives, eps_at
 from iec.errors import ConfigError
 from iec.models import ideal
 from iec.models.ideal import IdealNetwork
@@ -117,6 +118,15 @@ def test_a_correction_of_the_step_to_the_clean_image_puts_noise_back():
     z = (literal[-2] - signal * data.double()) / sigma
     back = 0.5 * (sigma * z - (1 - signal) * data.double()) / signal
     torch.testing.assert_close(literal[-1] - data.double(), back, rtol=1e-8, atol=1e-8)
+
+
+def test_analyses_can_differentiate_it():
+    """The Jacobian of eps is that of a gradient: symmetric, and forward and reverse mode agree."""
+    network, (signal, sigma), t = IdealNetwork(images(5), SCHEDULE), levels(600), 600
+    x = signal * images(5)[:3] + sigma * NOISE.initial()
+    product, transposed = derivatives(eps_at(network, Step(0, t), None, None), x)
+    v = Noise(1, (0, 1, 2), (1, 4, 4)).initial()
+    torch.testing.assert_close(product(v), transposed(v), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

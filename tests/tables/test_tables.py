@@ -5,6 +5,7 @@ import json
 import re
 import shlex
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -291,7 +292,13 @@ def test_every_shipped_experiment_composes(scale, monkeypatch):
     monkeypatch.setattr(Source, "of", of)
     for path in (CONFIGS.parent / "experiments").glob("*.yaml"):
         has_scales = "\nscales:" in path.read_text()
+        if scale == "paper" and not has_scales:
+            continue  # once is enough
         experiment = Experiment.read(path, ["device=cpu"], scale if has_scales else None)
+        if path.stem == "ideal":  # rows times variants, any of which goes with any: those that bring a word are enough
+            seen: set[str] = set()
+            new = {label: own for label, own in experiment.rows.items() if not seen >= set(own) and not seen.update(own)}
+            experiment = replace(experiment, rows=new, references=(), grid=())
         assert experiment.cells().keys() == experiment.rows.keys()
         if scale == "paper" and path.stem == "table4":
             with pytest.raises(ConfigError, match="model.guidance"):
