@@ -10,6 +10,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from iec.errors import ArtifactError, ConfigError, MetricError
+from iec.metrics.extractors.efficientnet import EffNetLite0Deep
 from iec.metrics.extractors.features import extract
 from iec.metrics.frechet import GaussianStatistics, frechet_distance
 from iec.metrics.images.encoded import open_folder
@@ -125,6 +126,19 @@ def test_the_shipped_reference(reference, extractor):
         assert np.linalg.eigvalsh(statistics.cov).min() > 0
     error = np.abs(reference.kid.mean(axis=0) - reference.pooled.mean) / np.sqrt(np.diag(reference.pooled.cov) / 5000)
     assert error.max() < 5  # the subset is a fair draw of the whole
+
+
+def test_the_shipped_references_of_the_grey_data_set(extractor):
+    reference = load_reference(reference_path("fashion_mnist_train", extractor), extractor, resolution=32)
+    facts = reference.provenance
+    assert (reference.pooled.n, facts["dataset"]) == (60_000, "Fashion-MNIST train")
+    assert facts["preprocess"] == "as stored; grey as stored, repeated to RGB for the extractor"
+    assert reference.kid.shape == (5000, 112) and np.linalg.eigvalsh(reference.pooled.cov).min() > 0
+    deep = EffNetLite0Deep.__new__(EffNetLite0Deep)  # its identity needs no network
+    path = reference_path("fashion_mnist_train", deep)
+    compact = load_reference(path, deep, resolution=32)
+    assert (compact.pooled.n, compact.pooled.mean.shape, compact.kid) == (60_000, (1280,), None) and path.stat().st_size < 4e6
+    assert compact.provenance["images_sha256"] == facts["images_sha256"]
 
 
 def test_a_compact_reference_gives_the_same_distance_from_fewer_bytes(made, tmp_path):
