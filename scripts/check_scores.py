@@ -4,8 +4,8 @@
     python scripts/check_scores.py --dataset fashion_mnist --data /usr/share/datasets/fashion-mnist
     python scripts/check_scores.py --protocol efficientnet_lite0_deep
 
-Every score must get worse with every level of every degradation; exits with 1 otherwise. Not so the inception score of Fashion-MNIST:
-ImageNet's classes are of photographs.
+Every score must get worse with every level of every degradation; exits with 1 otherwise. Not so the inception score of
+Fashion-MNIST: ImageNet's classes are of photographs.
 """
 
 import argparse
