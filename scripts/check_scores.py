@@ -4,7 +4,8 @@
     python scripts/check_scores.py --dataset fashion_mnist --data /usr/share/datasets/fashion-mnist
     python scripts/check_scores.py --protocol efficientnet_lite0_deep
 
-Every score must get worse with every level of every degradation; exits with 1 otherwise.
+Every score must get worse with every level of every degradation; exits with 1 otherwise. Not so the inception score of
+Fashion-MNIST: ImageNet's classes are of photographs.
 """
 
 import argparse
@@ -33,6 +34,8 @@ TESTS: dict[str, Callable[[Path], np.ndarray]] = {
     "fashion_mnist": lambda root: pad_to_32(load_fashion_mnist(root, train=False)),
 }
 """Folder -> the test images; the reference is the training set, NAME_train."""
+
+NOT_JUDGED = {"fashion_mnist": ("is",)}
 
 
 def to_bytes(x: np.ndarray) -> np.ndarray:
@@ -101,8 +104,12 @@ def main() -> None:
     for kind, (_, levels) in LEVELS.items():
         chain = ["real test images", *(f"{kind} {level:g}" for level in levels)]
         for before, after in itertools.pairwise(chain):
-            failures += [f"{name}: {after} is not worse than {before}" for name in worsens(results[before], results[after])]
-    print("\n" + ("\n".join(failures) or "Every score gets worse with every level."))
+            failures += [
+                f"{name}: {after} is not worse than {before}"
+                for name in worsens(results[before], results[after])
+                if name not in NOT_JUDGED.get(args.dataset, ())
+            ]
+    print("\n" + ("\n".join(failures) or "Every score that is judged gets worse with every level."))
     sys.exit(1 if failures else 0)
 
 

@@ -97,7 +97,11 @@ class EffNetLite0:
 
 
 class EffNetLite0Deep(EffNetLite0):
-    """The same network, whose pooled features are the mean over positions of the head's output (1280), before the classifier."""
+    """The same network, whose pooled features are the mean over positions of the head's output (1280), before the classifier.
+
+    It sees less of the grain and more of what is shown. Its FID of few images is mostly bias: real test images of Fashion-MNIST
+    against its training images give 152 at N = 256, 21 at 2,048, 9.0 at 5,000 (stage 4: 7.5, 0.83, 0.37).
+    """
 
     name, label = "efflite0_deep", "EffNet-Lite0 head"
     pooled_stage, pooled_layer = HEAD, "conv_head, bn2"
