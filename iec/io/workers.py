@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
+from multiprocessing.context import ForkServerProcess
 from typing import Any
 
 from iec.errors import IECError
@@ -42,7 +42,7 @@ def run_workers(work: Work, parts: Mapping[str, Any], receive: Callable[[Any], N
     """
     context = get_context("forkserver")
     context.set_forkserver_preload([*preload])
-    workers: dict[Connection, BaseProcess] = {}
+    workers: dict[Connection, ForkServerProcess] = {}
     try:
         for name, part in parts.items():
             ours, theirs = context.Pipe()
@@ -70,7 +70,7 @@ def run_workers(work: Work, parts: Mapping[str, Any], receive: Callable[[Any], N
             pipe.close()
 
 
-def _message(pipe: Connection, process: BaseProcess) -> tuple[int, Any]:
+def _message(pipe: Connection, process: ForkServerProcess) -> tuple[int, Any]:
     """The next one. Raises `WorkerError` if the process has ended without a last word."""
     try:
         return pipe.recv()
