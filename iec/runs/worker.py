@@ -15,7 +15,7 @@ from iec.runs.parallel import UNSPLIT, Batch
 from iec.runs.sampling import sample_batches
 from iec.runs.store import Store
 
-PRELOAD = ("iec.runs.worker", "diffusers.models.unets.unet_2d", "diffusers.models.unets.unet_2d_condition")
+PRELOAD = ("iec.runs.run", "diffusers.models.unets.unet_2d", "diffusers.models.unets.unet_2d_condition", "timm")
 """Slow to import, and needed by every process."""
 
 
