@@ -1,7 +1,8 @@
 """Work spread over processes of this machine, whose messages come back to the process that started them.
 
-The processes are forked from a server that has imported the libraries once, so that the second set of them starts at once, and all
-share the libraries' memory. The server holds no device and starts no thread of its own.
+They are forked from a server that has imported the libraries once, so that the second set of them starts at once, and all share
+the libraries' memory. Processes for CUDA are new ones: importing a library may ask the driver for its devices, and what is forked
+after that cannot use them.
 """
 
 import io
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 from iec.errors import IECError
@@ -33,16 +34,19 @@ class WorkerError(IECError):
     """One of several processes failed, or was killed."""
 
 
-def run_workers(work: Work, parts: Mapping[str, Any], receive: Callable[[Any], None], preload: Iterable[str] = ()) -> None:
+def run_workers(
+    work: Work, parts: Mapping[str, Any], receive: Callable[[Any], None], *, forked: bool = True, preload: Iterable[str] = ()
+) -> None:
     """Call ``work`` for each part in a process of its own, and ``receive`` for each value they send, until all have ended well.
 
-    parts: name of the process -> what it computes. What it logs is logged here with its name before it. preload: modules that the
-    server imports when it starts. When one process fails the others are killed, as they are when this one is interrupted or dies.
-    Raises `WorkerError`.
+    parts: name of the process -> what it computes. What it logs is logged here with its name before it. forked: from the server of
+    processes, which imports the modules ``preload`` when it starts, and lives as long as this process; so the first call decides.
+    When one process fails the others are killed, as they are when this one is interrupted or dies. Raises `WorkerError`.
     """
-    context = get_context("forkserver")
-    context.set_forkserver_preload([*preload])
-    workers: dict[Connection, ForkServerProcess] = {}
+    context: Any = get_context("forkserver" if forked else "spawn")
+    if forked:
+        context.set_forkserver_preload([*preload])
+    workers: dict[Connection, BaseProcess] = {}
     try:
         for name, part in parts.items():
             ours, theirs = context.Pipe()
@@ -70,7 +74,7 @@ def run_workers(work: Work, parts: Mapping[str, Any], receive: Callable[[Any], N
             pipe.close()
 
 
-def _message(pipe: Connection, process: ForkServerProcess) -> tuple[int, Any]:
+def _message(pipe: Connection, process: BaseProcess) -> tuple[int, Any]:
     """The next one. Raises `WorkerError` if the process has ended without a last word."""
     try:
         return pipe.recv()

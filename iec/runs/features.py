@@ -81,7 +81,7 @@ def _extract_in_processes(cell: Cell, count: int, advance: Callable[[int], None]
         k, extracted[k] = message
         advance(len(extracted[k][0]))
 
-    run_workers(_extract, {f"cpu, process {k}": _Part(config, k, count) for k in range(count)}, receive, PRELOAD)
+    run_workers(_extract, {f"cpu, process {k}": _Part(config, k, count) for k in range(count)}, receive, preload=PRELOAD)
     return [extracted[k] for k in sorted(extracted)]
 
 

@@ -15,7 +15,7 @@ from iec.runs.parallel import UNSPLIT, Batch
 from iec.runs.sampling import sample_batches
 from iec.runs.store import Store
 
-PRELOAD = ("iec.runs.run", "diffusers.models.unets.unet_2d", "diffusers.models.unets.unet_2d_condition", "timm")
+PRELOAD = ("iec.runs.run", "diffusers.models.unets.unet_2d")
 """Slow to import, and needed by every process."""
 
 
@@ -37,7 +37,7 @@ def sample_in_processes(config: DictConfig, batches: Sequence[Batch], places: Se
         name = device if places.count(device) == 1 else f"{device}, process {k}"
         own = OmegaConf.merge(config, UNSPLIT, {"device": device, "logger": {"name": "none"}})
         parts[name] = _Part(OmegaConf.to_container(own, resolve=True), list(batches[k :: len(places)]))  # type: ignore[arg-type]
-    run_workers(_sample, parts, lambda _: advance(), PRELOAD)
+    run_workers(_sample, parts, lambda _: advance(), forked=places[0] == "cpu", preload=PRELOAD)
 
 
 def _sample(part: _Part, send: Send) -> None:

@@ -1,4 +1,7 @@
-"""Processes that share some work: what they send, how they fail, and that none of them is left behind."""
+"""Processes that share some work: what they send, how they fail, and that none of them is left behind.
+
+A server of processes is started in other processes only: it lives as long as its starter, and here it would know no libraries.
+"""
 
 import os
 import signal
@@ -54,20 +57,20 @@ def wait_until_gone(folder):
 def test_what_is_sent_arrives_and_what_is_printed_is_logged_by_name(caplog):
     caplog.set_level("INFO")
     received = []
-    run_workers(counting, {"left": 3, "right": 2}, received.append)
+    run_workers(counting, {"left": 3, "right": 2}, received.append, forked=False)
     assert sorted(received) == [0, 0, 1, 1, 2]
     assert "[left] up to 3" in caplog.text and "[right] up to 2" in caplog.text
 
 
 def test_an_error_is_told_by_name_and_ends_the_others(tmp_path):
     with pytest.raises(WorkerError, match=r"^right failed: IECError: all is lost\nWhat is finished is kept; the same command"):
-        run_workers(failing_at_one, {"left": (tmp_path, 0), "right": (tmp_path, 1)}, print)
+        run_workers(failing_at_one, {"left": (tmp_path, 0), "right": (tmp_path, 1)}, print, forked=False)
     assert len(list(tmp_path.iterdir())) == 2
     wait_until_gone(tmp_path)
 
 
 def test_a_killed_process_is_named_and_ends_the_others(tmp_path, monkeypatch):
-    monkeypatch.setenv("SAID_BY_THE_STARTER", "now")  # after the server of processes has started
+    monkeypatch.setenv("SAID_BY_THE_STARTER", "now")
     received = []
 
     def kill(value):
@@ -77,7 +80,7 @@ def test_a_killed_process_is_named_and_ends_the_others(tmp_path, monkeypatch):
                 os.kill(process.pid, signal.SIGKILL)
 
     with pytest.raises(WorkerError, match=r"^left was killed by SIGKILL\. .* If memory ran out, use fewer processes"):
-        run_workers(waiting, {"left": tmp_path, "right": tmp_path}, kill)
+        run_workers(waiting, {"left": tmp_path, "right": tmp_path}, kill, forked=False)
     assert set(received) == {"now"}
     wait_until_gone(tmp_path)
 
