@@ -4,6 +4,7 @@
     python run.py efficiency=w8a8 iec=all_steps iec.lambda=0.3 num_images=512
     python run.py -m efficiency=w8a8,w4a8 iec=none,all_steps
     python run.py devices=4                                          # on 4 GPUs of this machine
+    python run.py processes=4                                        # on 4 cores of a CPU; the default is all
     python run.py -m hydra/launcher=slurm shards=8 'shard=range(8)'  # in 8 jobs of a cluster
 
 What is finished is kept under the cell's hash; the same command goes on where it stopped. `python run.py --help` lists the options.

@@ -17,7 +17,7 @@ from iec.io.environment import describe_device, git_revision
 from iec.io.files import canonical_hash, write_atomic
 from iec.metrics.interval import Interval
 from iec.runs.cell import Cell
-from iec.runs.runner import prepare
+from iec.runs.sampling import prepare
 from iec.sampling.ddim import takes_single_steps
 from iec.tables.experiment import Experiment
 

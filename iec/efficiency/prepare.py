@@ -42,6 +42,8 @@ def quantize(
       it. None: nothing is stored.
     * artifact: a calibration file that must be used.
 
+    On a CPU the last bits of a calibration depend on torch's number of threads, which is left as it is (a cell uses 1).
+
     Raises `ConfigError` for an ideal model, `ArtifactError` if a file is missing, damaged, or was computed from something else,
     `StoreError` if it cannot be written.
     """

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -28,6 +28,20 @@ def stage(name: str, total: int, console: Console | None = None) -> Iterator[Adv
             nonlocal done
             done += 1
             report(done, total)
+
+        yield advance
+
+
+@contextmanager
+def stage_once_begun(name: str, total: int) -> Iterator[Advance]:
+    """A `stage` that begins with its first unit: whatever has to be prepared before that is not in its ETA, and has its own."""
+    with ExitStack() as stack:
+        begun: list[Advance] = []
+
+        def advance() -> None:
+            if not begun:
+                begun.append(stack.enter_context(stage(name, total)))
+            begun[0]()
 
         yield advance
 

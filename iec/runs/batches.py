@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from iec.errors import ConfigError
+from iec.io.cores import intra_op_threads
 from iec.io.images import to_uint8
 from iec.models import Model
 from iec.sampling.correction import Correction
@@ -84,6 +85,7 @@ def sample(
     batch_size: int | None = None,
     trace: int = 0,
     dtype: torch.dtype | str = torch.float64,
+    threads: int = 1,
 ) -> Samples:
     """Sample ``num_images`` images, without Hydra and without a folder.
 
@@ -91,8 +93,9 @@ def sample(
     * correction: None is the base sampler; with a correction, ``placement`` defaults to all steps.
     * steps: with the card's spacing; or give a whole ``timetable``.
     * trace: keep the trajectories of the first ``trace`` images.
+    * threads: on a CPU, over which torch spreads an operation meanwhile; afterwards its setting is as before.
 
-    Image n depends on (seed, n) and the batch size alone. Raises `ConfigError`, `NonFiniteError`.
+    Image n depends on (seed, n) and the batch size alone, and on a CPU on ``threads``. Raises `ConfigError`, `NonFiniteError`.
     """
     card = model.card
     batch_size = min(card.batch_size, num_images) if batch_size is None else batch_size
@@ -101,10 +104,13 @@ def sample(
     where = placement or Placement("none" if correction is None else "all_steps")
     solver_dtype = SOLVER_DTYPES[dtype_name(dtype, SOLVER_DTYPES, "dtype")]
     sampler = Sampler(table, correction or Correction(), where, dtype=solver_dtype)
-    batches = [
-        sample_batch(model, network or model.network, sampler, seed, indices, max(0, min(trace - indices[0], batch_size)))
-        for indices in micro_batches(num_images, batch_size)
-    ]
+    if threads < 1:
+        raise ConfigError(f"threads={threads} must be at least 1.")
+    with intra_op_threads(threads if model.device.type == "cpu" else None):
+        batches = [
+            sample_batch(model, network or model.network, sampler, seed, indices, max(0, min(trace - indices[0], batch_size)))
+            for indices in micro_batches(num_images, batch_size)
+        ]
     return Samples(
         np.concatenate([b.images for b in batches])[:num_images],
         np.concatenate([b.states for b in batches], axis=1),

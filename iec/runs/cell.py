@@ -18,7 +18,7 @@ from iec.models import Card
 from iec.models.model import Source
 from iec.runs.batches import micro_batches, require_count
 from iec.runs.metrics import Metrics
-from iec.runs.parallel import Share, devices_of
+from iec.runs.parallel import Share, Split
 from iec.runs.paths import Paths, with_home
 from iec.sampling.correction import Correction
 from iec.sampling.ddim import DDIM, Sampler
@@ -35,7 +35,7 @@ class Cell:
 
     config: the whole configuration, to be written, logged and handed to workers; what it says is read from the other fields.
     uint8: see `iec.io.images.to_uint8`. efficiency: the technique's name. trace_images: how many trajectories are kept, at most
-    num_images. share, devices: of the work, see `iec.runs.parallel`. metrics: None without scores.
+    num_images. share, split: of the work, see `iec.runs.parallel`. metrics: None without scores.
 
     ``identity`` is everything that the bytes of an image depend on; num_images, metrics, logger, paths and how the work is split
     are not part of it, so that asking for more images or other scores continues the same cell.
@@ -53,7 +53,7 @@ class Cell:
     seed: int
     device: torch.device
     share: Share
-    devices: tuple[str, ...]
+    split: Split
     metrics: Metrics | None
     logger: Logger
     paths: Paths
@@ -79,7 +79,7 @@ class Cell:
             seed=config.seed,
             device=device,
             share=Share.of(config),
-            devices=devices_of(config, device),
+            split=Split.of(config, device),
             metrics=Metrics.of(config.metrics, card, config.model.random_weights),
             logger=Logger(**config.logger),
             paths=Paths.of(config.paths),
@@ -142,6 +142,8 @@ class Cell:
             identity["sampler"]["solver"] = sampler.solver
         if self.uint8 != "round":
             identity["uint8"] = self.uint8
+        if self.split.threads not in (None, 1):
+            identity["threads"] = self.split.threads
         try:
             return json.loads(json.dumps(identity))  # as it comes back from a file: tuples become lists
         except TypeError as error:
@@ -162,6 +164,12 @@ class Cell:
         if sampler.epsilon_scale != 1:
             words.append(f"eps{sampler.epsilon_scale:g}")
         return "-".join([*words, f"T{len(sampler.timetable)}", f"seed{self.seed}", canonical_hash(self.identity)[:10]])
+
+    @property
+    def artifacts(self) -> Path:
+        """Of its calibrations, whose last bits depend on the number of threads, too."""
+        threads = self.split.threads
+        return self.paths.artifacts if threads in (None, 1) else self.paths.artifacts / f"threads{threads}"
 
     @property
     def folder(self) -> Path:

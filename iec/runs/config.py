@@ -125,7 +125,8 @@ class PathsConfig:
 @dataclass
 class RunConfig:
     """shards, shard: the cell is split into so many tasks, and this is one of them, 0 .. shards - 1. devices: how many of this
-    machine work on it at the same time. Neither is part of the cell, see `iec.runs.parallel`.
+    machine work on it at the same time. processes: on a CPU, a number or ``auto``: one a core. None of them is part of the cell,
+    see `iec.runs.parallel`. threads: of each process, over which a CPU spreads one operation; other than 1 it is another cell.
     """
 
     model: Any = MISSING
@@ -140,6 +141,8 @@ class RunConfig:
     seed: int = 0
     device: str = "auto"
     devices: int = 1
+    processes: int | str = "auto"
+    threads: int = 1
     shards: int = 1
     shard: int | None = None
     trace_images: int | None = None

@@ -22,6 +22,7 @@ from iec.io.records import read_record
 
 log = logging.getLogger(__name__)
 FAILED = "failed.json"
+MORE_MEMORY = "Use a device with more memory, or free this one of other processes; what is finished is kept."
 NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "STATUS_ALLOC_FAILED")
 """In the message of a RuntimeError of CUDA, of torch's CPU allocator, of cuDNN or cuBLAS."""
 

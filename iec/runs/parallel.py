@@ -1,38 +1,24 @@
-"""One cell on many processes: by image range over tasks of a cluster, and over the devices of one machine.
+"""One cell on many processes: by image range over tasks of a cluster, and over the devices or the cores of one machine.
 
-Every process takes micro-batches of the same fixed grid, so that the bytes are those of one process. The cell's folder is all that
-they share: nothing is sent between them, and it does not matter which of them run at the same time, or are killed.
+Every process takes micro-batches of the same fixed grid, and computes on a CPU with the same number of threads, so that the bytes
+are those of one process. The cell's folder is all that they share: it does not matter which of them run at the same time, or are
+killed.
 """
 
-import json
-import logging
-import os
-import signal
-import subprocess
-import sys
-import threading
-import time
-from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from iec.errors import ConfigError, DeviceError, IECError
+from iec.errors import ConfigError, DeviceError
+from iec.io.cores import usable_cores
 
-log = logging.getLogger(__name__)
-UNSPLIT = {"shards": 1, "shard": None, "devices": 1}
-"""The settings of a cell that one process computes. How it is split is no part of a cell."""
-LOOK_SECONDS = 0.2
-TAIL_LINES = 5
+UNSPLIT = {"shards": 1, "shard": None, "devices": 1, "processes": "auto"}
+"""The settings of a cell that is not split. How it is split is no part of a cell."""
+WORTH_A_PROCESS = 500
+"""Images times steps. A second process has to load the model before it helps."""
 Batch = tuple[int, ...]
-
-
-class WorkerError(IECError):
-    """A process on one of several devices failed."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +46,6 @@ class Share:
             raise ConfigError(f"shard={shard} must be in 0 .. {shards - 1} with shards={shards}.")
         return cls(shard or 0, shards)
 
-    def among(self, devices: int) -> list["Share"]:
-        """This share split into one for each device."""
-        return [Share(self.index + self.count * k, self.count * devices) for k in range(devices)]
-
     def take(self, batches: Sequence[Batch]) -> list[Batch]:
         return list(batches[self.index :: self.count])
 
@@ -76,15 +58,56 @@ class Share:
 WHOLE = Share()
 
 
-def devices_of(config: DictConfig, device: torch.device) -> tuple[str, ...]:
-    """The devices that ``devices`` asks for, of the type of ``device``. Raises `ConfigError` or `DeviceError`."""
-    count = config.devices
-    if count < 1:
-        raise ConfigError(f"devices={count} must be at least 1.")
+@dataclass(frozen=True)
+class Split:
+    """How the work of a task is spread over this machine.
+
+    devices: one process on each; a CPU is one device. processes: on a CPU; None: as many as are of use (`places`). threads: over
+    which each of them spreads one operation, on a CPU; None on other devices, where it does not matter.
+    """
+
+    devices: tuple[str, ...]
+    processes: int | None = None
+    threads: int | None = None
+
+    @classmethod
+    def of(cls, config: DictConfig, device: torch.device) -> "Split":
+        """What ``devices``, ``processes`` and ``threads`` ask for on devices of the type of ``device``.
+
+        Raises `ConfigError` or `DeviceError`.
+        """
+        processes, threads = config.processes, config.threads
+        if processes != "auto" and (not isinstance(processes, int) or processes < 1):
+            raise ConfigError(f"processes={processes} must be auto or a number of at least 1.")
+        if threads < 1:
+            raise ConfigError(f"threads={threads} must be at least 1.")
+        if config.devices < 1:
+            raise ConfigError(f"devices={config.devices} must be at least 1.")
+        if device.type == "cpu":
+            if config.devices > 1:
+                raise ConfigError(f"devices={config.devices}: a CPU is one device. Use processes={config.devices}.")
+            return cls(("cpu",), None if processes == "auto" else processes, threads)
+        if processes not in ("auto", config.devices):
+            raise ConfigError(f"processes={processes}: on {device.type} there is one process a device. Use devices={processes}.")
+        if threads > 1:
+            raise ConfigError(f"threads={threads} is for a CPU, and device={device} is none. Leave threads unset.")
+        return cls(_devices(config.devices, device))
+
+    def places(self, batches: int, image_steps: int) -> tuple[str, ...]:
+        """The device of each process for so many micro-batches, of ``image_steps`` images times steps each; at least one.
+
+        Not more processes than micro-batches. On a CPU as many as were asked for, or else one for each `usable_cores` (or each
+        ``threads`` of them) as long as each gets `WORTH_A_PROCESS` images times steps.
+        """
+        if self.threads is None:
+            return self.devices[: max(1, batches)]
+        wanted = self.processes or min(usable_cores() // self.threads, batches * image_steps // WORTH_A_PROCESS)
+        return self.devices * max(1, min(wanted, batches))
+
+
+def _devices(count: int, device: torch.device) -> tuple[str, ...]:
     if count == 1:
         return (str(device),)
-    if device.type == "cpu":
-        return ("cpu",) * count
     if device.index is not None:
         raise ConfigError(
             f"devices={count} takes the first {count} devices, and device={device} is one. Use device={device.type}; "
@@ -94,96 +117,3 @@ def devices_of(config: DictConfig, device: torch.device) -> tuple[str, ...]:
     if count > there:
         raise DeviceError(f"devices={count}, but there are {there} of type {device.type} here. Use devices={there}.")
     return tuple(f"{device.type}:{k}" for k in range(count))
-
-
-def run_workers(module: str, config: DictConfig, share: Share, devices: Sequence[str]) -> None:
-    """Run ``python -m module`` once for each device, each with its part of ``share``, until all have ended well.
-
-    A worker gets its configuration on its standard input (`worker_config`); what it prints is logged with its device before it.
-    When one fails the others are stopped, as they are when this process is interrupted or dies. Raises `WorkerError`.
-    """
-    workers: list[_Worker] = []
-    try:
-        for device, part in zip(devices, share.among(len(devices)), strict=True):
-            name = device if devices.count(device) == 1 else f"{device}, process {len(workers)}"
-            split = {"device": device, "shards": part.count, "shard": part.index, "devices": 1}
-            settings = {**split, "logger": {"name": "none"}}  # this process logs
-            workers.append(_Worker(name, module, OmegaConf.merge(config, settings)))
-        while any(worker.process.poll() is None for worker in workers):
-            _require_none_failed(workers)
-            time.sleep(LOOK_SECONDS)
-        _require_none_failed(workers)
-    finally:
-        for worker in workers:
-            worker.stop()
-
-
-def _require_none_failed(workers: "list[_Worker]") -> None:
-    for worker in workers:
-        if worker.process.poll():
-            raise WorkerError(
-                f"{worker.name} failed, {worker.error()}\nFinished shards are kept; the same command goes on from there."
-            )
-
-
-class _Worker:
-    """A process in a session of its own: signals for this process do not reach it, and it ends when its standard input does."""
-
-    def __init__(self, name: str, module: str, config: Any) -> None:
-        self.name, self.tail = name, deque[str](maxlen=TAIL_LINES)
-        environment = {
-            **os.environ,
-            "OMP_NUM_THREADS": str(torch.get_num_threads()),  # on a CPU the bytes depend on it
-            "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path),  # for techniques beside run.py
-        }
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", module],
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-        )
-        self.reader = threading.Thread(target=self._read, daemon=True)
-        self.reader.start()
-        assert self.process.stdin is not None
-        try:
-            self.process.stdin.write(json.dumps(OmegaConf.to_container(config, resolve=True)) + "\n")
-            self.process.stdin.flush()
-        except BrokenPipeError:  # it has failed already, and its exit code tells
-            pass
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.tail.append(line.rstrip())
-            log.info("[%s] %s", self.name, line.rstrip())
-
-    def error(self) -> str:
-        """How it ended, with what it said last."""
-        self.reader.join()
-        code = self.process.returncode
-        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        return f"{how}: {next((line for line in reversed(self.tail) if line), 'it printed nothing')}"
-
-    def stop(self) -> None:
-        self.process.kill()  # what is on disk is complete or absent
-        self.process.wait()
-        self.reader.join()
-
-
-def worker_config() -> DictConfig:
-    """In a worker: its configuration. From here on the process ends at once when its parent is gone."""
-    line = sys.stdin.readline()
-
-    def end_with_parent() -> None:
-        while os.read(sys.stdin.fileno(), 1):
-            pass
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
-    if not line:
-        raise SystemExit(1)
-    return OmegaConf.create(json.loads(line))

@@ -6,7 +6,7 @@ from typing import Any
 from iec.efficiency.cost import Cost
 from iec.sampling.network import Calls
 
-MANIFEST = "manifest.json"
+MANIFEST, PREPARED = "manifest.json", "prepared.json"
 
 
 @dataclass(frozen=True)

@@ -9,30 +9,27 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from iec.efficiency.cost import Cost
-from iec.efficiency.technique import Prepared
-from iec.errors import StoreError
-from iec.io.environment import Environment, describe_device
+from iec.io.cores import intra_op_threads
+from iec.io.environment import Environment
 from iec.io.files import write_atomic, write_json
 from iec.io.images import grid, save_png
 from iec.io.locks import exclusive
-from iec.io.progress import stage
+from iec.io.progress import stage_once_begun
 from iec.io.records import read_record
 from iec.metrics.record import Record
 from iec.metrics.scores import Score
-from iec.models import Model
-from iec.runs.batches import micro_batches, sample_batch
+from iec.runs.batches import micro_batches
 from iec.runs.cell import Cell
-from iec.runs.failures import failure_recorded, forget_failure, memory_errors
-from iec.runs.parallel import UNSPLIT, WHOLE, Share, run_workers
-from iec.runs.records import Manifest, PreparedRecord
+from iec.runs.failures import MORE_MEMORY, failure_recorded, forget_failure, memory_errors
+from iec.runs.parallel import UNSPLIT, Batch
+from iec.runs.records import PREPARED, Manifest, PreparedRecord
+from iec.runs.sampling import missing_batches, sample_batches
 from iec.runs.scoring import Scorer, stored_record
 from iec.runs.store import Store
-from iec.sampling.solver import Solver
+from iec.runs.worker import sample_in_processes
 
 log = logging.getLogger(__name__)
-WORKER = "iec.runs.worker"
-MORE_MEMORY = "Use a device with more memory, or free this one of other processes; what is finished is kept."
-PREPARED, ENVIRONMENT = "prepared.json", "environment.json"
+ENVIRONMENT = "environment.json"
 
 
 @dataclass(frozen=True)
@@ -83,21 +80,29 @@ def run_cell(cell: Cell) -> Result | None:
     share = cell.share
     cell.paths.require_usable()
     store = Store.open(cell.folder, cell.identity)
-    with failure_recorded(cell.folder):
+    with failure_recorded(cell.folder), intra_op_threads(cell.split.threads):
         scorer = None if cell.metrics is None else Scorer.open(cell)  # a missing reference fails before any sampling
         if missing := missing_batches(cell, store, share):
             log.info("%s: %d of %d micro-batches to sample", cell.slug, len(missing), len(share.take(cell.batches)))
             _write_circumstances(cell, store)
-            if len(cell.devices) > 1:
-                run_workers(WORKER, cell.config, share, cell.devices)
-            else:
-                sample_batches(cell, store, missing)
+            _sample(cell, store, missing)
         if missing := missing_batches(cell, store):
             shards = share.missing_shards(cell.batches, missing)
             log.info("%s: shard %d of %d is finished, shards %s are not", cell.slug, share.index, share.count, shards)
             log.info("  %d of %d micro-batches are missing; the task that ends last scores", len(missing), len(cell.batches))
             return None
         return _finish(cell, store, scorer)
+
+
+def _sample(cell: Cell, store: Store, batches: list[Batch]) -> None:
+    """Here, or in as many processes as are of use; one bar for all of them."""
+    steps = len(cell.sampler.timetable)
+    places = cell.split.places(len(batches), cell.batch_size * steps)
+    with stage_once_begun(f"sampling {cell.efficiency}", len(batches) * steps) as advance:
+        if len(places) > 1:
+            sample_in_processes(cell.config, batches, places, advance)
+        else:
+            sample_batches(cell, store, batches, advance)
 
 
 def _write_circumstances(cell: Cell, store: Store) -> None:
@@ -131,53 +136,3 @@ def finished_result(cell: Cell) -> Result | None:
         return Result(cell, store, manifest, None)
     record = stored_record(cell, manifest)
     return None if record is None else Result(cell, store, manifest, record)
-
-
-def missing_batches(cell: Cell, store: Store, share: Share = WHOLE) -> list[tuple[int, ...]]:
-    """The micro-batches of the share that are not finished, or are damaged."""
-
-    def finished(indices: tuple[int, ...]) -> bool:
-        return store.is_finished(indices, *_requested(cell, indices))
-
-    return [indices for indices in share.take(cell.batches) if not finished(indices)]
-
-
-def sample_batches(cell: Cell, store: Store, batches: list[tuple[int, ...]]) -> None:
-    """Sample and store micro-batches of the cell, one shard each. Raises `StoreError`, `MemoryLimitError`, `NonFiniteError`."""
-    with memory_errors(f"preparing {cell.efficiency}", MORE_MEMORY):
-        model = cell.model.load(str(cell.device))
-        prepared = prepare(cell, model)
-    sampler = cell.sampler_of(prepared)
-    _record_prepared(cell, store, sampler, prepared.cost)
-    smaller = f"Try batch_size={cell.batch_size // 2} (a cell of its own)" if cell.batch_size > 1 else "Try model.dtype=bfloat16"
-    with (
-        memory_errors(f"sampling micro-batches of {cell.batch_size}", f"{smaller}, or a device with more memory."),
-        stage(f"sampling {cell.efficiency}", len(batches) * len(cell.sampler.timetable)) as advance,
-    ):
-        for indices in batches:
-            count, trace = _requested(cell, indices)
-            samples = sample_batch(model, prepared.network, sampler, cell.seed, indices, trace, advance, cell.uint8)
-            store.write(indices, samples, count, describe_device(cell.device))
-
-
-def prepare(cell: Cell, model: Model) -> Prepared:
-    """The technique's network. Calibrations come from the artifacts folder; each is locked while it is made."""
-    return cell.technique.prepare(model, cell.sampler.timetable, cell.paths.artifacts)
-
-
-def _record_prepared(cell: Cell, store: Store, sampler: Solver, cost: Cost | None) -> None:
-    """Write prepared.json. Raises `StoreError` if images are there that were made with other refresh steps."""
-    refresh = None if sampler.refresh is None else sorted(sampler.refresh)
-    stored = read_record(store.folder / PREPARED, PreparedRecord)
-    if stored is not None and stored.refresh != refresh and len(missing_batches(cell, store)) < len(cell.batches):
-        raise StoreError(
-            f"{store.folder} has images with the refresh steps {stored.refresh}, and the calibration now finds {refresh}. Use the "
-            "artifacts folder that they were made with (paths.artifacts=DIR), or another cell folder (paths.cell=DIR)."
-        )
-    write_json(store.folder / PREPARED, asdict(PreparedRecord(refresh, cost)))
-
-
-def _requested(cell: Cell, indices: tuple[int, ...]) -> tuple[int, int]:
-    """(images, trajectories) of a micro-batch that are asked for."""
-    first = indices[0]
-    return min(len(indices), cell.num_images - first), max(0, min(len(indices), cell.trace_images - first))

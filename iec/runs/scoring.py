@@ -1,21 +1,13 @@
-"""Scores of a cell: features extracted once and kept, a record for each number of images reused while they are the same."""
+"""Scores of a cell: a record for each number of images reused while they are the same."""
 
-import hashlib
 import logging
 import warnings
-import zipfile
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from iec.errors import ArtifactError, MetricError
-from iec.io.files import write_atomic
-from iec.io.progress import stage
 from iec.metrics.clip_score import CLIPScorer, clip_score
-from iec.metrics.extractors.features import Extractor, Features, extract
+from iec.metrics.extractors.features import Extractor
 from iec.metrics.frechet import FewSamplesWarning
 from iec.metrics.protocol import Protocol, protocol
 from iec.metrics.record import Record
@@ -23,12 +15,12 @@ from iec.metrics.references.reference import Reference, load_reference, referenc
 from iec.metrics.scores import Score, available, require_images, require_parts
 from iec.models.prompts import prompts_of
 from iec.runs.cell import Cell
+from iec.runs.features import features_of
 from iec.runs.metrics import Metrics
 from iec.runs.records import Manifest
 from iec.runs.store import Store
 
 log = logging.getLogger(__name__)
-FEATURES = ("pooled", "spatial", "logits")
 
 
 @dataclass(frozen=True)
@@ -81,7 +73,7 @@ class Scorer:
         current = self.extractor.hash, self.reference.hash, clip
         if stored is not None and (stored.extractor_hash, stored.reference_hash, stored.clip) == current:
             return stored
-        features = self.features(cell, store)
+        features = features_of(cell, store, self.extractor)
         if not len(features) == cell.num_images == manifest.num_images:
             raise MetricError(
                 f"{len(features)} images were scored, {cell.num_images} were asked for and {manifest.num_images} are listed in "
@@ -113,24 +105,6 @@ class Scorer:
         prompts, n = prompts_of(cell.model.prompts), cell.num_images
         captions = [prompts.of(k) for k in range(n)]
         return clip_score(store.read_images(cell.batches, n), captions, scorer, _metrics(cell).bootstrap)
-
-    def features(self, cell: Cell, store: Store) -> Features:
-        """Of all images of the cell, in order; kept in CELL/features.npz, for these images or fewer while they stay the same."""
-        path, digests = store.folder / "features.npz", _digests(store.read_images(cell.batches, cell.num_images))
-        stored = _read_features(path, self.extractor.hash, digests)
-        if stored is not None:
-            return Features(**stored, resolution=cell.card.resolution, extractor=self.extractor.hash)
-        with stage("features", cell.num_images) as advance:
-
-            def count(images: int) -> None:
-                for _ in range(images):
-                    advance()
-
-            features = extract(store.read_images(cell.batches, cell.num_images), self.extractor, count)
-        arrays: dict[str, Any] = {name: getattr(features, name) for name in FEATURES}
-        key = np.array(self.extractor.hash)
-        write_atomic(path, lambda file: np.savez(file, extractor=key, digests=digests, **arrays))
-        return features
 
 
 def stored_record(cell: Cell, manifest: Manifest) -> Record | None:
@@ -164,21 +138,3 @@ def _requested(cell: Cell) -> list[str] | None:
 def _record_paths(cell: Cell) -> tuple[Path, Path]:
     """The latest scores, and those of this number of images, which stay when another table asks for another number."""
     return cell.folder / "scores.json", cell.folder / "scores" / f"{cell.num_images}.json"
-
-
-def _digests(blocks: Iterable[np.ndarray]) -> np.ndarray:
-    """SHA-256 of each image, [N]."""
-    return np.array([hashlib.sha256(image.tobytes()).hexdigest() for block in blocks for image in block])
-
-
-def _read_features(path: Path, extractor: str, digests: np.ndarray) -> dict[str, np.ndarray] | None:
-    """Of the images with these digests, if the file begins with them. None if it is missing, damaged, or of other images or another
-    extractor: the features are computed again then.
-    """
-    n = len(digests)
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            fits = str(file["extractor"]) == extractor and np.array_equal(file["digests"][:n], digests)
-            return {name: file[name][:n] for name in FEATURES} if fits else None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None

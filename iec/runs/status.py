@@ -2,7 +2,8 @@
 
 from iec.runs.cell import Cell
 from iec.runs.failures import read_failure
-from iec.runs.runner import finished_result, missing_batches
+from iec.runs.runner import finished_result
+from iec.runs.sampling import missing_batches
 from iec.runs.store import Store
 
 

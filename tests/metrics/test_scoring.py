@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import iec.runs.features
 from iec.errors import ArtifactError, ConfigError, MetricError
 from iec.metrics.extractors.features import extract
 from iec.metrics.frechet import GaussianStatistics
@@ -20,6 +21,7 @@ from iec.metrics.references.reference import Reference
 from iec.models.prompts import prompts_of
 from iec.runs import scoring as module
 from iec.runs.metrics import Metrics
+from iec.runs.parallel import Split
 from iec.runs.records import Manifest
 from iec.runs.scoring import Scorer, stored_record
 
@@ -56,6 +58,7 @@ def setting(tiny, random_images, tmp_path, monkeypatch):
         return SimpleNamespace(
             metrics=Metrics("toy", scores, clip, bootstrap),
             device=torch.device("cpu"),
+            split=Split(("cpu",), processes=1, threads=1),
             card=SimpleNamespace(reference="toy", resolution=8, components={"unet": None}),
             num_images=40,
             seed=3,
@@ -76,7 +79,7 @@ def extractions(monkeypatch):
         found.append(extract(*arguments))
         return found[-1]
 
-    monkeypatch.setattr(module, "extract", counted)
+    monkeypatch.setattr(iec.runs.features, "extract", counted)
     return found
 
 

@@ -6,7 +6,9 @@ import torch
 
 import iec
 from iec.errors import ConfigError
+from iec.io.cores import intra_op_threads
 from iec.runs.batches import sample_batch
+from iec.sampling.network import Prediction
 from iec.sampling.timetable import Timetable
 
 
@@ -60,3 +62,18 @@ def test_a_dtype_is_taken_by_name_and_as_torch_has_it(model):
     for dtype in (torch.float16, "bfloat16", torch.int64):
         with pytest.raises(ConfigError, match=r"dtype=\w+; choose float64, float32"):
             iec.sample(model, 1, steps=2, dtype=dtype)
+
+
+def test_sample_computes_with_the_threads_it_is_told_and_leaves_the_setting_as_it_was(model):
+    numbers = []
+
+    def network(x, step, cond=None, cache=None):
+        numbers.append(torch.get_num_threads())
+        return Prediction(x)
+
+    with intra_op_threads(2):
+        iec.sample(model, 1, network=network, steps=2)
+        iec.sample(model, 1, network=network, steps=2, threads=3)
+        assert torch.get_num_threads() == 2 and numbers == [1, 1, 3, 3]
+    with pytest.raises(ConfigError, match="threads=0 must be at least 1"):
+        iec.sample(model, 1, threads=0)

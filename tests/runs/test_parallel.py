@@ -2,7 +2,6 @@
 
 import json
 import multiprocessing
-import os
 import signal
 import subprocess
 import sys
@@ -15,12 +14,13 @@ import torch
 from omegaconf import OmegaConf
 
 import iec.efficiency.prepare
-import iec.runs.runner
-import iec.runs.scoring
+import iec.runs.features
+import iec.runs.parallel
+import iec.runs.sampling
 from iec.errors import ConfigError, DeviceError
 from iec.runs.batches import micro_batches
 from iec.runs.failures import MemoryLimitError, read_failure
-from iec.runs.parallel import Share, WorkerError, devices_of, run_workers
+from iec.runs.parallel import Share, Split
 from iec.runs.runner import run_cell
 from iec.runs.store import Store
 from tests.conftest import ENV
@@ -70,13 +70,12 @@ def finish_all(processes):
     return [process.exitcode for process in processes]
 
 
-def test_shards_are_a_partition_and_those_of_devices_are_one_of_the_shard():
+def test_shards_are_a_partition():
     batches = micro_batches(23, 2)
     for count in (1, 3, 8, 20):
         parts = [Share(k, count).take(batches) for k in range(count)]
         assert sorted(chain(*parts)) == batches and max(map(len, parts)) - min(map(len, parts)) <= 1
     share = Share(1, 3)
-    assert sorted(chain(*(part.take(batches) for part in share.among(2)))) == share.take(batches)
     assert share.missing_shards(batches, [batches[0], batches[4], batches[6]]) == [0, 1]
 
 
@@ -87,7 +86,7 @@ def test_shards_are_a_partition_and_those_of_devices_are_one_of_the_shard():
         (["shards=8"], r"-m 'shard=range\(8\)'"),
         (["shards=8", "shard=8"], r"shard=8 must be in 0 \.\. 7"),
         (["shard=1"], r"shard=1 must be in 0 \.\. 0"),
-        (["devices=0"], "devices=0 must be at least 1"),
+        (["processes=0"], "processes=0 must be auto or a number"),
     ],
 )
 def test_impossible_splits_are_refused_before_anything_is_made(tmp_path, make_cell, overrides, message):
@@ -96,26 +95,69 @@ def test_impossible_splits_are_refused_before_anything_is_made(tmp_path, make_ce
     assert not list(tmp_path.iterdir())
 
 
+def split(device, **settings):
+    return Split.of(OmegaConf.create({"devices": 1, "processes": "auto", "threads": 1, **settings}), torch.device(device))
+
+
 def test_devices_are_the_first_ones_of_their_type(monkeypatch):
-    four = OmegaConf.create({"devices": 4})
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    assert devices_of(four, torch.device("cuda")) == ("cuda:0", "cuda:1", "cuda:2", "cuda:3")
-    assert devices_of(four, torch.device("cpu")) == ("cpu",) * 4
-    assert devices_of(OmegaConf.create({"devices": 1}), torch.device("cuda:2")) == ("cuda:2",)
-    with pytest.raises(ConfigError, match="CUDA_VISIBLE_DEVICES"):
-        devices_of(four, torch.device("cuda:1"))
+    assert split("cuda", devices=4).places(9, 1) == ("cuda:0", "cuda:1", "cuda:2", "cuda:3")
+    assert split("cuda", devices=4, processes=4).places(2, 1) == ("cuda:0", "cuda:1")  # not more than micro-batches
+    assert split("cuda:2").places(9, 9999) == ("cuda:2",)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(DeviceError, match="devices=4, but there are 2"):
-        devices_of(four, torch.device("cuda"))
+    with pytest.raises(DeviceError, match=r"devices=4, but there are 2 of type cuda here\. Use devices=2\.") as caught:
+        split("cuda", devices=4)
+    assert "Use devices=2." in str(caught.value) and len(split("cuda", devices=2).places(9, 1)) == 2
+
+
+@pytest.mark.parametrize(
+    ("device", "settings", "message", "way_out"),
+    [
+        ("cuda:1", {"devices": 4}, r"Use device=cuda; CUDA_VISIBLE_DEVICES", None),
+        ("cuda", {"processes": 2}, r"one process a device\. Use devices=2\.", {"devices": 2}),
+        ("cuda", {"threads": 2}, r"Leave threads unset\.", {}),
+        ("cpu", {"devices": 2}, r"a CPU is one device\. Use processes=2\.", {"processes": 2}),
+        ("cpu", {"devices": 0}, r"devices=0 must be at least 1", {}),
+        ("cpu", {"processes": 0}, r"processes=0 must be auto or a number of at least 1", {"processes": "auto"}),
+        ("cpu", {"processes": "many"}, r"processes=many must be auto or a number", {"processes": 1}),
+        ("cpu", {"threads": 0}, r"threads=0 must be at least 1", {"threads": 1}),
+    ],
+)
+def test_splits_that_a_device_does_not_take_name_one_that_it_takes(monkeypatch, device, settings, message, way_out):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    with pytest.raises(ConfigError, match=message):
+        split(device, **settings)
+    if way_out is not None:
+        split(device, **way_out)
+
+
+def test_processes_are_one_a_core_where_each_gets_enough_to_do(monkeypatch):
+    monkeypatch.setattr(iec.runs.parallel, "usable_cores", lambda: 8)
+    number = [
+        len(split("cpu", **settings).places(batches, image_steps))
+        for settings, batches, image_steps in [
+            ({}, 100, 640),  # one a core
+            ({}, 3, 640),  # not more than micro-batches
+            ({}, 5, 4),  # a tiny cell
+            ({}, 5, 250),  # 1250 images times steps: two get 500 each
+            ({}, 1, 10**6),
+            ({"threads": 4}, 100, 640),
+            ({"threads": 16}, 100, 640),
+            ({"processes": 3}, 5, 4),  # as asked for
+            ({"processes": 3}, 2, 4),
+            ({"processes": 30}, 100, 4),
+        ]
+    ]
+    assert number == [8, 3, 1, 2, 1, 2, 1, 3, 2, 30]
 
 
 def test_how_it_is_split_is_no_part_of_a_cell(make_cell):
-    whole, part = make_cell(*CELL), make_cell(*CELL, "shards=8", "shard=3", "devices=2")
+    whole, part = make_cell(*CELL), make_cell(*CELL, "shards=8", "shard=3", "processes=2")
     assert part.identity == whole.identity and part.folder == whole.folder
 
 
 def test_three_processes_make_what_one_makes_and_score_once(one_process, tmp_path, make_cell, monkeypatch):
-    scorings = note_calls(monkeypatch, iec.runs.scoring, "extract", tmp_path / "scorings")
+    scorings = note_calls(monkeypatch, iec.runs.features, "extract", tmp_path / "scorings")
     cells = [make_cell(*CELL, *SCORED, f"paths.output={tmp_path}", "shards=3", f"shard={k}") for k in range(3)]
     assert finish_all(start_all(cells)) == [0, 0, 0]
     folder = cells[0].folder
@@ -124,7 +166,7 @@ def test_three_processes_make_what_one_makes_and_score_once(one_process, tmp_pat
     assert (folder / "scores.json").read_bytes() == (one_process.cell.folder / "scores.json").read_bytes()
     assert scorings() == 1
     config = (folder / "config.yaml").read_text()
-    assert "shards: 1\n" in config and "shard: null\n" in config and "devices: 1\n" in config
+    assert "shards: 1\n" in config and "shard: null\n" in config and "processes: auto\n" in config
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     assert finish_all(start_all(cells)) == [0, 0, 0]  # all at the end at the same moment
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before and scorings() == 1
@@ -133,13 +175,13 @@ def test_three_processes_make_what_one_makes_and_score_once(one_process, tmp_pat
 def test_a_shard_that_is_killed_goes_on_and_the_last_one_scores(one_process, tmp_path, make_cell, monkeypatch, caplog):
     caplog.set_level("INFO")
     cells = [make_cell(*CELL, f"paths.output={tmp_path}", "shards=2", f"shard={k}") for k in range(2)]
-    sample = iec.runs.runner.sample_batch
+    sample = iec.runs.sampling.sample_batch
 
     def stop_at_the_second(model, network, sampler, seed, indices, *rest):
         return signal.pause() if indices[0] == 4 else sample(model, network, sampler, seed, indices, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(iec.runs.runner, "sample_batch", stop_at_the_second)
+        patch.setattr(iec.runs.sampling, "sample_batch", stop_at_the_second)
         (process,) = start_all([cells[0]])
         while not Store(cells[0].folder).shard((0, 1)).with_suffix(".json").exists():
             time.sleep(0.01)
@@ -151,86 +193,6 @@ def test_a_shard_that_is_killed_goes_on_and_the_last_one_scores(one_process, tmp
     assert run_cell(cells[0]).manifest.hash == one_process.manifest.hash
     assert "2 of 3 micro-batches to sample" in caplog.text
     assert files(cells[0].folder) == files(one_process.cell.folder)
-
-
-def test_two_devices_make_what_one_makes(one_process, tmp_path, make_cell, caplog):
-    caplog.set_level("INFO")
-    result = run_cell(make_cell(*CELL, f"paths.output={tmp_path}", "devices=2"))
-    assert files(result.cell.folder) == files(one_process.cell.folder)
-    assert result.manifest.hash == one_process.manifest.hash
-    assert "[cpu, process 0] sampling" in caplog.text and "[cpu, process 1] sampling" in caplog.text
-
-
-FAKE_WORKER = """
-import json, os, sys, time
-config = json.loads(sys.stdin.readline())
-open(os.path.join(config["folder"], str(os.getpid())), "w").close()
-print("at work", config["shard"], config["shards"], config["device"], flush=True)
-if config.get("failing") == config["shard"]:
-    while len(os.listdir(config["folder"])) < 2:
-        time.sleep(0.01)
-    sys.exit("NonFiniteError: all is lost")
-sys.stdin.read()
-"""
-
-
-@pytest.fixture
-def fake_worker(tmp_path, monkeypatch):
-    """A module that says who it is and then waits for its parent's end, or fails; and the folder with the pids."""
-    (tmp_path / "fake_worker.py").write_text(FAKE_WORKER)
-    (tmp_path / "pids").mkdir()
-    monkeypatch.syspath_prepend(tmp_path)
-    return tmp_path / "pids"
-
-
-def wait_until_gone(folder):
-    """Until none of the processes is left; not a question of time, but a test has to end."""
-    for path in folder.iterdir():
-        for _ in range(1000):
-            stat = Path(f"/proc/{path.name}/stat")
-            if not stat.exists() or stat.read_text().rsplit(")", 1)[1].split()[0] == "Z":
-                break
-            time.sleep(0.02)
-        else:
-            raise AssertionError(f"process {path.name} goes on")
-
-
-def test_a_failure_names_its_device_and_error_and_ends_the_others(fake_worker, caplog):
-    caplog.set_level("INFO")
-    config = OmegaConf.create({"folder": str(fake_worker), "failing": 3})
-    with pytest.raises(WorkerError, match=r"^cuda:1 failed, exit code 1: NonFiniteError: all is lost\nFinished shards"):
-        run_workers("fake_worker", config, Share(1, 2), ["cuda:0", "cuda:1"])
-    assert "[cuda:0] at work 1 4 cuda:0" in caplog.text and "[cuda:1] at work 3 4 cuda:1" in caplog.text
-    assert len(list(fake_worker.iterdir())) == 2
-    wait_until_gone(fake_worker)
-
-
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGKILL])
-def test_no_worker_outlives_its_parent(fake_worker, signum):
-    config = OmegaConf.create({"folder": str(fake_worker)})
-
-    def interruptible():
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs, the tests among them, ignore it
-        run_workers("fake_worker", config, Share(), ["cpu", "cpu"])
-
-    parent = FORK.Process(target=interruptible)
-    parent.start()
-    while len(list(fake_worker.iterdir())) < 2:
-        time.sleep(0.01)
-    os.kill(parent.pid, signum)
-    parent.join(60)
-    assert parent.exitcode
-    wait_until_gone(fake_worker)
-
-
-def test_a_worker_ends_with_its_standard_input():
-    code = "from iec.runs.parallel import worker_config as c; import time; print(c(), flush=True); time.sleep(600)"
-    worker = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=ENV, text=True)
-    worker.stdin.write('{"seed": 0}\n')
-    worker.stdin.flush()
-    assert worker.stdout.readline() == "{'seed': 0}\n"
-    worker.stdin.close()
-    assert worker.wait(60) == 1
 
 
 def test_a_calibration_that_several_shards_need_is_made_once(tmp_path, make_cell, monkeypatch):
@@ -249,12 +211,12 @@ def test_a_failure_is_kept_with_its_reason_until_the_cell_is_finished(tmp_path, 
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has a total capacity of ..")
 
     with monkeypatch.context() as patch:
-        patch.setattr(iec.runs.runner, "sample_batch", no_memory)
+        patch.setattr(iec.runs.sampling, "sample_batch", no_memory)
         with pytest.raises(MemoryLimitError, match=r"sampling micro-batches of 2 \(CUDA .* 2.00 GiB\.\)\. Try batch_size=1 "):
             run_cell(cell)
         failure = read_failure(cell.folder)
         assert failure.reason.startswith("MemoryLimitError: Out of memory while sampling") and failure.command and failure.when
-        patch.setattr(iec.runs.runner, "sample_batch", lambda *_: (_ for _ in ()).throw(RuntimeError("a bug")))
+        patch.setattr(iec.runs.sampling, "sample_batch", lambda *_: (_ for _ in ()).throw(RuntimeError("a bug")))
         with pytest.raises(RuntimeError, match="a bug"):
             run_cell(cell)
         assert read_failure(cell.folder).reason == "RuntimeError: a bug"
@@ -266,7 +228,7 @@ def test_memory_that_the_processor_lacks_is_named_too(make_cell, tmp_path, monke
     def too_much(*_):
         torch.empty(2**60)
 
-    monkeypatch.setattr(iec.runs.runner, "sample_batch", too_much)
+    monkeypatch.setattr(iec.runs.sampling, "sample_batch", too_much)
     with pytest.raises(MemoryLimitError, match="Try batch_size=1"):
         run_cell(make_cell(*CELL, f"paths.output={tmp_path}"))
 

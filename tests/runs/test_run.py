@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from iec.errors import NonFiniteError, StoreError
 from iec.models.cards import FOLDER
 from iec.models.weights import WEIGHTS
-from iec.runs.runner import finished_result, missing_batches, run_cell
+from iec.runs.runner import finished_result, run_cell
+from iec.runs.sampling import missing_batches
 from iec.runs.store import Store
 from tests.conftest import ENV
 
@@ -35,12 +36,12 @@ CELL = [
 
 PAUSING = """
 import runpy, signal, sys
-import iec.runs.runner as runner
+import iec.runs.sampling as sampling
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-pause_at, sample = int(sys.argv.pop(1)), runner.sample_batch
+pause_at, sample = int(sys.argv.pop(1)), sampling.sample_batch
 def sample_or_pause(model, network, sampler, seed, indices, *rest):
     return signal.pause() if indices[0] == pause_at else sample(model, network, sampler, seed, indices, *rest)
-runner.sample_batch = sample_or_pause
+sampling.sample_batch = sample_or_pause
 sys.argv[0] = "run.py"
 runpy.run_path("run.py", run_name="__main__")
 """

@@ -14,8 +14,8 @@ from iec.io.records import read_record
 from iec.runs.batches import Samples, micro_batches
 from iec.runs.cell_images import CellSource
 from iec.runs.failures import FAILED, read_failure
-from iec.runs.records import MANIFEST, Manifest
-from iec.runs.runner import ENVIRONMENT, PREPARED, Result
+from iec.runs.records import MANIFEST, PREPARED, Manifest
+from iec.runs.runner import ENVIRONMENT, Result
 from iec.runs.store import Store
 from iec.sampling.network import Calls
 

@@ -1,0 +1,72 @@
+"""The micro-batches of a cell that are missing, and their sampling in this process."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from iec.efficiency.cost import Cost
+from iec.efficiency.technique import Prepared
+from iec.errors import StoreError
+from iec.io.cores import intra_op_threads
+from iec.io.environment import describe_device
+from iec.io.files import write_json
+from iec.io.progress import Advance
+from iec.io.records import read_record
+from iec.models import Model
+from iec.runs.batches import sample_batch
+from iec.runs.cell import Cell
+from iec.runs.failures import MORE_MEMORY, memory_errors
+from iec.runs.parallel import WHOLE, Batch, Share
+from iec.runs.records import PREPARED, PreparedRecord
+from iec.runs.store import Store
+from iec.sampling.solver import Solver
+
+
+def missing_batches(cell: Cell, store: Store, share: Share = WHOLE) -> list[Batch]:
+    """The micro-batches of the share that are not finished, or are damaged."""
+
+    def finished(indices: Batch) -> bool:
+        return store.is_finished(indices, *_requested(cell, indices))
+
+    return [indices for indices in share.take(cell.batches) if not finished(indices)]
+
+
+def sample_batches(cell: Cell, store: Store, batches: Sequence[Batch], advance: Advance) -> None:
+    """Sample and store micro-batches of the cell, one shard each; ``advance`` is called for each step.
+
+    Raises `StoreError`, `MemoryLimitError`, `NonFiniteError`.
+    """
+    with memory_errors(f"preparing {cell.efficiency}", MORE_MEMORY):
+        model = cell.model.load(str(cell.device))
+        prepared = prepare(cell, model)
+    sampler = cell.sampler_of(prepared)
+    _record_prepared(cell, store, sampler, prepared.cost)
+    smaller = f"Try batch_size={cell.batch_size // 2} (a cell of its own)" if cell.batch_size > 1 else "Try model.dtype=bfloat16"
+    with memory_errors(f"sampling micro-batches of {cell.batch_size}", f"{smaller}, or a device with more memory."):
+        for indices in batches:
+            count, trace = _requested(cell, indices)
+            samples = sample_batch(model, prepared.network, sampler, cell.seed, indices, trace, advance, cell.uint8)
+            store.write(indices, samples, count, describe_device(cell.device))
+
+
+def prepare(cell: Cell, model: Model) -> Prepared:
+    """The technique's network. Calibrations come from the artifacts folder; each is locked while it is made."""
+    with intra_op_threads(cell.split.threads):
+        return cell.technique.prepare(model, cell.sampler.timetable, cell.artifacts)
+
+
+def _record_prepared(cell: Cell, store: Store, sampler: Solver, cost: Cost | None) -> None:
+    """Write prepared.json. Raises `StoreError` if images are there that were made with other refresh steps."""
+    refresh = None if sampler.refresh is None else sorted(sampler.refresh)
+    stored = read_record(store.folder / PREPARED, PreparedRecord)
+    if stored is not None and stored.refresh != refresh and len(missing_batches(cell, store)) < len(cell.batches):
+        raise StoreError(
+            f"{store.folder} has images with the refresh steps {stored.refresh}, and the calibration now finds {refresh}. Use the "
+            "artifacts folder that they were made with (paths.artifacts=DIR), or another cell folder (paths.cell=DIR)."
+        )
+    write_json(store.folder / PREPARED, asdict(PreparedRecord(refresh, cost)))
+
+
+def _requested(cell: Cell, indices: Batch) -> tuple[int, int]:
+    """(images, trajectories) of a micro-batch that are asked for."""
+    first = indices[0]
+    return min(len(indices), cell.num_images - first), max(0, min(len(indices), cell.trace_images - first))
