@@ -65,6 +65,8 @@ def test_processes_make_the_bytes_of_one_with_a_kill_in_between(
     wait_until_gone(tmp_path / "pids")
     run_cell(cell)
     assert f"{5 - finished} of 5 micro-batches to sample" in caplog.text
+    steps = 2 * (5 - finished)
+    assert f"sampling pausing: {steps}/{steps}" in caplog.text  # one count over all of them
     assert files(cell.folder) == pausing_images and read_failure(cell.folder) is None
 
 
