@@ -12,7 +12,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from iec.errors import ArtifactError
-from iec.io.files import canonical_hash, write_atomic
+from iec.io.files import as_stored, canonical_hash, write_atomic
 from iec.io.locks import exclusive
 from iec.io.paths import user_path
 
@@ -70,9 +70,7 @@ def load_artifact(path: Path, kind: str, fingerprint: dict[str, Any]) -> dict[st
 
 
 def _identity(kind: str, fingerprint: dict[str, Any]) -> dict[str, Any]:
-    return json.loads(
-        json.dumps({**fingerprint, "format": FORMAT, "kind": kind})
-    )  # as it comes back from a file: tuples become lists
+    return as_stored({**fingerprint, "format": FORMAT, "kind": kind})
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -59,6 +59,11 @@ def read_json(path: Path) -> Any:
         ) from error
 
 
+def as_stored(value: Any) -> Any:
+    """JSON values as they come back from a file: tuples become lists. Raises `TypeError` for what JSON does not have."""
+    return json.loads(json.dumps(value))
+
+
 def require_folder(path: Path, option: str) -> None:
     """Raises `StoreError` unless ``path`` is a folder that can be written, or one that can be made. Makes nothing.
 

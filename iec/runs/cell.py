@@ -1,6 +1,5 @@
 """A cell: one resolved configuration, checked as a whole before anything is loaded, with its identity and its folder."""
 
-import json
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from omegaconf import DictConfig, ListConfig
 
 from iec.efficiency.technique import Prepared, Technique, identity_of, technique_of
 from iec.errors import ConfigError
-from iec.io.files import canonical_hash
+from iec.io.files import as_stored, canonical_hash
 from iec.io.images import ROUNDINGS
 from iec.io.runtime import resolve_device
 from iec.io.wandb import Logger, check_logger
@@ -145,7 +144,7 @@ class Cell:
         if self.split.threads not in (None, 1):
             identity["threads"] = self.split.threads
         try:
-            return json.loads(json.dumps(identity))  # as it comes back from a file: tuples become lists
+            return as_stored(identity)
         except TypeError as error:
             raise ConfigError(
                 f"efficiency={self.efficiency}: {error}. Fields of a technique have to be JSON values: numbers, texts, lists."

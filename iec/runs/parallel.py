@@ -101,8 +101,8 @@ class Split:
         """
         if self.threads is None:
             return self.devices[: max(1, batches)]
-        wanted = self.processes or min(usable_cores() // self.threads, batches * image_steps // WORTH_A_PROCESS)
-        return self.devices * max(1, min(wanted, batches))
+        useful = self.processes or min(usable_cores() // self.threads, batches * image_steps // WORTH_A_PROCESS)
+        return self.devices * max(1, min(useful, batches))
 
 
 def _devices(count: int, device: torch.device) -> tuple[str, ...]:
