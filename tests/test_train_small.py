@@ -1,6 +1,7 @@
 """scripts/train_small.py on a tiny network and 8 images."""
 
 import json
+import math
 import os
 import signal
 from pathlib import Path
@@ -119,8 +120,10 @@ def test_one_timestep_in_each_stratum():
     for n in range(20):
         t = stratified(np.random.default_rng(n), 64)
         assert t.dtype == np.int64 and t.min() >= 0 and t.max() <= 999
-        assert np.all((t >= np.floor(np.arange(64) / 64 * 1000)) & (t <= np.arange(1, 65) / 64 * 1000))
-    assert set(stratified(np.random.default_rng(0), 1000)) == set(range(1000))
+        edges = 1000 * (np.arange(65) / 64) ** 2
+        assert np.all((t >= np.floor(edges[:-1])) & (t <= edges[1:]))
+    share = np.mean(stratified(np.random.default_rng(0), 10_000) < 10)
+    assert share == pytest.approx(math.sqrt(10 / 1000), abs=1e-4)
 
 
 def test_weight_is_a_mixture_of_min_snr_and_one():
