@@ -96,13 +96,15 @@ def _states(cells: Mapping[str, Cell], missing: Mapping[str, IECError]) -> dict[
 
 def assemble(
     experiment: Experiment, cells: dict[str, Cell], missing: Mapping[str, IECError], compute: bool, out: Path | None = None
-) -> None:
+) -> Path | None:
     """The table of what is finished, after computing what is not if asked to. missing: rows that cannot run here. out: see --out.
+    Returns its folder; None if nothing is finished.
 
     A row that fails does not stop the others; if one did, or could not be computed, the last error is raised at the end.
     """
     results: dict[str, Result] = {}
     failure: IECError | None = None
+    folder: Path | None = None
     for text, labels in _by_text(missing).items():
         log.error("cannot run here: %s: %s", ", ".join(labels), text)
         if compute or not cells:
@@ -122,11 +124,12 @@ def assemble(
             log.info("missing: %s\n    %s", label, experiment.command(label))
     if results:
         others = {label: cell for label, cell in cells.items() if label not in results}
-        _show(experiment, cells, results, _states(others, missing), out)
+        folder = _show(experiment, cells, results, _states(others, missing), out)
     elif failure is None:
         log.info("Nothing to show yet; add --run to compute it.")
     if failure is not None:
         raise failure
+    return folder
 
 
 def _by_text(errors: Mapping[str, IECError]) -> dict[str, list[str]]:
@@ -139,8 +142,8 @@ def _by_text(errors: Mapping[str, IECError]) -> dict[str, list[str]]:
 
 def _show(
     experiment: Experiment, cells: dict[str, Cell], results: dict[str, Result], absent: Mapping[str, str], out: Path | None
-) -> None:
-    """Write the table and its pictures, and print it. absent: label -> why it is not there."""
+) -> Path:
+    """Write the table and its pictures, print it and return its folder. absent: label -> why it is not there."""
     output = next(iter(cells.values())).paths.output
     key = canonical_hash([cells[label].slug for label in results])[:10]
     folder = out / experiment.name if out else output / "tables" / f"{experiment.name}-{key}"
@@ -151,3 +154,4 @@ def _show(
     print(caption_of(rows, experiment))
     print("\n".join(str(path) for path in [folder / "table.md", *pictures]))
     log_table(experiment, cells, header, body, pictures)
+    return folder
