@@ -187,4 +187,4 @@ class ErrorSmooth(AddedError):
     def disturbed(self, network: Network) -> Network:
         if not isinstance(network, IdealNetwork):
             raise ConfigError("ErrorSmooth changes the posterior of an `iec.models.ideal.IdealNetwork`. Use another error.")
-        return IdealNetwork(network.images, network.schedule, self.variance)
+        return network.with_variance(self.variance)

@@ -33,8 +33,8 @@ def model_cost(model: Model, weight_bytes: int, cut: int | Kind | None = None, c
 
 def ideal_cost(network: IdealNetwork) -> Cost:
     """Of its two matrix products with the data; the data are its weights."""
-    macs = 2 * network.images.numel()
-    return Cost(network.images.nbytes, CallCost(macs, macs * 32 * 32))
+    macs = 2 * network.data.numel()
+    return Cost(network.data.nbytes, CallCost(macs, macs * 32 * 32))
 
 
 @dataclass(frozen=True)
