@@ -1,6 +1,7 @@
 """Does an error grow like an exponential or like a power of the number of steps?
 
-With E_k the relative error after k steps, counted from the first step that leaves one (steps that change nothing left out):
+With E_k the relative error after k steps, counted from the first step that leaves one to the last before it vanishes in an image
+(steps that change nothing left out). On an ideal network it does at the end, where both runs arrive at the same image of the data.
 
     exponential  log E_k = a + r k           power law  log E_k = a + p log k        (linear growth is p = 1)
 
@@ -52,14 +53,15 @@ class Growth(NamedTuple):
 
 
 def growth(errors: Errors, resamples: int = RESAMPLES, seed: int = 0) -> Growth:
-    """Raises `ConfigError` if fewer than 4 states have an error to fit."""
+    """Raises `ConfigError` if fewer than 4 successive states have an error to fit."""
     states = [i + 1 for i in errors.effective]
     has_error = np.asarray((errors.total[:, states] > RESOLUTION).all(axis=0))
-    if has_error.sum() < LEAST_STEPS or not has_error[has_error.argmax() :].all():
+    first = int(has_error.argmax())
+    used = [state for state, has in zip(states[first:], np.logical_and.accumulate(has_error[first:]), strict=True) if has]
+    if len(used) < LEAST_STEPS:
         raise ConfigError(
             f"Growth needs an error at {LEAST_STEPS} successive states or more. Use a longer timetable, or a coarser technique."
         )
-    used = states[int(has_error.argmax()) :]
     logs = np.log(errors.total[:, used])  # N x K
     k = np.arange(1, len(used) + 1, dtype=np.float64)
     weights = resample_counts(len(logs), resamples, seed) / len(logs)
@@ -67,7 +69,8 @@ def growth(errors: Errors, resamples: int = RESAMPLES, seed: int = 0) -> Growth:
     exponent, rss_power, _ = fit(logs, np.log(k), weights)
     with np.errstate(divide="ignore"):
         delta = len(k) * (np.log(rss_exponential) - np.log(rss_power))
-    factors = np.log(errors.growth[:, [i for i in errors.effective if not np.isnan(errors.growth[:, i]).any()]])
+    before = [i for i in errors.effective if i + 1 in used and not np.isnan(errors.growth[:, i]).any()]
+    factors = np.log(errors.growth[:, before])
     low, high = _interval(weights @ factors)
     mean = np.exp(np.concatenate([[factors.mean()], (weights @ factors).mean(axis=1)]))
     return Growth(

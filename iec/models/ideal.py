@@ -12,8 +12,8 @@ from iec.sampling.network import FeatureCache, Prediction, Step
 from iec.sampling.timetable import NoiseSchedule
 
 VALUES_AT_ONCE = 2**21
-"""Bounds what a call holds beside the data: B x m logits and m x d values of a block of m images, 8 MiB each at most. A block of this
-size stays in a processor's cache for the second of its products."""
+"""Bounds what a call holds beside the data: B x m logits and m x d values of a block of m images, 8 MiB each at most. A block of
+this size stays in a processor's cache for the second of its products."""
 NEGLIGIBLE = 1e-12
 """Weights below this share of the largest are left out: 10^4 of them together are below the resolution of float32, 6e-8."""
 

@@ -95,7 +95,7 @@ def read_section(path: Path, overrides: Sequence[str], scale: str | None) -> Sec
     results, absent = _results(experiment)
     section = Section(name, experiment.title, file, reading=_reading(path), scale=experiment.scale, replaced=experiment.replaced)
     try:
-        rows = build_rows(results, experiment.references)
+        rows = build_rows(results, experiment.references, experiment.paired)
         return _with_rows(section, experiment, rows, absent)
     except DAMAGED as error:
         log.error("%s: %s", path, _said(error))

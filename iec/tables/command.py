@@ -8,7 +8,7 @@
     python -m iec.tables experiments/table1.yaml --redraw --out DIR # the plots again, from DIR/table1/table.json
 
 Written to OUTPUT/tables/NAME-HASH, or to DIR/NAME with --out DIR: table.md, table.csv, table.tex, table.json, grid.png, error.png,
-scores.png, cost.png; pictures that would have no content are left out.
+scores.png, cost.png, and map-SCORE.png of a file with two axes of variants; pictures that would have no content are left out.
 """
 
 import argparse
@@ -147,7 +147,7 @@ def _show(
     output = next(iter(cells.values())).paths.output
     key = canonical_hash([cells[label].slug for label in results])[:10]
     folder = out / experiment.name if out else output / "tables" / f"{experiment.name}-{key}"
-    rows = build_rows(results, experiment.references)
+    rows = build_rows(results, experiment.references, experiment.paired)
     header, body = write_table(rows, experiment, folder, absent)
     pictures = write_pictures(rows, experiment, folder)
     show(header, body, experiment.title)

@@ -2,8 +2,9 @@
 
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +16,7 @@ from iec.efficiency.cost import CallCost
 from iec.errors import ConfigError
 from iec.io.resources import configs, experiment_file
 from iec.io.yaml import read_yaml
+from iec.metrics.paired import PAIRED, PSNR
 from iec.runs.cell import Cell
 from iec.runs.config import register
 
@@ -51,7 +53,9 @@ class Experiment:
     figures: name -> labels that share one plot of error against step; one plot of all rows if there are none. grid: labels whose
     samples are shown, see `iec.tables.figures` if there are none. cost: a key of `COSTS`, the first if not given. published: label
     -> column -> value, from ``source``. elsewhere: rows that this scale cannot compute. replaced: models that another one stands in
-    for. labels: all rows in the file's order. scale: empty without scales.
+    for. labels: all rows in the file's order. scale: empty without scales. product: in a file with two axes of variants the labels
+    of its rows and the endings of either axis, whose every combination may be a row. paired: names of the paired scores that are
+    shown, keys of `iec.metrics.paired.PAIRED`.
     """
 
     name: str
@@ -67,25 +71,25 @@ class Experiment:
     replaced: tuple[str, ...] = ()
     scale: str = ""
     grid: tuple[str, ...] = ()
+    product: tuple[tuple[str, ...], ...] = ()
+    paired: tuple[str, ...] = (PSNR.name,)
 
     @classmethod
     def read(cls, path: Path, extra: Sequence[str] = (), scale: str | None = None) -> "Experiment":
         """path: a file, or the name of one of the project's. ``extra`` overrides apply to every row, after its own. Raises
         `ConfigError`.
 
-        The file's ``variants``, ending of the label -> overrides, make several rows of each. Its ``scales``: name -> {overrides: of
-        all rows, replace: an override -> the list that takes its place, or null for rows that this scale cannot compute}. scale:
-        which one; None: ``paper`` where there is a GPU, else ``small``.
+        The file's ``variants``, ending of the label -> overrides, make several rows of each; a list of two such axes makes their
+        product. A variant of some rows alone is {of: [label, ..], overrides: [..]}. Its ``scales``: name -> {overrides: of all
+        rows, replace: an override -> the list that takes its place, or null for rows that this scale cannot compute}. scale: which
+        one; None: ``paper`` where there is a GPU, else ``small``.
         """
         path = experiment_file(path)
         entry = read_yaml(path)
         try:
             chosen, everywhere, replaced = _scale(path, entry.get("scales") or {}, scale)
-            pairs = [
-                (label + ending, [*entry.get("common", []), *own, *variant])
-                for label, own in entry["rows"].items()
-                for ending, variant in (entry.get("variants") or {"": []}).items()
-            ]
+            axes = _axes(path, entry)
+            pairs = _product(path, entry.get("common", []), entry["rows"], axes)
             labels = tuple(label for label, _ in pairs)
             done = {label: _replace(overrides, replaced) for label, overrides in pairs}
             rows = {label: [*own, *everywhere, *extra] for label, own in done.items() if own is not None}
@@ -104,6 +108,8 @@ class Experiment:
                 replaced=tuple(key.removeprefix("model=") for key, to in replaced.items() if key.startswith("model=") and to),
                 scale=chosen,
                 grid=tuple(entry.get("grid") or ()),
+                product=(tuple(entry["rows"]), *map(tuple, axes)) if len(axes) == 2 else (),
+                paired=tuple(entry.get("paired") or cls.paired),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ConfigError(f"{path} is not an experiment file ({error!r}); see experiments/bundled.yaml.") from error
@@ -121,6 +127,8 @@ class Experiment:
         for name in self.figures:
             if not re.fullmatch(r"[\w-]+", name, re.ASCII):
                 raise ConfigError(f"{path}: the figure {name!r} names a file; use letters, digits, _ and - only.")
+        if unknown := [name for name in self.paired if name not in PAIRED]:
+            raise ConfigError(f"{path}: paired: {unknown[0]!r}; choose from {', '.join(PAIRED)}.")
         drawn = {label for labels in self.figures.values() for label in labels} | set(self.grid)
         if unknown := drawn - set(self.labels):
             raise ConfigError(f"{path}: its figures and grid name {sorted(unknown)}, which are not rows. Correct the labels.")
@@ -154,6 +162,38 @@ def _cell(label: str, overrides: list[str]) -> Cell:
         return Cell.from_config(compose("config", overrides=overrides))
     except HydraException as error:
         raise ConfigError(f"Row {label!r} ({' '.join(overrides)}): {error}") from error
+
+
+def _axes(path: Path, entry: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """One or two mappings, ending of the label -> variant."""
+    given = entry.get("variants") or {"": []}
+    axes = given if isinstance(given, list) else [given]
+    if len(axes) > 2:
+        raise ConfigError(f"{path}: variants has {len(axes)} axes; give one, or a list of two.")
+    return axes
+
+
+def _product(
+    path: Path, common: list[str], rows: Mapping[str, list[str]], axes: Sequence[Mapping[str, Any]]
+) -> list[tuple[str, list[str]]]:
+    """(label, overrides) of every row with a variant of each axis; an axis applies its overrides after those before it."""
+    pairs = []
+    for label, own in rows.items():
+        for chosen in product(*(axis.items() for axis in axes)):
+            variants = [_variant(path, rows, variant) for _, variant in chosen]
+            if all(label in of for of, _ in variants):
+                overrides = [override for _, added in variants for override in added]
+                pairs.append((label + "".join(ending for ending, _ in chosen), [*common, *own, *overrides]))
+    return pairs
+
+
+def _variant(path: Path, rows: Mapping[str, list[str]], variant: Any) -> tuple[Collection[str], list[str]]:
+    """The labels of the rows that it is for, and its overrides."""
+    if not isinstance(variant, Mapping):
+        return rows, variant
+    if unknown := set(variant["of"]) - rows.keys():
+        raise ConfigError(f"{path}: a variant is of {sorted(unknown)}, which are not rows. Correct the labels.")
+    return variant["of"], variant["overrides"]
 
 
 def _scale(path: Path, scales: Mapping[str, Any], requested: str | None) -> tuple[str, list[str], Mapping[str, list[str] | None]]:

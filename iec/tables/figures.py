@@ -1,10 +1,12 @@
-"""The pictures that come with a table: samples, error against step, scores, and quality against cost."""
+"""The pictures that come with a table: samples, error against step, scores, quality against cost, and maps of changes."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from iec.tables import plots
 from iec.tables.experiment import COSTS, Experiment
+from iec.tables.maps import change_maps
 from iec.tables.measured import Measured, measured
 from iec.tables.rows import PSNR, Row
 from iec.tables.styles import bases, styles
@@ -13,7 +15,9 @@ GRID_COLUMNS, GRID_ROWS = 12, 8
 
 
 def write_pictures(rows: list[Row], experiment: Experiment, folder: Path) -> list[Path]:
-    """grid.png, error.png (error-NAME.png for each of the experiment's figures), scores.png, cost.png; those that have content."""
+    """grid.png, error.png (error-NAME.png for each of the experiment's figures), scores.png, cost.png, map-SCORE.png; those that
+    have content.
+    """
     path = folder / "grid.png"
     shown = {row.label: row.result.first_images(GRID_COLUMNS) for row in rows if row.label in grid_labels(rows, experiment)}
     plots.sample_grid(path, shown, experiment.title)
@@ -34,7 +38,8 @@ def grid_labels(rows: Sequence[Row], experiment: Experiment) -> list[str]:
 
 def write_plots(rows: Sequence[Measured], experiment: Experiment, folder: Path) -> list[Path]:
     """The pictures without the samples."""
-    return [*_errors(rows, experiment, folder), *_scores(rows, experiment, folder), *_cost(rows, experiment, folder)]
+    drawn = [draw(rows, experiment, folder) for draw in (_errors, _scores, _cost, _maps)]
+    return [path for paths in drawn for path in paths]
 
 
 def _errors(rows: Sequence[Measured], experiment: Experiment, folder: Path) -> list[Path]:
@@ -81,3 +86,32 @@ def _cost(rows: Sequence[Measured], experiment: Experiment, folder: Path) -> lis
     title = f"{experiment.title}, N = {rows[0].images}"
     plots.quality_against_cost(folder / "cost.png", panels, bases(experiment.rows), styles(experiment.rows), experiment.cost, title)
     return [folder / "cost.png"]
+
+
+def _maps(rows: Sequence[Measured], experiment: Experiment, folder: Path) -> list[Path]:
+    """Of an experiment with two axes of variants: for each score a panel for each variant of the second that changes it, the rows
+    of the file against the variants of the first.
+    """
+    if not experiment.product:
+        return []
+    ys, xs, endings = experiment.product
+    changes = {row.label: row.changes for row in rows}
+    paths = []
+    for name in dict.fromkeys(name for of_row in changes.values() for name in of_row):
+        cells = {ending: {(y, x): changes.get(y + x + ending, {}).get(name) for y in ys for x in xs} for ending in endings}
+        panels = {key: {place: c for place, c in panel.items() if c is not None} for key, panel in cells.items()}
+        panels = {_trimmed(key): panel for key, panel in panels.items() if panel}
+        shown_x = [x for x in xs if any((y, x) in panel for panel in panels.values() for y in ys)]
+        shown_y = [y for y in ys if any((y, x) in panel for panel in panels.values() for x in xs)]
+        renamed = {key: {(y, _trimmed(x)): c for (y, x), c in panel.items()} for key, panel in panels.items()}
+        better = next(row.higher_is_better[name] for row in rows if name in row.changes)
+        title = f"{experiment.title}\nchange of {name}, N = {rows[0].images}"
+        path = folder / f"map-{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}.png"
+        change_maps(path, renamed, shown_y, [_trimmed(x) for x in shown_x], better, title)
+        paths.append(path)
+    return paths
+
+
+def _trimmed(ending: str) -> str:
+    """The ending of a label as a label."""
+    return ending.strip(" ,")

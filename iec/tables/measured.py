@@ -1,15 +1,16 @@
 """What is drawn of a row: taken from the row, kept in table.json, and read from there, so that plots can be drawn again."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
 from iec.efficiency.cost import CallCost
 from iec.metrics.interval import Interval, mean_interval
+from iec.metrics.paired import mean_of_pairs
 from iec.metrics.scores import METRICS
-from iec.tables.rows import PSNR, Row
+from iec.tables.rows import Row, paired_directions
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,9 @@ class Curve:
 
 @dataclass(frozen=True)
 class Measured:
-    """scores: finite ones. higher_is_better: of each score. cost: of one image. distance: relative to the reference trajectory;
-    difference: of the distance to that of the row without correction, image by image; ``traced``: the images of both.
+    """scores: finite ones. changes: of the scores from those of the row without correction. higher_is_better: of each score. cost:
+    of one image. distance: relative to the reference trajectory; difference: of the distance to that of the row without correction,
+    image by image; ``traced``: the images of both.
     """
 
     label: str
@@ -52,6 +54,7 @@ class Measured:
     distance: Curve | None
     difference: Curve | None
     traced: int
+    changes: dict[str, Interval] = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, entry: Mapping[str, Any]) -> "Measured":
@@ -65,23 +68,29 @@ class Measured:
             label=entry["label"],
             images=entry["manifest"]["num_images"],
             scores=_ordered({name: Interval(**score) for name, score in entry["scores"].items()}, labels),
-            higher_is_better={kind["label"]: kind["higher_is_better"] for kind in kinds.values()} | {PSNR: True},
+            higher_is_better={kind["label"]: kind["higher_is_better"] for kind in kinds.values()} | paired_directions(),
             cost=None if entry["cost"] is None else CallCost(**entry["cost"]),
             distance=None if mean is None else Curve(np.array(mean), *map(np.array, interval or ())),
             difference=None if difference is None else Curve.from_json(difference),
             traced=entry["trace_images"],
+            changes={name: Interval(**change) for name, change in entry.get("changes", {}).items()},
         )
 
     def as_json(self) -> dict[str, Any]:
         """The part of an entry of table.json that a plot needs and the cell does not hold."""
         return {
             "cost": None if self.cost is None else asdict(self.cost),
-            "scores": {name: dict(zip(("value", "low", "high"), score, strict=True)) for name, score in self.scores.items()},
+            "scores": _ends(self.scores),
+            "changes": _ends(self.changes),
             "relative_distance_mean": None if self.distance is None else self.distance.mean.tolist(),
             "relative_distance_interval": None if self.distance is None else self.distance.interval,
             "paired_difference": None if self.difference is None else self.difference.as_json(),
             "trace_images": self.traced,
         }
+
+
+def _ends(values: Mapping[str, Interval]) -> dict[str, dict[str, float]]:
+    return {name: dict(zip(("value", "low", "high"), value, strict=True)) for name, value in values.items()}
 
 
 def _ordered(scores: dict[str, Interval], labels: Mapping[str, str]) -> dict[str, Interval]:
@@ -93,6 +102,7 @@ def _ordered(scores: dict[str, Interval], labels: Mapping[str, str]) -> dict[str
 def measured(rows: Sequence[Row], bases: Mapping[str, str]) -> list[Measured]:
     """bases: corrected row -> the row without correction."""
     errors = {row.label: row.errors for row in rows if row.errors is not None}
+    by_label = {row.label: row for row in rows}
     finite = {row.label: {name: score for name, score in row.scores.items() if np.isfinite(score.value)} for row in rows}
     differences = {label: errors[label] - errors[base] for label, base in bases.items() if {label, base} <= errors.keys()}
     return [
@@ -105,6 +115,18 @@ def measured(rows: Sequence[Row], bases: Mapping[str, str]) -> list[Measured]:
             distance=None if row.errors is None else Curve.of(row.errors),
             difference=Curve.of(differences[row.label]) if row.label in differences else None,
             traced=0 if row.errors is None else len(row.errors),
+            changes=changes_of(row, by_label[bases[row.label]]) if bases.get(row.label) in by_label else {},
         )
         for row in rows
     ]
+
+
+def changes_of(row: Row, base: Row) -> dict[str, Interval]:
+    """Of the finite scores that both have: image by image for paired ones, as of independent runs (too wide) for the others."""
+    common = [name for name in row.scores if name in base.scores]
+    finite = [name for name in common if np.isfinite(row.scores[name].value) and np.isfinite(base.scores[name].value)]
+    paired = row.paired.keys() & base.paired.keys()
+    return {
+        name: mean_of_pairs(row.paired[name] - base.paired[name]) if name in paired else row.scores[name] - base.scores[name]
+        for name in finite
+    }

@@ -1,33 +1,36 @@
 """The rows of a table: what is known about each finished cell, beside a reference cell from the same noise."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from iec.efficiency.cost import CallCost, Cost
 from iec.errors import MetricError
+from iec.metrics import paired as pairs
 from iec.metrics.interval import Interval
-from iec.metrics.paired import psnr, relative_distance
 from iec.runs.runner import Result
 
-PSNR = "PSNR to ref. (dB)"
+PSNR = pairs.PSNR.label
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table. scores, and the paired distances to the reference row, as label -> interval."""
+    """One line of a table. scores, and the paired ones beside the reference row, as label -> interval. paired: the latter for each
+    image, label -> [N]; those that are defined for half of the images or more.
+    """
 
     label: str
     result: Result
     scores: dict[str, Interval]
     errors: np.ndarray | None
     """Relative distance to the reference trajectory, [n, T + 1]; None where the number of steps differs."""
+    paired: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def higher_is_better(self) -> dict[str, bool]:
         """Of each of the scores."""
-        return {score.label: score.higher_is_better for score in self.result.scores} | {PSNR: True}
+        return {score.label: score.higher_is_better for score in self.result.scores} | paired_directions()
 
     @property
     def image_cost(self) -> CallCost | None:
@@ -49,6 +52,11 @@ class Row:
             **({} if cost is None or image is None else _cost(cost, image)),
             **{name: _text(score) for name, score in self.scores.items()},
         }
+
+
+def paired_directions() -> dict[str, bool]:
+    """label -> whether higher is better, of all paired scores."""
+    return {metric.label: metric.higher_is_better for metric in pairs.PAIRED.values()}
 
 
 def _digits(value: float) -> str:
@@ -86,9 +94,9 @@ def _require_one_reference(results: dict[str, Result]) -> None:
             )
 
 
-def build_rows(results: dict[str, Result], references: Sequence[str]) -> list[Row]:
+def build_rows(results: dict[str, Result], references: Sequence[str], paired: Sequence[str] = (pairs.PSNR.name,)) -> list[Row]:
     """Scores and paired distances of every finished row, in the experiment's order. references: labels of rows that those of the
-    same model are paired with.
+    same model are paired with. paired: names of the paired scores, keys of `iec.metrics.paired.PAIRED`.
     """
     _require_one_reference(results)
     bases = {results[label].cell.card.name: label for label in references if label in results}
@@ -97,10 +105,17 @@ def build_rows(results: dict[str, Result], references: Sequence[str]) -> list[Ro
         reference = bases.get(result.cell.card.name)
         base = None if reference is None else results[reference]
         scores = {score.label: Interval(*score) for score in result.scores}
-        errors = None
+        errors, values = None, {}
         if base is not None and label != reference and result.cell.num_images == base.cell.num_images:
-            scores[PSNR] = psnr(result.shards(), base.shards())
+            values = _paired(result, base, paired)
+            scores |= {name: pairs.mean_of_pairs(of_images) for name, of_images in values.items()}
             if result.cell.trace_images and len(result.cell.sampler.timetable) == len(base.cell.sampler.timetable):
-                errors = relative_distance(result.states(), base.states())
-        rows.append(Row(label, result, scores, errors))
+                errors = pairs.relative_distance(result.states(), base.states())
+        rows.append(Row(label, result, scores, errors, values))
     return rows
+
+
+def _paired(result: Result, reference: Result, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """label -> [N], of those of the paired scores that are defined for half of the images or more."""
+    values = pairs.paired(result.shards(), reference.shards(), [pairs.PAIRED[name] for name in names])
+    return {pairs.PAIRED[name].label: found for name, found in values.items() if np.isnan(found).mean() <= 0.5}

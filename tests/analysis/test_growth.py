@@ -86,6 +86,20 @@ def test_the_fit_equals_polyfit():
         assert spread[row] == pytest.approx(np.square(target - target.mean()).sum())
 
 
+def test_the_fit_ends_before_the_error_vanishes_in_an_image():
+    """As on an ideal network, where both runs end at the same image of the data: what is carried over is 0 there."""
+    errors = made_of(1e-3 * K**1.7, spread=0.4)
+    whole = growth(errors)
+    errors.total[3, -1:] = 0
+    errors.growth[3, -1] = 0
+    found = growth(errors)
+    assert (whole.last, found.first, found.last) == (30, 1, 29)
+    assert found.exponent.value == pytest.approx(1.7) and found.amplification.value == pytest.approx(1.1)
+    errors.total[3, 4:] = 0
+    with pytest.raises(ConfigError, match="4 successive states"):
+        growth(errors)
+
+
 def test_too_few_errors_are_refused():
     with pytest.raises(ConfigError, match="4 successive states"):
         growth(made_of(1e-3 * K[:3]))

@@ -6,10 +6,11 @@ import pytest
 
 from iec.efficiency.cost import CallCost
 from iec.metrics.interval import Interval
-from iec.tables import plots
+from iec.tables import maps, plots
 from iec.tables.experiment import Experiment
 from iec.tables.figures import grid_labels, write_plots
-from iec.tables.measured import Curve, Measured
+from iec.tables.measured import Curve, Measured, changes_of
+from iec.tables.rows import Row
 from iec.tables.styles import bases, styles
 
 ROWS = {
@@ -37,6 +38,7 @@ def drawn(monkeypatch):
         figures[path.name] = figure
 
     monkeypatch.setattr(plots, "save", keep)
+    monkeypatch.setattr(maps, "save", keep)
     yield figures
     monkeypatch.undo()
     plt.close("all")
@@ -62,6 +64,7 @@ def measurements(names=tuple(ROWS), steps=20):
             distance=Curve.of(values[:, k]) if k else None,
             difference=Curve.of(values[:, k] - values[:, origin[k]]) if origin.get(k) else None,
             traced=8,
+            changes={"FID": Interval(1.0, 0.5, 2.0)} if k else {},
         )
         for k, label in enumerate(names)
     ]
@@ -179,6 +182,7 @@ def test_a_measurement_survives_its_entry_in_the_table():
         kinds = {name: {"label": name, "higher_is_better": name != "FID"} for name in row.scores}
         entry = {"label": row.label, "manifest": {"num_images": 8}, "record": {"scores": kinds}, **row.as_json()}
         again = Measured.from_json(entry)
+        assert again.changes == row.changes
         assert (again.scores, again.cost, again.traced, again.images) == (row.scores, row.cost, row.traced, row.images)
         for name in ("distance", "difference"):
             ours, theirs = getattr(row, name), getattr(again, name)
@@ -198,3 +202,52 @@ def test_the_pareto_front_is_what_no_other_row_beats():
             }
             assert {places[label] for label in front} == {places[label] for label in places if not beaten[label]}
             assert [places[label][0] for label in front] == sorted({places[label][0] for label in front})
+
+
+def test_a_change_is_paired_where_images_are_and_of_two_intervals_elsewhere():
+    spread = np.random.default_rng(0).normal(size=40) * 30  # of the images; both rows have the same
+    undefined = np.where(np.arange(40) < 5, np.nan, 0.0)
+    values = {"plain": spread + undefined, "corrected": spread + 1 + undefined}
+    rows = [
+        Row(
+            label,
+            None,
+            {"FID": Interval(fid, fid - 3, fid + 3), "RMSE": Interval(0.0), "same": Interval(np.inf)},
+            None,
+            {"RMSE": v},
+        )
+        for (label, v), fid in zip(values.items(), (100.0, 90.0), strict=True)
+    ]
+    changes = changes_of(rows[1], rows[0])
+    assert changes.keys() == {"FID", "RMSE"}
+    assert tuple(changes["RMSE"]) == pytest.approx((1, 1, 1))  # though the images differ by 30
+    assert tuple(changes["FID"]) == pytest.approx((-10, -10 - 18**0.5, -10 + 18**0.5))
+
+
+def test_a_map_has_a_panel_for_each_correction_and_marks_what_is_certain(tmp_path, drawn):
+    ys, xs, endings = ("exact", "rough $"), (", T=10", ", T=20", ", T=30"), ("", ", IEC", ", Heun")
+    known = {
+        ("exact", ", T=10", ", IEC"): (-8.0, -9, -7),
+        ("exact", ", T=20", ", IEC"): (0.25, -1, 2),
+        ("rough $", ", T=20", ", Heun"): (12, 11, 13),
+    }
+    rows = {y + x + ending: ["iec=all_steps"] for y in ys for x in xs for ending in endings}
+    entries = [
+        Measured(label, 8, {}, {"FID (net)": False}, None, None, None, 0, {"FID (net)": Interval(*change)} if change else {})
+        for label, change in [("exact, T=10", None), *(("".join(key), change) for key, change in known.items())]
+    ]
+    mapped = Experiment("x", "a title", (), rows, {}, labels=tuple(rows), product=(ys, xs, endings))
+    (path,) = (path for path in write_plots(entries, mapped, tmp_path) if path.name.startswith("map"))
+    assert path.name == "map-fid-net.png"
+    iec, heun = drawn[path.name].axes
+    assert [axis.get_title() for axis in (iec, heun)] == ["IEC", "Heun"]
+    assert [tick.get_text() for tick in iec.get_xticklabels()] == ["T=10", "T=20"]  # nothing is known of T=30
+    assert [tick.get_text() for tick in iec.get_yticklabels()] == ["exact", r"rough \$"]
+    assert {(text.get_text(), text.get_position(), text.get_weight()) for text in iec.texts} == {
+        ("-8", (0, 0), "bold"),
+        ("+0.25", (1, 0), "normal"),
+    }
+    (gains,) = (image.get_array() for image in iec.get_images())
+    assert gains[0, 0] == 8 and gains[0, 1] == -0.25 and gains.mask[1].all()  # a lower FID is better
+    assert "bold: the 95 % interval" in drawn[path.name].get_suptitle()
+    assert not [p for p in write_plots(entries[:1], mapped, tmp_path) if p.name.startswith("map")]

@@ -145,6 +145,66 @@ def test_variants_and_figures(tmp_path):
             Experiment.read(path)
 
 
+PRODUCT = """
+title: rows, times, correctors
+reference: exact, T=2
+paired: [rmse, grain]
+common: [num_images=4, batch_size=4, metrics=none, device=cpu, trace_images=0]
+variants:
+  - ", T=2": [sampler.steps=2]
+    ", T=3": {of: [exact], overrides: [sampler.steps=3]}
+  - "": [iec=none]
+    ", Heun": [iec=heun]
+rows:
+  exact: []
+  cached: [efficiency=deepcache]
+"""
+
+
+def test_two_axes_of_variants_make_their_product(tmp_path, monkeypatch):
+    path = tmp_path / "product.yaml"
+    path.write_text(PRODUCT)
+    experiment = Experiment.read(path)
+    assert list(experiment.rows) == [
+        "exact, T=2",
+        "exact, T=2, Heun",
+        "exact, T=3",
+        "exact, T=3, Heun",
+        "cached, T=2",
+        "cached, T=2, Heun",
+    ]
+    assert experiment.rows["cached, T=2, Heun"][-3:] == ["efficiency=deepcache", "sampler.steps=2", "iec=heun"]
+    assert experiment.product == (("exact", "cached"), (", T=2", ", T=3"), ("", ", Heun"))
+    for old, new, problem in [
+        ("of: [exact]", "of: [exakt]", r"a variant is of \['exakt'\], which are not rows"),
+        ("of: [exact]", "only: [exact]", "is not an experiment file"),
+        ("[rmse, grain]", "[rmse, noise]", "paired: 'noise'; choose from psnr, rmse, grain"),
+        ('  - "": [iec=none]', '  - "": []\n  - "": [iec=none]', "variants has 3 axes; give one, or a list of two"),
+    ]:
+        path.write_text(PRODUCT.replace(old, new))
+        with pytest.raises(ConfigError, match=problem):
+            Experiment.read(path)
+    path.write_text(VARIED)
+    assert Experiment.read(path).product == () and Experiment.read(path).paired == ("psnr",)
+
+
+def test_a_table_shows_the_paired_scores_that_it_asks_for_and_maps_their_changes(tmp_path):
+    path = tmp_path / "product.yaml"
+    path.write_text(
+        PRODUCT.replace("common: [", "common: [model=ideal_fashion, ").replace("efficiency=deepcache", "efficiency=error_gain")
+    )
+    run(path, "--run")
+    (folder,) = (tmp_path / "out" / "tables").iterdir()
+    rows = {row["label"]: row for row in json.loads((folder / "table.json").read_text())}
+    assert rows["exact, T=3"]["scores"].keys() == {"RMSE to ref. (levels)", "grain on black (%)"}
+    plain, heun = rows["exact, T=3"], rows["exact, T=3, Heun"]
+    for name, change in heun["changes"].items():
+        assert change["value"] == pytest.approx(heun["scores"][name]["value"] - plain["scores"][name]["value"])
+        assert change["low"] <= change["value"] <= change["high"]
+    assert plain["changes"] == {} and len(heun["changes"]) == 2
+    assert {"map-rmse-to-ref-levels.png", "map-grain-on-black.png"} <= {file.name for file in folder.iterdir()}
+
+
 def test_bad_experiments_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="missing.yaml cannot be read"):
         Experiment.read(tmp_path / "missing.yaml")
