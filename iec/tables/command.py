@@ -8,7 +8,7 @@
     python -m iec.tables experiments/table1.yaml --redraw --out DIR # the plots again, from DIR/table1/table.json
 
 Written to OUTPUT/tables/NAME-HASH, or to DIR/NAME with --out DIR: table.md, table.csv, table.tex, table.json, grid.png, error.png,
-scores.png, cost.png, and map-SCORE.png of a file with two axes of variants; pictures that would have no content are left out.
+scores.png, cost.png, or of a file with two axes of variants map-SCORE.png; pictures that would have no content are left out.
 """
 
 import argparse

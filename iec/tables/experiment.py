@@ -127,8 +127,8 @@ class Experiment:
         for name in self.figures:
             if not re.fullmatch(r"[\w-]+", name, re.ASCII):
                 raise ConfigError(f"{path}: the figure {name!r} names a file; use letters, digits, _ and - only.")
-        if unknown := [name for name in self.paired if name not in PAIRED]:
-            raise ConfigError(f"{path}: paired: {unknown[0]!r}; choose from {', '.join(PAIRED)}.")
+        if unknown := set(self.paired) - PAIRED.keys():
+            raise ConfigError(f"{path}: paired: unknown scores {sorted(unknown)}; choose from {', '.join(PAIRED)}.")
         drawn = {label for labels in self.figures.values() for label in labels} | set(self.grid)
         if unknown := drawn - set(self.labels):
             raise ConfigError(f"{path}: its figures and grid name {sorted(unknown)}, which are not rows. Correct the labels.")

@@ -15,7 +15,7 @@ GRID_COLUMNS, GRID_ROWS = 12, 8
 
 
 def write_pictures(rows: list[Row], experiment: Experiment, folder: Path) -> list[Path]:
-    """grid.png, error.png (error-NAME.png for each of the experiment's figures), scores.png, cost.png, map-SCORE.png; those that
+    """grid.png, error.png (error-NAME.png for each of the experiment's figures), scores.png, cost.png, or map-SCORE.png; those that
     have content.
     """
     path = folder / "grid.png"
@@ -37,9 +37,11 @@ def grid_labels(rows: Sequence[Row], experiment: Experiment) -> list[str]:
 
 
 def write_plots(rows: Sequence[Measured], experiment: Experiment, folder: Path) -> list[Path]:
-    """The pictures without the samples."""
-    drawn = [draw(rows, experiment, folder) for draw in (_errors, _scores, _cost, _maps)]
-    return [path for paths in drawn for path in paths]
+    """The pictures without the samples; in a file with two axes of variants maps, for scores.png and cost.png of so many rows could
+    not be read.
+    """
+    draws = (_errors, _maps) if experiment.product else (_errors, _scores, _cost)
+    return [path for draw in draws for path in draw(rows, experiment, folder)]
 
 
 def _errors(rows: Sequence[Measured], experiment: Experiment, folder: Path) -> list[Path]:
@@ -89,11 +91,9 @@ def _cost(rows: Sequence[Measured], experiment: Experiment, folder: Path) -> lis
 
 
 def _maps(rows: Sequence[Measured], experiment: Experiment, folder: Path) -> list[Path]:
-    """Of an experiment with two axes of variants: for each score a panel for each variant of the second that changes it, the rows
-    of the file against the variants of the first.
+    """For each score a panel for each variant of the second axis that changes it, the rows of the file against the variants of the
+    first.
     """
-    if not experiment.product:
-        return []
     ys, xs, endings = experiment.product
     changes = {row.label: row.changes for row in rows}
     paths = []

@@ -29,8 +29,8 @@ def change_maps(
 ) -> None:
     """A panel for each correction, a cell for each pair of settings: the change of the score from the row without correction.
 
-    Blue: better; red: worse; the colours of all panels are the same. Bold: the 95 % interval excludes 0. Grey: no such row. panels
-    have one change at least.
+    Blue: better; red: worse; the colours of all panels are the same. Bold: the 95 % interval excludes 0; in brackets: it holds 0.
+    Grey: no such row. panels have one change at least.
     """
     size = 0.62 * len(xs) * len(panels) + 2.2, 0.27 * len(ys) + 1.1
     figure, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False)
@@ -49,10 +49,11 @@ def change_maps(
         axis.tick_params(length=0)
     axes[0, 0].set_yticks(range(len(ys)), [plain(y) for y in ys], fontsize=8)
     known = any(change.known for changes in panels.values() for change in changes.values())
-    save(figure, path, title, f"\nblue: better, red: worse{'; bold: the 95 % interval excludes 0' if known else ''}")
+    save(figure, path, title, f"\nblue: better, red: worse{'; in brackets: the 95 % interval holds 0' if known else ''}")
 
 
 def _number(axis: Axes, x: int, y: int, change: Interval, on_dark: bool) -> None:
-    text = f"{change.value:+.0f}" if abs(change.value) >= 10 else f"{change.value:+.2g}"
+    number = f"{change.value:+.0f}" if abs(change.value) >= 10 else f"{change.value:+.2g}"
+    text = f"({number})" if change.known and not change.sign else number
     colour = "white" if on_dark else "black" if change.sign else "0.35"
     axis.text(x, y, text, color=colour, weight="bold" if change.sign else "normal", ha="center", va="center", size=7)

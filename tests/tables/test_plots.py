@@ -245,9 +245,9 @@ def test_a_map_has_a_panel_for_each_correction_and_marks_what_is_certain(tmp_pat
     assert [tick.get_text() for tick in iec.get_yticklabels()] == ["exact", r"rough \$"]
     assert {(text.get_text(), text.get_position(), text.get_weight()) for text in iec.texts} == {
         ("-8", (0, 0), "bold"),
-        ("+0.25", (1, 0), "normal"),
+        ("(+0.25)", (1, 0), "normal"),
     }
     (gains,) = (image.get_array() for image in iec.get_images())
     assert gains[0, 0] == 8 and gains[0, 1] == -0.25 and gains.mask[1].all()  # a lower FID is better
-    assert "bold: the 95 % interval" in drawn[path.name].get_suptitle()
+    assert "in brackets: the 95 % interval" in drawn[path.name].get_suptitle()
     assert not [p for p in write_plots(entries[:1], mapped, tmp_path) if p.name.startswith("map")]

@@ -178,7 +178,7 @@ def test_two_axes_of_variants_make_their_product(tmp_path, monkeypatch):
     for old, new, problem in [
         ("of: [exact]", "of: [exakt]", r"a variant is of \['exakt'\], which are not rows"),
         ("of: [exact]", "only: [exact]", "is not an experiment file"),
-        ("[rmse, grain]", "[rmse, noise]", "paired: 'noise'; choose from psnr, rmse, grain"),
+        ("[rmse, grain]", "[rmse, noise]", r"unknown scores \['noise'\]; choose from psnr, rmse, grain"),
         ('  - "": [iec=none]', '  - "": []\n  - "": [iec=none]', "variants has 3 axes; give one, or a list of two"),
     ]:
         path.write_text(PRODUCT.replace(old, new))
