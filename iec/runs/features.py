@@ -32,7 +32,7 @@ def features_of(cell: Cell, store: Store, extractors: Mapping[str, Extractor]) -
     """
     digests = _digests(_images(cell, store))
     features: dict[str, Features] = {}
-    missing: dict[int, dict[str, tuple[str, Extractor]]] = {}
+    missing: dict[int, dict[str, tuple[str, Extractor]]] = {}  # by batch size; two protocols may have one extractor
     for name, extractor in extractors.items():
         stored = _read_features(store.folder, extractor, digests)
         if stored is None:
