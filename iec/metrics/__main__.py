@@ -10,27 +10,30 @@ import argparse
 import json
 import logging
 import math
-import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from iec.errors import ConfigError, MetricError
+import torch
+
+from iec.errors import ArtifactError, ConfigError, MetricError
 from iec.io.files import read_json, write_atomic
 from iec.io.paths import require_writable, user_path
 from iec.io.progress import reported
 from iec.io.runtime import entry_point, keep_freed_memory, resolve_device
-from iec.metrics.extractors.features import Extractor, Features, extract
-from iec.metrics.frechet import FewSamplesWarning
+from iec.metrics.evaluation import Evaluation
+from iec.metrics.extractors.features import Extractor, Features, extract_each
 from iec.metrics.images.encoded import open_folder
 from iec.metrics.images.npz import ImageArray
 from iec.metrics.images.sources import NpzSource, Source, Tally, first
 from iec.metrics.protocol import PROTOCOLS, Protocol, protocol
-from iec.metrics.record import Record
 from iec.metrics.references.catalog import ORIGINS, dataset_names
 from iec.metrics.references.imported import import_statistics
 from iec.metrics.references.reference import Reference, load_reference, reference_path
 from iec.metrics.scores import available, require_images
 from iec.runs.cell_images import CellSource
+
+log = logging.getLogger(__name__)
 
 
 def arguments(words: list[str] | None) -> argparse.Namespace:
@@ -45,6 +48,11 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
         "--reference", required=True, metavar="REF", help=f"{', '.join(dataset_names())}, a reference file, or an npz"
     )
     score.add_argument("--protocol", default="inception", choices=PROTOCOLS, help="default: %(default)s")
+    score.add_argument(
+        "--beside",
+        help="other protocols for the same images, p,q,... or none (default: efficientnet_lite0_deep beside efficientnet_lite0, "
+        "where REF is a data set that has it)",
+    )
     score.add_argument("--metrics", help="fid,is,... (default: the protocol's, as far as the reference has what they need)")
     score.add_argument("--num", type=int, help="the first N images only")
     score.add_argument("--origin", choices=ORIGINS, help="tool that wrote REF, where an npz does not show it")
@@ -93,6 +101,31 @@ def choose(requested: str | None, evaluation: Protocol, reference: Reference) ->
     return names
 
 
+def evaluations_of(args: argparse.Namespace, device: torch.device, resolution: int) -> list[Evaluation]:
+    """The protocol's, then those beside it; default ones only where their reference is there. Raises any `IECError` of theirs."""
+    main = protocol(args.protocol)
+    if args.beside is None:
+        beside = [name for name in main.beside if args.reference in dataset_names()]
+    else:
+        beside = [] if args.beside == "none" else args.beside.split(",")
+    if len({main.name, *beside}) <= len(beside):
+        raise ConfigError(f"--beside {args.beside} names a protocol twice, or {main.name} itself. Name each other one once.")
+    evaluations = []
+    for name in (main.name, *beside):
+        rules, requested = protocol(name), args.metrics if name == main.name else None
+        extractor = rules.extractor(device)
+        try:
+            reference = open_reference(args.reference, extractor, resolution, args.origin)
+        except ArtifactError as error:
+            if name == main.name or args.beside is not None:
+                raise
+            log.warning("note: no scores of %s. %s", name, error)
+            continue
+        names = choose(requested, rules, reference)
+        evaluations.append(Evaluation(rules, extractor, reference, names, list(names)))
+    return evaluations
+
+
 def number_of_images(source: Source, num: int | None) -> int:
     """The first ``num`` images, or all. Raises `MetricError` when there are fewer."""
     if len(source) < 2:
@@ -103,7 +136,9 @@ def number_of_images(source: Source, num: int | None) -> int:
     return count
 
 
-def features_of(source: Source, extractor: Extractor, count: int, skipped: list[str] | None) -> tuple[Features, Tally]:
+def features_of(
+    source: Source, extractors: Sequence[Extractor], count: int, skipped: list[str] | None
+) -> tuple[list[Features], Tally]:
     """Features of the first ``count`` images; of those that can be read if damaged ones may be ``skipped``."""
     tally = Tally()
     with reported("features") as report:
@@ -115,53 +150,56 @@ def features_of(source: Source, extractor: Extractor, count: int, skipped: list[
             done += images
             report(done, count)
 
-        return extract(tally.of(first(source.blocks(skipped=skipped), count)), extractor, progress), tally
+        return extract_each(tally.of(first(source.blocks(skipped=skipped), count)), extractors, progress), tally
 
 
 def score(args: argparse.Namespace) -> dict[str, Any]:
-    """The record of the scores as JSON values, with the source added. Everything that can be refused is, before the extractor
-    runs."""
-    evaluation, device = protocol(args.protocol), resolve_device(args.device)
+    """The record of the scores as JSON values, with the source, and the records of the protocols beside it, added. Everything that
+    can be refused is, before an extractor runs."""
+    device = resolve_device(args.device)
     if args.json is not None:
         require_writable(args.json, "--json OUT")
     if args.bootstrap < 0:
         raise ConfigError(f"--bootstrap {args.bootstrap} must not be negative.")
     source = open_images(args.images, args.recursive, args.skip_damaged)
-    extractor = evaluation.extractor(device)
-    reference = open_reference(args.reference, extractor, source.resolution, args.origin)
-    names = choose(args.metrics, evaluation, reference)
+    evaluations = evaluations_of(args, device, source.resolution)
     count = number_of_images(source, args.num)
-    require_images(names, count, reference, evaluation.rules)
+    for evaluation in evaluations:
+        require_images(evaluation.names, count, evaluation.reference, evaluation.protocol.rules)
     skipped: list[str] = []
-    features, tally = features_of(source, extractor, count, skipped if args.skip_damaged else None)
+    extractors = [evaluation.extractor for evaluation in evaluations]
+    features, tally = features_of(source, extractors, count, skipped if args.skip_damaged else None)
     if args.num is not None and tally.count != args.num:
         raise MetricError(f"Only {tally.count} of {args.num} images could be read; choose a smaller --num.")
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", FewSamplesWarning)
-        scores = evaluation.score(features, reference, names, bootstrap=args.bootstrap)
-    record = Record.of(evaluation.name, scores, 0, tally.sha256, reference, extractor, evaluation.rules, list(names)).as_dict()
     cell = read_json(args.images / "cell.json") if isinstance(source, CellSource) else {}
-    origin = {"label": source.label, "files": len(source), "skipped": skipped, "reference": reference.provenance["dataset"]}
-    notes = list(dict.fromkeys(str(warning.message) for warning in caught))
-    if args.metrics is None and (lacking := [name for name in evaluation.default if name not in names]):
+    records, notes = [], []
+    for evaluation, own in zip(evaluations, features, strict=True):
+        scores, said = evaluation.scores(own, args.bootstrap)
+        records.append(evaluation.record(scores, cell.get("seed"), tally.sha256).as_dict())
+        notes += said
+    main = evaluations[0]
+    origin = {"label": source.label, "files": len(source), "skipped": skipped, "reference": main.reference.provenance["dataset"]}
+    if args.metrics is None and (lacking := [name for name in main.protocol.default if name not in main.names]):
         notes.append(
             f"left out: {', '.join(lacking)}, for which {args.reference} is not enough as it is. A reference that "
             "`python -m iec.metrics.references` makes, from images or an npz that has some, gives them."
         )
-    return without_nan(record | {"seed": cell.get("seed"), "source": origin, "notes": notes})
+    return without_nan(records[0] | {"source": origin, "notes": notes, "beside": records[1:]})
 
 
 def without_nan(value: Any) -> Any:
     """None for NaN, which JSON does not have."""
     if isinstance(value, dict):
         return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_nan(item) for item in value]
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def table(record: dict[str, Any]) -> str:
     """Markdown: a line a score."""
     lines = [f"| {record['source']['label']} | value | 95 % interval | N |", "|---|---|---|---|"]
-    for entry in record["scores"].values():
+    for entry in (entry for own in (record, *record["beside"]) for entry in own["scores"].values()):
         interval = "" if entry["low"] is None else f"{entry['low']:.4g} .. {entry['high']:.4g}"
         lines.append(f"| {entry['label']} | {entry['value']:.6g} | {interval} | {entry['n']} |")
     return "\n".join(lines)

@@ -40,7 +40,7 @@ class Protocol:
     """What is done to images to get scores.
 
     label: as printed in ``FID (label)``. make: device -> extractor. default: the scores that are given unless others are asked for.
-    on_request: the others that it can give.
+    on_request: the others that it can give. beside: protocols whose scores stand beside its own unless told otherwise.
     """
 
     name: str
@@ -49,6 +49,7 @@ class Protocol:
     default: tuple[str, ...]
     on_request: tuple[str, ...] = ()
     rules: Rules = OWN_RULES
+    beside: tuple[str, ...] = ()
 
     @property
     def scores(self) -> tuple[str, ...]:
@@ -82,7 +83,14 @@ _ADM = ("fid", "sfid", "is", "precision", "recall")
 _ALL = {
     p.name: p
     for p in (
-        Protocol("efficientnet_lite0", EffNetLite0.label, EffNetLite0, NAMES, ("precision", "recall", "fid_inf")),
+        Protocol(
+            "efficientnet_lite0",
+            EffNetLite0.label,
+            EffNetLite0,
+            NAMES,
+            ("precision", "recall", "fid_inf"),
+            beside=("efficientnet_lite0_deep",),
+        ),
         Protocol(
             "efficientnet_lite0_deep",
             EffNetLite0Deep.label,

@@ -40,20 +40,23 @@ def _finished(result: Result) -> datetime:
 
 
 def _scores(result: Result) -> Provenance:
-    if (record := result.record) is None:
-        return [("scores", "none asked for")]
-    intervals = {f"{score.interval}, {score.resamples} resamples, seed {score.seed}" for score in result.scores}
-    pairs = [
-        ("score protocol", record.protocol),
-        ("scored", f"N = {record.n}, images {record.manifest_hash}"),
-        ("reference", record.reference_hash),
-        ("extractor", record.extractor_hash),
-        ("features", f"{record.resize}; {record.dtype}"),
-        ("intervals", "95 %: " + "; ".join(sorted(intervals))),
-        ("rules", _pairs(record.rules)),
-        ("scored with", _pairs(record.versions)),
-    ]
-    return pairs if record.clip is None else [*pairs, ("CLIP model", _pairs(record.clip))]
+    """Of each protocol."""
+    pairs: Provenance = []
+    for record in result.records:
+        intervals = {f"{score.interval}, {score.resamples} resamples, seed {score.seed}" for score in record.scores.values()}
+        pairs += [
+            ("score protocol", record.protocol),
+            ("scored", f"N = {record.n}, images {record.manifest_hash}"),
+            ("reference", record.reference_hash),
+            ("extractor", record.extractor_hash),
+            ("features", f"{record.resize}; {record.dtype}"),
+            ("intervals", "95 %: " + "; ".join(sorted(intervals))),
+            ("rules", _pairs(record.rules)),
+            ("scored with", _pairs(record.versions)),
+        ]
+        if record.clip is not None:
+            pairs.append(("CLIP model", _pairs(record.clip)))
+    return pairs or [("scores", "none asked for")]
 
 
 def _pairs(values: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ from iec.report.reading import to_html
 from iec.runs.runner import Result, finished_result
 from iec.runs.status import progress_of
 from iec.tables.experiment import Experiment
-from iec.tables.rows import Row, build_rows
+from iec.tables.rows import Row, build_rows, floor_lines
 from iec.tables.styles import bases
 from iec.tables.table import PUBLISHED, caption_of, table_of
 
@@ -54,8 +54,8 @@ class Line:
 
 @dataclass(frozen=True)
 class Section:
-    """An experiment. problem: why it could not be assembled. pairs: the sprites of a row and of the same row corrected; alone: of
-    the other rows.
+    """An experiment. problem: why it could not be assembled. floors: lines of what real images score. pairs: the sprites of a row
+    and of the same row corrected; alone: of the other rows.
     """
 
     name: str
@@ -66,6 +66,7 @@ class Section:
     reading: Markup = field(default_factory=Markup)
     header: list[str] = field(default_factory=list)
     lines: list[Line] = field(default_factory=list)
+    floors: list[list[str]] = field(default_factory=list)
     caption: str = ""
     pairs: list[tuple[Sprite, Sprite]] = field(default_factory=list)
     alone: list[Sprite] = field(default_factory=list)
@@ -138,11 +139,12 @@ def _with_rows(section: Section, experiment: Experiment, rows: list[Row], absent
         section,
         header=header,
         lines=lines,
+        floors=[[line.get(column, "") for column in header] for line in floor_lines(rows)],
         caption=caption_of(rows, experiment) if rows else f"Published: {experiment.source}." if experiment.source else "",
         pairs=[(sprites[base], sprites[label]) for label, base in pairs.items()],
         alone=[sprite for label, sprite in sprites.items() if label not in pairs and label not in pairs.values()],
         plots=plots_of(rows, experiment) if rows else [],
-        protocols=tuple(sorted({row.result.record.protocol for row in rows if row.result.record is not None})),
+        protocols=tuple(sorted({record.protocol for row in rows for record in row.result.records})),
     )
 
 

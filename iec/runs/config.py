@@ -94,13 +94,15 @@ class SamplerConfig:
 @dataclass
 class MetricsConfig:
     """scores: names, null for the protocol's default. clip: a folder or hub id of a CLIP model, for the CLIP score of a text model.
-    bootstrap: resamples behind each interval; 0 for no intervals.
+    bootstrap: resamples behind each interval; 0 for no intervals. beside: other protocols that the same images are scored by, null
+    for the default of `iec.metrics.protocol.Protocol.beside`, [] for none.
     """
 
     name: str = MISSING
     scores: list[str] | None = None
     clip: str | None = None
     bootstrap: int = 200
+    beside: list[str] | None = None
 
 
 @dataclass

@@ -1,8 +1,8 @@
-"""Features of a cell's images: extracted once, by one process or by many, and kept in CELL/features.npz."""
+"""Features of a cell's images: extracted once, by one process or by many, and kept in CELL/features/EXTRACTOR.npz."""
 
 import hashlib
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from iec.io.cores import intra_op_threads
 from iec.io.files import write_atomic
 from iec.io.progress import stage
 from iec.io.workers import Send, run_workers
-from iec.metrics.extractors.features import Extractor, Features, extract, regroup
+from iec.metrics.extractors.features import Arrays, Extractor, Features, by_each, extract_each, regroup
 from iec.metrics.protocol import protocol
 from iec.runs.cell import Cell
 from iec.runs.parallel import UNSPLIT
@@ -22,33 +22,46 @@ from iec.runs.store import Store
 from iec.runs.worker import PRELOAD
 
 FEATURES = ("pooled", "spatial", "logits")
-Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-def features_of(cell: Cell, store: Store, extractor: Extractor) -> Features:
-    """Of all images of the cell, in order; the kept ones, if they are of these images or of more that begin with these.
+def features_of(cell: Cell, store: Store, extractors: Mapping[str, Extractor]) -> dict[str, Features]:
+    """Of all images of the cell, in order, by the extractor of each protocol; the kept ones, if they are of these images or of more
+    that begin with these. The others in one pass over the images for all extractors with batches of one size.
 
     On a CPU by as many processes as are of use. Raises `MetricError` and `iec.io.workers.WorkerError`.
     """
-    path, digests = store.folder / "features.npz", _digests(_images(cell, store))
-    stored = _read_features(path, extractor.hash, digests)
-    if stored is not None:
-        return Features(**stored, resolution=cell.card.resolution, extractor=extractor.hash)
-    places = cell.split.places(-(-cell.num_images // extractor.batch), extractor.batch) if cell.device.type == "cpu" else ()
+    digests = _digests(_images(cell, store))
+    features: dict[str, Features] = {}
+    missing: dict[int, dict[str, tuple[str, Extractor]]] = {}  # by batch size; two protocols may have one extractor
+    for name, extractor in extractors.items():
+        stored = _read_features(store.folder, extractor, digests)
+        if stored is None:
+            missing.setdefault(extractor.batch, {})[extractor.hash] = name, extractor
+        else:
+            features[extractor.hash] = Features(**stored, resolution=cell.card.resolution, extractor=extractor.hash)
+    for group in missing.values():
+        for own, (_, extractor) in zip(_extracted(cell, store, dict(group.values())), group.values(), strict=True):
+            features[extractor.hash] = own
+            arrays: dict[str, Any] = {name: getattr(own, name) for name in FEATURES}
+            _write_features(store.folder, extractor, digests, arrays)
+    return {name: features[extractor.hash] for name, extractor in extractors.items()}
+
+
+def _extracted(cell: Cell, store: Store, extractors: Mapping[str, Extractor]) -> list[Features]:
+    """By each extractor; their batches have one size. extractors: by protocol."""
+    batch = next(iter(extractors.values())).batch
+    places = cell.split.places(-(-cell.num_images // batch), batch) if cell.device.type == "cpu" else ()
     with stage("features", cell.num_images) as advance:
 
         def count(images: int) -> None:
             for _ in range(images):
                 advance()
 
-        if len(places) > 1:
-            features = extract(_images(cell, store), _Extracted(extractor, _extract_in_processes(cell, len(places), count)))
-        else:
-            features = extract(_images(cell, store), extractor, count)
-    arrays: dict[str, Any] = {name: getattr(features, name) for name in FEATURES}
-    key = np.array(extractor.hash)
-    write_atomic(path, lambda file: np.savez(file, extractor=key, digests=digests, **arrays))
-    return features
+        if len(places) <= 1:
+            return extract_each(_images(cell, store), list(extractors.values()), count)
+        batches = _extract_in_processes(cell, tuple(extractors), len(places), count)
+        each = zip(extractors.values(), zip(*batches, strict=True), strict=True)
+        return extract_each(_images(cell, store), [_Extracted(extractor, own) for extractor, own in each])
 
 
 class _Extracted:
@@ -65,35 +78,38 @@ class _Extracted:
 
 @dataclass(frozen=True)
 class _Part:
-    """The extractor's batches index, index + count, index + 2 count, .. of the cell. config: plain values."""
+    """The extractors' batches index, index + count, index + 2 count, .. of the cell. config: plain values. protocols: of the
+    extractors.
+    """
 
     config: dict[str, Any]
+    protocols: tuple[str, ...]
     index: int
     count: int
 
 
-def _extract_in_processes(cell: Cell, count: int, advance: Callable[[int], None]) -> list[Arrays]:
-    """``advance`` is called with the images of each batch. Of all batches, in order."""
+def _extract_in_processes(cell: Cell, protocols: tuple[str, ...], count: int, advance: Callable[[int], None]) -> list[list[Arrays]]:
+    """Of all batches, in order, by each protocol's extractor. ``advance`` is called with the images of each batch."""
     config: Any = OmegaConf.to_container(OmegaConf.merge(cell.config, UNSPLIT, {"logger": {"name": "none"}}), resolve=True)
-    extracted: dict[int, Arrays] = {}
+    extracted: dict[int, list[Arrays]] = {}
 
-    def receive(message: tuple[int, Arrays]) -> None:
+    def receive(message: tuple[int, list[Arrays]]) -> None:
         k, extracted[k] = message
-        advance(len(extracted[k][0]))
+        advance(len(extracted[k][0][0]))
 
-    run_workers(_extract, {f"cpu, process {k}": _Part(config, k, count) for k in range(count)}, receive, preload=PRELOAD)
+    parts = {f"cpu, process {k}": _Part(config, protocols, k, count) for k in range(count)}
+    run_workers(_extract, parts, receive, preload=PRELOAD)
     return [extracted[k] for k in sorted(extracted)]
 
 
 def _extract(part: _Part, send: Send) -> None:
-    """In a process: sends (k, features) of each of its batches k."""
+    """In a process: sends (k, features by each extractor) of each of its batches k."""
     cell = Cell.from_config(OmegaConf.create(part.config))
-    assert cell.metrics is not None  # or nothing would be extracted
-    extractor = protocol(cell.metrics.protocol).extractor(cell.device)
+    extractors = [protocol(name).extractor(cell.device) for name in part.protocols]
     with intra_op_threads(cell.split.threads):
-        for k, batch in enumerate(regroup(_images(cell, Store.open(cell.folder, cell.identity)), extractor.batch)):
+        for k, batch in enumerate(regroup(_images(cell, Store.open(cell.folder, cell.identity)), extractors[0].batch)):
             if k % part.count == part.index:
-                send((k, extractor(batch)))
+                send((k, by_each(extractors, batch)))
 
 
 def _images(cell: Cell, store: Store) -> Iterator[np.ndarray]:
@@ -105,10 +121,21 @@ def _digests(blocks: Iterable[np.ndarray]) -> np.ndarray:
     return np.array([hashlib.sha256(image.tobytes()).hexdigest() for block in blocks for image in block])
 
 
-def _read_features(path: Path, extractor: str, digests: np.ndarray) -> dict[str, np.ndarray] | None:
-    """Of the images with these digests, if the file begins with them. None if it is missing, damaged, or of other images or another
-    extractor: the features are computed again then.
+def _write_features(folder: Path, extractor: Extractor, digests: np.ndarray, arrays: Mapping[str, Any]) -> None:
+    key = np.array(extractor.hash)
+    path = folder / "features" / f"{extractor.name}.npz"
+    write_atomic(path, lambda file: np.savez(file, extractor=key, digests=digests, **arrays))
+
+
+def _read_features(folder: Path, extractor: Extractor, digests: np.ndarray) -> dict[str, np.ndarray] | None:
+    """Of the images with these digests, if a file begins with them. None if it is missing, damaged, or of other images or another
+    extractor: the features are computed again then. Cells from before there were protocols beside have them in features.npz.
     """
+    paths = folder / "features" / f"{extractor.name}.npz", folder / "features.npz"
+    return next((found for path in paths if (found := _read(path, extractor.hash, digests)) is not None), None)
+
+
+def _read(path: Path, extractor: str, digests: np.ndarray) -> dict[str, np.ndarray] | None:
     n = len(digests)
     try:
         with np.load(path, allow_pickle=False) as file:

@@ -16,13 +16,24 @@ class Metrics:
     """The scores that a cell is asked for.
 
     protocol: a name of `iec.metrics.protocol.PROTOCOLS`. scores: names; None: the protocol's default ones. clip: a folder or hub id
-    of the CLIP model of a CLIP score; None: no such score. bootstrap: resamples behind each interval; 0: no intervals.
+    of the CLIP model of a CLIP score; None: no such score. bootstrap: resamples behind each interval; 0: no intervals. beside:
+    other protocols, whose default scores stand beside; None: those of `Protocol.beside`, where their reference is there.
     """
 
     protocol: str
     scores: tuple[str, ...] | None
     clip: str | None
     bootstrap: int
+    beside: tuple[str, ...] | None = None
+
+    @property
+    def protocols(self) -> tuple[str, ...]:
+        """All, the cell's own first."""
+        return (self.protocol, *(protocol(self.protocol).beside if self.beside is None else self.beside))
+
+    def requested(self, name: str) -> tuple[str, ...] | None:
+        """The scores asked for of one of `protocols`."""
+        return self.scores if name == self.protocol else None
 
     @classmethod
     def of(cls, config: DictConfig, card: Card, random_weights: bool) -> "Metrics | None":
@@ -45,4 +56,7 @@ class Metrics:
         scores = None if config.scores is None else tuple(str(score) for score in config.scores)
         if scores is not None:
             protocol(name).check(scores)
-        return cls(name, scores, config.clip, config.bootstrap)
+        beside = None if config.beside is None else tuple(protocol(other).name for other in config.beside)
+        if beside is not None and len({name, *beside}) <= len(beside):
+            raise ConfigError(f"metrics.beside={list(beside)} names a protocol twice, or {name} itself. Name each other one once.")
+        return cls(name, scores, config.clip, config.bootstrap, beside)

@@ -50,4 +50,5 @@ def show(result: Result) -> None:
     log.info("%s", result.cell.folder)
     log.info("  N = %d, network calls per image: %s; %.3f s per image", manifest.num_images, calls, manifest.seconds_per_image)
     for score in result.scores:
-        log.info("  %s = %.4f [%.4f, %.4f]", score.label, score.value, score.low, score.high)
+        floor = f"; as many real images: {result.floors[score.label]:.4g}" if score.label in result.floors else ""
+        log.info("  %s = %.4f [%.4f, %.4f]%s", score.label, score.value, score.low, score.high, floor)

@@ -17,6 +17,7 @@ from iec.io.locks import exclusive
 from iec.io.progress import stage_once_begun
 from iec.io.records import read_record
 from iec.metrics.record import Record
+from iec.metrics.references.floors import floor
 from iec.metrics.scores import Score
 from iec.runs.batches import micro_batches
 from iec.runs.cell import Cell
@@ -24,7 +25,7 @@ from iec.runs.failures import MORE_MEMORY, failure_recorded, forget_failure, mem
 from iec.runs.parallel import UNSPLIT, Batch
 from iec.runs.records import PREPARED, Manifest, PreparedRecord
 from iec.runs.sampling import missing_batches, sample_batches
-from iec.runs.scoring import Scorer, stored_record
+from iec.runs.scoring import Scorer, stored_records
 from iec.runs.store import Store
 from iec.runs.worker import sample_in_processes
 
@@ -34,12 +35,19 @@ ENVIRONMENT = "environment.json"
 
 @dataclass(frozen=True)
 class Result:
-    """A finished cell: its manifest (images, calls, seconds) and its scores (None with metrics=none)."""
+    """A finished cell: its manifest (images, calls, seconds) and the records of its scores: that of its protocol (none with
+    metrics=none), then those of the protocols beside it.
+    """
 
     cell: Cell
     store: Store
     manifest: Manifest
-    record: Record | None
+    records: tuple[Record, ...] = ()
+
+    @property
+    def record(self) -> Record | None:
+        """Of the cell's protocol."""
+        return self.records[0] if self.records else None
 
     @cached_property
     def cost(self) -> Cost | None:
@@ -49,8 +57,23 @@ class Result:
 
     @property
     def scores(self) -> tuple[Score, ...]:
-        """In the order of the record; none without one."""
-        return () if self.record is None else tuple(self.record.scores.values())
+        """Those of one name side by side, in the order of the first record that has it."""
+        scores = [score for record in self.records for score in record.scores.values()]
+        names = list(dict.fromkeys(score.name for score in scores))
+        return tuple(sorted(scores, key=lambda score: names.index(score.name)))
+
+    @property
+    def lacking(self) -> tuple[str, ...]:
+        """Protocols asked for beside the cell's that have no record."""
+        asked = () if self.cell.metrics is None else self.cell.metrics.protocols
+        return tuple(name for name in asked if name not in {record.protocol for record in self.records})
+
+    @property
+    def floors(self) -> dict[str, float]:
+        """Label of a score -> what as many real images score, where it is known."""
+        reference = self.cell.card.reference
+        known = {s.label: floor(reference, r.protocol, s.name, s.n) for r in self.records for s in r.scores.values()}
+        return {label: value for label, value in known.items() if value is not None}
 
     @property
     def environment(self) -> Environment | None:
@@ -117,15 +140,17 @@ def _finish(cell: Cell, store: Store, scorer: Scorer | None) -> Result:
     with exclusive(cell.folder / "scores.lock", f"scoring {cell.slug}"):
         manifest = store.write_manifest(cell.batches, cell.num_images)
         with memory_errors("scoring", MORE_MEMORY):
-            record = None if scorer is None else scorer.score(cell, store, manifest)
-        result = Result(cell, store, manifest, record)
+            records = () if scorer is None else scorer.score(cell, store, manifest)
+        result = Result(cell, store, manifest, records)
         save_png(cell.folder / "grid.png", grid(result.first_images(64), columns=8, scale=2))
     forget_failure(cell.folder)
     return result
 
 
 def finished_result(cell: Cell) -> Result | None:
-    """The cell if all that is asked of it is on disk, else None. Computes nothing, writes nothing."""
+    """The cell if its images and the scores of its protocol are on disk, with those of the protocols beside it that are, else None.
+    Computes nothing, writes nothing.
+    """
     if not (cell.folder / "cell.json").is_file():
         return None
     store = Store.open(cell.folder, cell.identity)
@@ -133,6 +158,6 @@ def finished_result(cell: Cell) -> Result | None:
         return None
     manifest = store.manifest(cell.batches, cell.num_images)
     if cell.metrics is None:
-        return Result(cell, store, manifest, None)
-    record = stored_record(cell, manifest)
-    return None if record is None else Result(cell, store, manifest, record)
+        return Result(cell, store, manifest)
+    records = stored_records(cell, manifest)
+    return Result(cell, store, manifest, records) if records else None

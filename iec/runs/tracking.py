@@ -7,7 +7,7 @@ line (iec.lambda), like a sweep's.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -23,7 +23,7 @@ def log_cell(result: Result, group: str | None = None) -> None:
     if cell.logger.name == "wandb":
         import wandb
 
-        figures = {"N": manifest.num_images, "seconds_per_image": manifest.seconds_per_image, **_scores(result.record)}
+        figures = {"N": manifest.num_images, "seconds_per_image": manifest.seconds_per_image, **_scores(result.records)}
         calls = {f"calls/{kind}": count for kind, count in manifest.calls_per_image.items()}
         run_id = cell.slug.rpartition("-")[2]
         with wandb_run(cell.logger, cell.paths.output, run_id, cell.slug, group, "cell", _flat(cell.config)) as run:
@@ -36,13 +36,10 @@ def score_key(protocol: str, name: str) -> str:
     return f"{protocol}/{name}"
 
 
-def _scores(record: Record | None) -> dict[str, float]:
+def _scores(records: Sequence[Record]) -> dict[str, float]:
     """Values, and the ends of the intervals where there are any."""
-    if record is None:
-        return {}
     values: dict[str, float] = {}
-    for name, score in record.scores.items():
-        key = score_key(record.protocol, name)
+    for key, score in ((score_key(record.protocol, name), s) for record in records for name, s in record.scores.items()):
         ends = {f"{key}_low": score.low, f"{key}_high": score.high}
         values |= {key: score.value, **{end: value for end, value in ends.items() if math.isfinite(value)}}
     return values

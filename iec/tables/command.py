@@ -122,6 +122,8 @@ def assemble(
             continue
         if result is None:
             log.info("missing: %s\n    %s", label, experiment.command(label))
+        elif lacking := result.lacking:
+            log.info("%s has no scores of %s: --run computes them, or says what they lack", label, ", ".join(lacking))
     if results:
         others = {label: cell for label, cell in cells.items() if label not in results}
         folder = _show(experiment, cells, results, _states(others, missing), out)

@@ -69,8 +69,9 @@ def _scores(rows: Sequence[Measured], experiment: Experiment, folder: Path) -> l
     if not names:
         return []
     panels = {name: {row.label: row.scores[name] for row in rows} for name in names}
+    floors = {name: sorted({row.floors[name] for row in rows if name in row.floors}) for name in names}
     title = f"{experiment.title}, N = {rows[0].images}"
-    plots.scores_with_intervals(folder / "scores.png", panels, bases(experiment.rows), styles(experiment.rows), title)
+    plots.scores_with_intervals(folder / "scores.png", panels, floors, bases(experiment.rows), styles(experiment.rows), title)
     return [folder / "scores.png"]
 
 

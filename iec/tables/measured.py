@@ -43,7 +43,7 @@ class Curve:
 class Measured:
     """scores: finite ones. changes: of the scores from those of the row without correction. higher_is_better: of each score. cost:
     of one image. distance: relative to the reference trajectory; difference: of the distance to that of the row without correction,
-    image by image; ``traced``: the images of both.
+    image by image; ``traced``: the images of both. floors: of scores, what as many real images score, where it is known.
     """
 
     label: str
@@ -55,25 +55,28 @@ class Measured:
     difference: Curve | None
     traced: int
     changes: dict[str, Interval] = field(default_factory=dict)
+    floors: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, entry: Mapping[str, Any]) -> "Measured":
-        """An entry of table.json."""
-        kinds = (entry["record"] or {"scores": {}})["scores"]
-        labels = {name: kind["label"] for name, kind in kinds.items()}
+        """An entry of table.json. Older ones have no protocols beside and no floors."""
+        records = [record for record in (entry["record"], *entry.get("beside", ())) if record is not None]
+        kinds = [(name, kind) for record in records for name, kind in record["scores"].items()]
+        names = {kind["label"]: name for name, kind in kinds}
         mean, interval, difference = (
             entry[key] for key in ("relative_distance_mean", "relative_distance_interval", "paired_difference")
         )
         return cls(
             label=entry["label"],
             images=entry["manifest"]["num_images"],
-            scores=_ordered({name: Interval(**score) for name, score in entry["scores"].items()}, labels),
-            higher_is_better={kind["label"]: kind["higher_is_better"] for kind in kinds.values()} | paired_directions(),
+            scores=_ordered({name: Interval(**score) for name, score in entry["scores"].items()}, names),
+            higher_is_better={kind["label"]: kind["higher_is_better"] for _, kind in kinds} | paired_directions(),
             cost=None if entry["cost"] is None else CallCost(**entry["cost"]),
             distance=None if mean is None else Curve(np.array(mean), *map(np.array, interval or ())),
             difference=None if difference is None else Curve.from_json(difference),
             traced=entry["trace_images"],
             changes={name: Interval(**change) for name, change in entry.get("changes", {}).items()},
+            floors=entry.get("floors", {}),
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -86,6 +89,7 @@ class Measured:
             "relative_distance_interval": None if self.distance is None else self.distance.interval,
             "paired_difference": None if self.difference is None else self.difference.as_json(),
             "trace_images": self.traced,
+            "floors": self.floors,
         }
 
 
@@ -93,10 +97,17 @@ def _ends(values: Mapping[str, Interval]) -> dict[str, dict[str, float]]:
     return {name: dict(zip(("value", "low", "high"), value, strict=True)) for name, value in values.items()}
 
 
-def _ordered(scores: dict[str, Interval], labels: Mapping[str, str]) -> dict[str, Interval]:
-    """In the order of `METRICS`, others last: files keep their keys in alphabetical order. labels: of the scores by name."""
-    ranks = {labels[name]: rank for rank, name in enumerate(METRICS) if name in labels}
-    return dict(sorted(scores.items(), key=lambda item: ranks.get(item[0], len(METRICS))))
+def _ordered(scores: dict[str, Interval], names: Mapping[str, str]) -> dict[str, Interval]:
+    """In the order of `METRICS`, those of one name side by side, others last: files keep their keys in alphabetical order. names:
+    of the scores by label, the protocol's before those of the protocols beside it.
+    """
+    ranks, places = list(METRICS), list(names)
+
+    def key(label: str) -> tuple[int, int]:
+        name = names.get(label, "")
+        return (ranks.index(name), places.index(label)) if name in ranks else (len(ranks), 0)
+
+    return dict(sorted(scores.items(), key=lambda item: key(item[0])))
 
 
 def measured(rows: Sequence[Row], bases: Mapping[str, str]) -> list[Measured]:
@@ -109,13 +120,14 @@ def measured(rows: Sequence[Row], bases: Mapping[str, str]) -> list[Measured]:
         Measured(
             label=row.label,
             images=row.result.manifest.num_images,
-            scores=_ordered(finite[row.label], {score.name: score.label for score in row.result.scores}),
+            scores=_ordered(finite[row.label], {score.label: score.name for score in row.result.scores}),
             higher_is_better=row.higher_is_better,
             cost=row.image_cost,
             distance=None if row.errors is None else Curve.of(row.errors),
             difference=Curve.of(differences[row.label]) if row.label in differences else None,
             traced=0 if row.errors is None else len(row.errors),
             changes=changes_of(row, by_label[bases[row.label]]) if bases.get(row.label) in by_label else {},
+            floors=row.result.floors,
         )
         for row in rows
     ]

@@ -3,7 +3,7 @@
 Labels and titles are anybody's text: `plain` keeps matplotlib from reading formulas in them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,9 +83,16 @@ def error_against_step(
 
 
 def scores_with_intervals(
-    path: Path, panels: Mapping[str, Mapping[str, Interval]], bases: Mapping[str, str], styles: Mapping[str, Style], title: str
+    path: Path,
+    panels: Mapping[str, Mapping[str, Interval]],
+    floors: Mapping[str, Sequence[float]],
+    bases: Mapping[str, str],
+    styles: Mapping[str, Style],
+    title: str,
 ) -> None:
-    """A panel for each metric, a dot with its 95 % interval for each row, and a line to it from the row that it corrects."""
+    """A panel for each metric, a dot with its 95 % interval for each row, and a line to it from the row that it corrects. Dotted:
+    the ``floors`` of the metric, what as many real images score.
+    """
     labels = list(next(iter(panels.values())))
     size = 2.9 * len(panels) + 1.5, 0.3 * len(labels) + 1.3
     figure, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False)
@@ -96,13 +103,16 @@ def scores_with_intervals(
                 axis.plot([base.value, score.value], [y, y], color=style.colour, linewidth=1, alpha=0.5)
                 axis.plot([base.value], [y], "|", color=style.colour, ms=8)
             _mark(axis, score.value, y, style, xerr=_ends(score))
+        for value in floors[name]:
+            axis.axvline(value, color="black", linewidth=1, linestyle=":")
         axis.set_title(plain(name), fontsize=9)
         axis.grid(alpha=0.3)
         axis.xaxis.set_major_locator(MaxNLocator(5))
     axes[0, 0].set_yticks(range(len(labels)), [plain(label) for label in labels], fontsize=8)
     axes[0, 0].set_ylim(len(labels) - 0.5, -0.5)  # the first row on top
-    note = "\na line begins at the value without correction" if bases.keys() & set(labels) else ""
-    save(figure, path, title, note)
+    notes = ["a line begins at the value without correction"] if bases.keys() & set(labels) else []
+    notes += ["dotted: as many real images"] if any(floors.values()) else []
+    save(figure, path, title, f"\n{'; '.join(notes)}" if notes else "")
 
 
 def quality_against_cost(

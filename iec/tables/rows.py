@@ -9,6 +9,7 @@ from iec.efficiency.cost import CallCost, Cost
 from iec.errors import MetricError
 from iec.metrics import paired as pairs
 from iec.metrics.interval import Interval
+from iec.metrics.references.floors import real_images
 from iec.runs.runner import Result
 
 PSNR = pairs.PSNR.label
@@ -59,6 +60,17 @@ def paired_directions() -> dict[str, bool]:
     return {metric.label: metric.higher_is_better for metric in pairs.PAIRED.values()}
 
 
+def floor_lines(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """A line for each data set and N among the rows, column -> formatted value: what as many real images score."""
+    lines: dict[tuple[str, int], dict[str, str]] = {}
+    for row in rows:
+        reference, n = row.result.cell.card.reference, row.result.manifest.num_images
+        if floors := row.result.floors:
+            line = lines.setdefault((reference, n), {"": f"real images ({real_images(reference)})", "N": str(n)})
+            line |= {name: _digits(value) for name, value in floors.items()}
+    return list(lines.values())
+
+
 def _digits(value: float) -> str:
     return np.format_float_positional(value, precision=4, unique=False, fractional=False, trim="k").rstrip(".")
 
@@ -83,15 +95,15 @@ def _require_one_reference(results: dict[str, Result]) -> None:
     """Raises `MetricError` where rows of one data set were scored against different references or extractors."""
     seen: dict[tuple[str, str], tuple[str, tuple[str, str]]] = {}
     for label, result in results.items():
-        if (record := result.record) is None:
-            continue
-        key = result.cell.card.reference, record.protocol
-        scored_with = record.reference_hash, record.extractor_hash
-        other, first = seen.setdefault(key, (label, scored_with))
-        if first != scored_with:
-            raise MetricError(
-                f"'{label}' and '{other}' were scored against different references or extractors. Run the table again with --run."
-            )
+        for record in result.records:
+            key = result.cell.card.reference, record.protocol
+            scored_with = record.reference_hash, record.extractor_hash
+            other, first = seen.setdefault(key, (label, scored_with))
+            if first != scored_with:
+                raise MetricError(
+                    f"'{label}' and '{other}' were scored against different references or extractors. Run the table again with "
+                    "--run."
+                )
 
 
 def build_rows(results: dict[str, Result], references: Sequence[str], paired: Sequence[str] = (pairs.PSNR.name,)) -> list[Row]:

@@ -8,7 +8,7 @@ from iec.io.files import write_atomic, write_json
 from iec.tables.experiment import EVIDENCE, Experiment
 from iec.tables.formats import comma_separated, latex, markdown, markdown_code, markdown_text
 from iec.tables.measured import Measured, measured
-from iec.tables.rows import Row
+from iec.tables.rows import Row, floor_lines
 from iec.tables.styles import bases
 
 PUBLISHED = ", published"
@@ -18,11 +18,12 @@ PUBLISHED = ", published"
 def write_table(
     rows: list[Row], experiment: Experiment, folder: Path, absent: Mapping[str, str] | None = None
 ) -> tuple[list[str], list[list[str]]]:
-    """table.md, table.csv, table.tex and table.json; returns the header and the body.
+    """table.md, table.csv, table.tex and table.json; returns the header and the body, with `floor_lines` at its end.
 
     Rows that are not computed are listed if a value is published for them. absent: label -> why it is not there, for the caption.
     """
     header, body = table_of(rows, experiment)
+    body += [[line.get(column, "") for column in header] for line in floor_lines(rows)]
     caption = "\n\n".join([markdown_text(caption_of(rows, experiment)), *_absent(experiment, absent or {})])
     contents = {
         "table.md": markdown(header, body, experiment.title, caption),
@@ -62,7 +63,8 @@ def _entry(row: Row, drawn: Measured) -> dict[str, Any]:
     result = row.result
     manifest = {key: value for key, value in result.manifest.as_dict().items() if key != "shards"}
     fixed = {"label": row.label, "cell": result.cell.slug, "identity": result.cell.identity, "manifest": manifest}
-    return {**fixed, "record": result.record and result.record.as_dict(), **drawn.as_json()}
+    records = [record.as_dict() for record in result.records]
+    return {**fixed, "record": records[0] if records else None, "beside": records[1:], **drawn.as_json()}
 
 
 def _absent(experiment: Experiment, absent: Mapping[str, str]) -> list[str]:
@@ -88,6 +90,8 @@ def caption_of(rows: list[Row], experiment: Experiment) -> str:
         f"per image; {paired}sim. = simulated quantization, whose time says "
         f"nothing about real integer kernels. {'; '.join(machines)}; {hours:.1f} h of sampling."
     )
+    if floors := floor_lines(rows):
+        text += f" {' and '.join(dict.fromkeys(line[''] for line in floors))}: mean scores of as many, the bias of N images alone."
     kinds = {value.evidence for values in experiment.published.values() for value in values.values()}
     legend = "; ".join(f"{'?' if kind == 'unknown' else kind[0]}: {EVIDENCE[kind]}" for kind in EVIDENCE if kind in kinds)
     return f"{text} Published: {experiment.source} ({legend})." if kinds else text

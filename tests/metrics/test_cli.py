@@ -16,7 +16,7 @@ from iec.metrics.scores import score as score_images
 from tests.metrics.test_sources import write_cell, write_folder
 
 SCRIPT = Path(__file__).parents[2] / "scripts/prepare_reference.py"
-SCORE = ("--reference", "cifar10_train", "--protocol", "efficientnet_lite0")
+SCORE = ("--reference", "cifar10_train", "--protocol", "efficientnet_lite0", "--beside", "none")
 
 pytestmark = pytest.mark.filterwarnings("ignore::iec.metrics.frechet.FewSamplesWarning")
 
@@ -49,6 +49,21 @@ def test_the_command_scores_any_kind_of_images_alike(tmp_path, real_images, refe
     assert other["seed"] == 3  # a cell knows it
 
 
+def test_the_head_stands_beside_by_default_and_its_scores_are_its_own(tmp_path, real_images, capsys, monkeypatch):
+    images, words = write_folder(tmp_path / "pngs", real_images[:6]), SCORE[:4]
+    record = score(images, *words)
+    (beside,) = record["beside"]
+    assert list(beside["scores"]) == ["fid"] and beside["protocol"] == "efficientnet_lite0_deep"
+    own = score(images, *words[:2], "--protocol", "efficientnet_lite0_deep")
+    assert beside["scores"] == own["scores"] and own["beside"] == []
+    assert "| FID (EffNet-Lite0 head) | " in cli.table(record)
+    assert score(images, *SCORE)["scores"] == record["scores"]
+    monkeypatch.setattr(cli, "extract_each", lambda *_: pytest.fail("work was done"))
+    for names, message in [("vibes", "Unknown metrics 'vibes'"), (words[3], "twice, or efficientnet_lite0 itself")]:
+        with pytest.raises(ConfigError, match=message):
+            score(images, *words, "--beside", names)
+
+
 def test_the_first_images_and_damaged_ones(tmp_path, real_images, extractor):
     folder = write_folder(tmp_path / "pngs", real_images[:12])
     (folder / "0003.png").write_bytes(b"")
@@ -78,7 +93,7 @@ def test_the_first_images_and_damaged_ones(tmp_path, real_images, extractor):
     ],
 )
 def test_refusals_come_before_the_work(tmp_path, real_images, monkeypatch, words, message):
-    monkeypatch.setattr(cli, "extract", lambda *_: pytest.fail("work was done"))
+    monkeypatch.setattr(cli, "extract_each", lambda *_: pytest.fail("work was done"))
     monkeypatch.setenv("IEC_REFERENCES", str(tmp_path))
     with pytest.raises(IECError, match=message):
         score(write_folder(tmp_path / "pngs", real_images[:4]), *SCORE, *words)

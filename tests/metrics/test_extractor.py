@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from iec.errors import MetricError, WeightsError
 from iec.metrics.extractors import efficientnet as module
 from iec.metrics.extractors.efficientnet import EffNetLite0, EffNetLite0Deep, load_network, preprocess, stage_outputs, timm_name
-from iec.metrics.extractors.features import extract
+from iec.metrics.extractors.features import by_each, extract
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +74,18 @@ def test_the_deep_extractor_pools_what_the_classifier_sees(extractor, real_image
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
     for ours, theirs in zip((spatial, logits), extractor(real_images[:2])[1:], strict=True):
         assert np.array_equal(ours, theirs)
+
+
+def test_both_extractors_in_one_pass_of_the_network(extractor, real_images, monkeypatch):
+    monkeypatch.setattr(module, "load_network", lambda weights: extractor.network)
+    both = [extractor, EffNetLite0Deep()]
+    alone = [one(real_images[:3]) for one in both]
+    passes = []
+    monkeypatch.setattr(module, "stage_outputs", lambda *arguments: passes.append(1) or stage_outputs(*arguments))
+    together = by_each(both, real_images[:3])
+    assert len(passes) == 1
+    for ours, theirs in zip(together, alone, strict=True):
+        assert all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
 def test_missing_or_damaged_weights_name_the_pip_command(tmp_path, monkeypatch):

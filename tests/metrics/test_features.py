@@ -3,7 +3,7 @@ import pytest
 
 from iec.errors import MetricError
 from iec.io.files import canonical_hash
-from iec.metrics.extractors.features import extract
+from iec.metrics.extractors.features import extract, extract_each
 
 
 def test_batches_are_fixed_however_the_images_arrive(tiny, random_images):
@@ -23,6 +23,16 @@ def test_grey_images_have_the_features_of_their_rgb_copies(tiny, random_images):
     a, b = extract(grey, tiny()), extract(grey.repeat(3, axis=3), tiny())
     for name in ("pooled", "spatial", "logits"):
         np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
+
+
+def test_extractors_of_different_batches_share_no_pass(tiny, random_images):
+    other = tiny(2)
+    other.batch = 9
+    with pytest.raises(MetricError, match=r"batches of \[7, 9\] cannot share a pass"):
+        extract_each(random_images, [tiny(), other])
+    other.batch = 7
+    one, two = extract_each(random_images, [tiny(), other])
+    assert (one.extractor, two.extractor) == (tiny().hash, other.hash) and np.array_equal(one.pooled, two.pooled)
 
 
 def test_canonical_hash_is_of_content_not_order():

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 import iec.runs.features
+import iec.runs.metrics
 from iec.errors import ArtifactError, ConfigError, MetricError
-from iec.metrics.extractors.features import extract
+from iec.metrics.extractors.features import extract, extract_each
 from iec.metrics.frechet import GaussianStatistics
 from iec.metrics.metric import Rules
 from iec.metrics.protocol import Protocol
@@ -23,7 +24,7 @@ from iec.runs import scoring as module
 from iec.runs.metrics import Metrics
 from iec.runs.parallel import Split
 from iec.runs.records import Manifest
-from iec.runs.scoring import Scorer, stored_record
+from iec.runs.scoring import Scorer, stored_record, stored_records
 
 pytestmark = pytest.mark.filterwarnings("ignore::iec.metrics.frechet.FewSamplesWarning")
 
@@ -41,7 +42,7 @@ class Folder:
 
 @pytest.fixture
 def setting(tiny, random_images, tmp_path, monkeypatch):
-    """(make a cell, reference, images); the toy protocol is 'toy'."""
+    """(make a cell, reference, images); the toy protocol is 'toy', and nothing stands beside it."""
     extractor = tiny()
     real = extract(random_images, extractor)
     statistics = GaussianStatistics.of(real.pooled), GaussianStatistics.of(real.spatial)
@@ -50,13 +51,14 @@ def setting(tiny, random_images, tmp_path, monkeypatch):
     toy = Protocol(
         "toy", "Toy", lambda device: tiny(), ("fid", "is", "precision"), ("kid", "sfid", "fid_inf"), Rules("adm", linear=True)
     )
-    monkeypatch.setattr(module, "protocol", lambda name: toy)
+    for user in (module, iec.runs.metrics):
+        monkeypatch.setattr(user, "protocol", lambda name: toy)
     monkeypatch.setattr(module, "reference_path", lambda dataset, extractor: tmp_path / "toy.safetensors")
     reference.save(tmp_path / "toy.safetensors")
 
-    def cell(bootstrap=10, scores=None, name="cell", clip=None):
+    def cell(bootstrap=10, scores=None, name="cell", clip=None, beside=None, protocol="toy"):
         return SimpleNamespace(
-            metrics=Metrics("toy", scores, clip, bootstrap),
+            metrics=Metrics(protocol, scores, clip, bootstrap, beside),
             device=torch.device("cpu"),
             split=Split(("cpu",), processes=1, threads=1),
             card=SimpleNamespace(reference="toy", resolution=8, components={"unet": None}),
@@ -76,10 +78,10 @@ def extractions(monkeypatch):
     found = []
 
     def counted(*arguments):
-        found.append(extract(*arguments))
+        found.append(extract_each(*arguments))
         return found[-1]
 
-    monkeypatch.setattr(iec.runs.features, "extract", counted)
+    monkeypatch.setattr(iec.runs.features, "extract_each", counted)
     return found
 
 
@@ -88,6 +90,15 @@ def manifest(hash, num_images=40):
 
 
 MANIFEST = manifest("abc")
+
+
+def score(cell, store, about=MANIFEST):
+    """The record of the cell's protocol."""
+    return Scorer.open(cell).score(cell, store, about)[0]
+
+
+def stored(cell, about=MANIFEST):
+    return stored_record(cell, about, "toy")
 
 
 def test_the_clip_score_pairs_image_n_with_prompt_n(setting, monkeypatch):
@@ -107,21 +118,21 @@ def test_the_clip_score_pairs_image_n_with_prompt_n(setting, monkeypatch):
     cell = make(clip="toy")
     cell.folder.mkdir()
     store = Folder(cell.folder, images, 7)
-    record = Scorer.open(cell).score(cell, store, MANIFEST)
+    record = score(cell, store)
     ((scored, captions),) = asked
     assert np.array_equal(scored, images) and captions == [prompts_of().of(n) for n in range(40)]
     assert record.scores["clip"].value == 19.5 and record.clip == Counting.identity
-    assert Scorer.open(cell).score(cell, store, MANIFEST) == record and len(asked) == 1  # from disk
+    assert score(cell, store) == record and len(asked) == 1  # from disk
     Counting.identity = {"network": "toy", "weights_sha256": "2"}
-    assert Scorer.open(cell).score(cell, store, MANIFEST).clip == Counting.identity and len(asked) == 2
-    assert stored_record(make(), MANIFEST) is None
+    assert score(cell, store).clip == Counting.identity and len(asked) == 2
+    assert stored(make()) is None
 
 
 def test_a_record_holds_all_that_the_scores_depend_on(setting, tmp_path):
     make, reference, images = setting
     cell = make()
     cell.folder.mkdir()
-    record = Scorer.open(cell).score(cell, Folder(cell.folder, images, 7), MANIFEST)
+    record = score(cell, Folder(cell.folder, images, 7))
     assert list(record.scores) == ["fid", "is", "precision"] and record.scores["fid"].interval == "linear"
     assert [score.label for score in record.scores.values()] == ["FID (Toy)", "IS (Toy)", "precision (Toy)"]
     assert (record.protocol, record.n, record.seed, record.manifest_hash) == ("toy", 40, 3, "abc")
@@ -139,7 +150,7 @@ def test_the_same_digits_whatever_the_shards(setting):
     for shard in (1, 7, 16, 40):
         cell = make(name=f"cell{shard}")
         cell.folder.mkdir()
-        records.append(Scorer.open(cell).score(cell, Folder(cell.folder, images, shard), MANIFEST))
+        records.append(score(cell, Folder(cell.folder, images, shard)))
     assert all(record.scores == records[0].scores for record in records)
 
 
@@ -148,17 +159,17 @@ def test_features_are_kept_and_the_record_is_about_what_is_asked(setting, extrac
     cell = make()
     cell.folder.mkdir()
     store = Folder(cell.folder, images, 7)
-    first = Scorer.open(cell).score(cell, store, MANIFEST)
-    assert stored_record(cell, MANIFEST) == first == Scorer.open(cell).score(cell, store, MANIFEST)
+    first = score(cell, store)
+    assert stored(cell) == first == score(cell, store)
     for other in (make(bootstrap=11), make(scores=("fid",)), make(scores=("fid", "is", "precision"))):
-        assert stored_record(other, MANIFEST) is None
-    assert stored_record(cell, manifest("other")) is None
+        assert stored(other) is None
+    assert stored(cell, manifest("other")) is None
     asked = make(scores=("kid", "sfid"))
-    record = Scorer.open(asked).score(asked, store, MANIFEST)
-    assert list(record.scores) == ["kid", "sfid"] and stored_record(asked, MANIFEST) == record
+    record = score(asked, store)
+    assert list(record.scores) == ["kid", "sfid"] and stored(asked) == record
     assert len(extractions) == 1
     store.images = images[::-1]
-    Scorer.open(cell).score(cell, store, manifest("other"))
+    score(cell, store, manifest("other"))
     assert len(extractions) == 2
 
 
@@ -169,14 +180,14 @@ def test_tables_that_want_different_numbers_of_images_do_not_undo_each_other(set
     fewer.num_images = 24
     cell.folder.mkdir()
     store, half = Folder(cell.folder, images, 7), manifest("half", 24)
-    whole = Scorer.open(cell).score(cell, store, MANIFEST)
-    part = Scorer.open(fewer).score(fewer, store, half)
+    whole = score(cell, store)
+    part = score(fewer, store, half)
     assert len(extractions) == 1 and part.n == 24 and part.scores != whole.scores
-    assert stored_record(cell, MANIFEST) == whole and stored_record(fewer, half) == part
-    assert stored_record(fewer, manifest("other", 24)) is None
-    (cell.folder / "features.npz").unlink()
-    Scorer.open(fewer).score(fewer, store, manifest("half, anew", 24))
-    assert Scorer.open(cell).score(cell, store, manifest("abc, anew")).scores == whole.scores
+    assert stored(cell) == whole and stored(fewer, half) == part
+    assert stored(fewer, manifest("other", 24)) is None
+    (cell.folder / "features" / "tiny.npz").unlink()
+    score(fewer, store, manifest("half, anew", 24))
+    assert score(cell, store, manifest("abc, anew")).scores == whole.scores
     assert len(extractions) == 3
 
 
@@ -184,14 +195,14 @@ def test_damaged_features_are_computed_again(setting, extractions):
     make, _, images = setting
     cell = make()
     cell.folder.mkdir()
-    store, kept = Folder(cell.folder, images, 7), cell.folder / "features.npz"
-    first = Scorer.open(cell).score(cell, store, MANIFEST)
+    store, kept = Folder(cell.folder, images, 7), cell.folder / "features" / "tiny.npz"
+    first = score(cell, store)
     whole = kept.read_bytes()
     for damaged in (whole[:-100], whole[:200], b"", b"x" * 300):
         kept.write_bytes(damaged)
         for record in cell.folder.rglob("*.json"):
             record.unlink()
-        assert Scorer.open(cell).score(cell, store, MANIFEST).scores == first.scores
+        assert score(cell, store).scores == first.scores
     assert len(extractions) == 5 and kept.read_bytes() == whole
 
 
@@ -209,7 +220,7 @@ def test_refusals_come_before_any_image(setting, tmp_path, caplog):
         Scorer.open(few)
     dataclasses.replace(reference, kid=None).save(tmp_path / "toy.safetensors")
     caplog.set_level(logging.WARNING)
-    assert Scorer.open(make()).names == ("fid", "is") and "no parts for precision" in caplog.text
+    assert Scorer.open(make()).evaluations[0].names == ("fid", "is") and "no parts for precision" in caplog.text
     cell = make()
     cell.card.components = {"text_encoder": None}
     caplog.clear()
@@ -227,7 +238,7 @@ def test_another_number_of_images_than_asked_for(setting, held, listed):
     cell.folder.mkdir()
     store = Folder(cell.folder, images[:held], 7)
     with pytest.raises(MetricError, match=f"{held} images were scored, 40 were asked for and {listed} are listed"):
-        Scorer.open(cell).score(cell, store, manifest("abc", listed))
+        score(cell, store, manifest("abc", listed))
     assert not (cell.folder / "scores.json").exists()
 
 
@@ -242,13 +253,127 @@ def test_records_from_before_the_protocols_are_read(setting, tmp_path):
     make, _, images = setting
     cell = make()
     cell.folder.mkdir()
-    Scorer.open(cell).score(cell, Folder(cell.folder, images, 7), MANIFEST)
+    score(cell, Folder(cell.folder, images, 7))
     values = json.loads((cell.folder / "scores.json").read_text())
     for name in ("rules", "requested"):
         del values[name]
-    for score in values["scores"].values():
-        del score["interval"]
+    for value in values["scores"].values():
+        del value["interval"]
     (cell.folder / "scores.json").write_text(json.dumps(values))
-    (cell.folder / "scores" / "40.json").unlink()
-    record = stored_record(cell, MANIFEST)
+    (cell.folder / "scores" / "toy" / "40.json").unlink()
+    record = stored(cell)
     assert record.requested is None and record.rules["chunks"] == "shuffled"
+
+
+@pytest.fixture
+def two(setting, tiny, tmp_path, monkeypatch):
+    """(make a cell, a store, batches that the network saw): 'deep' stands beside 'toy', and both look at one network."""
+    make, reference, images = setting
+    seen = []
+
+    class Shallow(tiny):
+        source = "one network"
+
+        def outputs(self, images):
+            seen.append(len(images))
+            return tiny.__call__(self, images)
+
+        def view(self, outputs):
+            return outputs
+
+        def __call__(self, images):
+            return self.view(self.outputs(images))
+
+    class Deep(Shallow):
+        name = "tiny_deep"
+
+        def __init__(self):
+            super().__init__(version=2)
+
+        def view(self, outputs):
+            pooled, spatial, logits = outputs
+            return np.concatenate([pooled, spatial], axis=1), spatial, logits
+
+    protocols = {
+        "toy": Protocol("toy", "Toy", lambda device: Shallow(), ("fid", "is"), ("kid",), beside=("deep",)),
+        "deep": Protocol("deep", "Toy head", lambda device: Deep(), ("fid",)),
+    }
+    real = extract(np.random.default_rng(1).integers(0, 256, (60, 8, 8, 3), np.uint8), Deep())
+    facts = reference.provenance | {"extractor": Deep().identity, "extractor_hash": Deep().hash}
+    Reference(GaussianStatistics.of(real.pooled), None, None, facts).save(tmp_path / "tiny_deep.safetensors")
+    (tmp_path / "toy.safetensors").rename(tmp_path / "tiny.safetensors")
+
+    def path(dataset, extractor):
+        if not (file := tmp_path / f"{extractor.name}.safetensors").is_file():
+            raise ArtifactError(f"{file.name} is made by a command")
+        return file
+
+    monkeypatch.setattr(module, "reference_path", path)
+    for user in (module, iec.runs.metrics, iec.runs.features):
+        monkeypatch.setattr(user, "protocol", protocols.__getitem__)
+    (tmp_path / "cell").mkdir()
+    seen.clear()
+    return make, Folder(tmp_path / "cell", images, 7), seen
+
+
+BATCHES = [7] * 5 + [5]
+
+
+def files(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_two_protocols_cost_one_pass_and_score_what_each_scores_alone(two, tmp_path):
+    make, store, seen = two
+    records = Scorer.open(make()).score(make(), store, MANIFEST)
+    assert [record.protocol for record in records] == ["toy", "deep"] and seen == BATCHES
+    assert {"scores.json", "scores/toy/40.json", "scores/deep/40.json"} < files(store.folder).keys()
+    assert stored_records(make(), MANIFEST) == records
+    for record in records:
+        alone = make(name=record.protocol, beside=(), protocol=record.protocol)
+        alone.folder.mkdir()
+        (own,) = Scorer.open(alone).score(alone, Folder(alone.folder, store.images, 7), MANIFEST)
+        assert own == record
+    assert seen == 3 * BATCHES
+    assert Scorer.open(make()).score(make(), store, MANIFEST) == records and seen == 3 * BATCHES  # from disk
+
+
+def test_a_protocol_beside_is_stored_as_the_cells_own_would_be(two):
+    """The cell of the other protocol finds its record, and does not touch that of this one."""
+    make, store, seen = two
+    records = Scorer.open(make()).score(make(), store, MANIFEST)
+    other = make(protocol="deep", beside=("toy",))
+    assert stored_records(other, MANIFEST) == Scorer.open(other).score(other, store, MANIFEST) == records[::-1]
+    assert seen == BATCHES
+
+
+def test_a_cell_scored_before_there_were_protocols_beside_gets_the_second_score(two):
+    make, store, seen = two
+    alone = make(beside=())
+    (first,) = Scorer.open(alone).score(alone, store, MANIFEST)
+    (store.folder / "features" / "tiny.npz").rename(store.folder / "features.npz")  # as such a cell is on disk
+    (store.folder / "scores" / "toy" / "40.json").rename(store.folder / "scores" / "40.json")
+    (store.folder / "scores.json").unlink()
+    before = files(store.folder)
+    assert stored_records(make(), MANIFEST) == (first,)  # what is there is read, and can be shown
+    seen.clear()
+    records = Scorer.open(make()).score(make(), store, MANIFEST)
+    assert records[0] == first and records[1].protocol == "deep" and seen == BATCHES
+    after = files(store.folder)
+    assert after.keys() - before.keys() == {"features/tiny_deep.npz", "scores/deep/40.json"} and before.items() <= after.items()
+    more = make(scores=("kid",))
+    assert list(score(more, store).scores) == ["kid"] and seen == BATCHES  # from the old file of features
+    (store.folder / "scores" / "deep" / "40.json").unlink()  # as after a kill in between
+    assert Scorer.open(make()).score(make(), store, MANIFEST)[1] == records[1] and seen == BATCHES
+
+
+def test_a_protocol_beside_that_has_no_reference_is_left_out_unless_it_was_asked_for(two, tmp_path, caplog):
+    make, store, _ = two
+    (tmp_path / "tiny_deep.safetensors").unlink()
+    (record,) = Scorer.open(make()).score(make(), store, MANIFEST)
+    assert record.protocol == "toy" and "no scores of deep. tiny_deep.safetensors is made by a command" in caplog.text
+    with pytest.raises(ArtifactError, match="is made by a command"):
+        Scorer.open(make(beside=("deep",)))
+    (tmp_path / "tiny_deep.safetensors").write_bytes(b"damaged")
+    with pytest.raises(ArtifactError, match="truncated or not a reference"):
+        Scorer.open(make())

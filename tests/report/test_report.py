@@ -23,6 +23,7 @@ from iec.metrics.interval import Interval
 from iec.report.__main__ import main, tables
 from iec.report.pictures import GAP, LARGEST_SIDE, _smaller, plots_of
 from iec.report.reading import to_html
+from iec.runs import runner
 from iec.runs.failures import failure_recorded
 from iec.runs.runner import finished_result, run_cell
 from iec.tables.experiment import Experiment
@@ -150,11 +151,21 @@ def test_every_finished_number_and_its_provenance_is_there(folder, html):
         assert cell in text, cell
     for row in rows:
         facts = [row.result.cell.slug, row.result.manifest.hash, row.result.record.reference_hash]
-        facts += [row.result.record.extractor_hash, experiment.command(row.label), *row.result.manifest.machines]
+        facts += [value for record in row.result.records for value in (record.extractor_hash, record.reference_hash)]
+        facts += [experiment.command(row.label), *row.result.manifest.machines]
         assert all(fact in text for fact in facts)
     assert "4.19 (k)" in text and "k: read in the primary source" in text and "EfficientNet-Lite0, not of Inception" in text
     columns = [name for name in re.findall(r'<th scope="col">(.*?)</th>', html) if name]
-    assert columns[:2] == ["FID, published", "FID (EffNet-Lite0)"]  # beside each other
+    assert columns[:3] == ["FID, published", "FID (EffNet-Lite0)", "FID (EffNet-Lite0 head)"]  # beside each other
+
+
+def test_real_images_are_the_last_line_of_the_table(folder, monkeypatch):
+    monkeypatch.setattr(runner, "floor", lambda reference, protocol, score, n: 1.5 if score == "fid" else None)
+    html = report(folder, "tiny.yaml")
+    (line,) = re.findall(r'<tr class="floor">(.*?)</tr>', html)
+    cells = re.findall(r"<t[hd].*?>(.*?)</t[hd]>", line)
+    assert cells[:4] == ["real images (CIFAR-10 test)", "", "1.500", "1.500"] and "6" in cells
+    assert "3 of 5 rows" in Page(html).text
 
 
 def test_what_is_missing_is_said_with_its_command_and_breaks_nothing(folder, html):

@@ -56,9 +56,19 @@ def test_only_leaving_out_the_last_correction_enters_the_identity(make_cell):
     assert make_cell("iec=first_step", "iec.last_step=skip").identity == make_cell("iec=first_step").identity
 
 
+def test_the_head_stands_beside_unless_told_otherwise(make_cell):
+    protocols = ("efficientnet_lite0", "efficientnet_lite0_deep")
+    for overrides, expected in [
+        ([], protocols), (["metrics.beside=[]"], protocols[:1]), (["metrics=efficientnet_lite0_deep"], protocols[1:]),
+        (["metrics=inception"], ("inception",)), (["metrics.beside=[inception]"], (protocols[0], "inception")),
+    ]:  # fmt: skip
+        assert make_cell(*overrides).metrics.protocols == expected
+
+
 def test_the_identity_is_what_the_bytes_depend_on(make_cell, tmp_path):
     base = make_cell("iec=all_steps")
     same = ["num_images=512", "metrics=none", "logger=wandb", f"paths.output={tmp_path}", "trace_images=1", "metrics.bootstrap=7"]
+    same.append("metrics.beside=[]")
     assert all(make_cell("iec=all_steps", override).identity == base.identity for override in same)
     other = ["seed=1", "batch_size=8", "iec.lambda=0.4", "sampler.steps=10", "efficiency=w8a8", "sampler.eta=0.5", "iec=none"]
     identities = [
@@ -91,6 +101,9 @@ def test_the_identity_is_what_the_bytes_depend_on(make_cell, tmp_path):
         (["batch_size=0"], "batch_size=0"),
         (["seed=-1"], "seed"),
         (["metrics.name=vibes"], "metrics"),
+        (["metrics.beside=[vibes]"], "Unknown metrics 'vibes'"),
+        (["metrics.beside=[efficientnet_lite0]"], "names a protocol twice, or efficientnet_lite0 itself"),
+        (["metrics.beside=[pytorch_fid,pytorch_fid]"], "names a protocol twice"),
         (["efficiency=w8a8", "efficiency.weight_bits=1"], "bits"),
         (["efficiency=w8a8", "efficiency.scale_rule=guess"], "scale"),
         (["efficiency=deepcache", "efficiency.interval=0"], "interval"),

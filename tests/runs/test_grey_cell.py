@@ -11,8 +11,11 @@ from PIL import Image
 import iec
 from iec.io.images import grid, to_uint8
 from iec.metrics.__main__ import open_images
+from iec.metrics.extractors.features import extract
 from iec.metrics.images.export import export_npz, export_pngs
 from iec.metrics.images.sources import Tally
+from iec.metrics.protocol import protocol
+from iec.metrics.references.reference import load_reference, reference_path
 from iec.report.pictures import GAP, sprite_of
 from iec.runs.runner import run_cell
 from iec.tables.plots import sample_grid
@@ -63,6 +66,21 @@ def test_scores_are_those_of_the_exported_images(results, tmp_path):
     assert np.array_equal(folder, result.first_images(4)) and tally.sha256 == result.manifest.hash
     three = np.concatenate(list(open_images(tmp_path / "x.npz").blocks()))
     assert np.array_equal(three, folder.repeat(3, axis=3))
+
+
+def test_the_head_scores_the_same_images_and_stands_beside(results):
+    """As each protocol does alone."""
+    result = results["none"]
+    assert [record.protocol for record in result.records] == ["efficientnet_lite0", "efficientnet_lite0_deep"]
+    for record in result.records:
+        rules = protocol(record.protocol)
+        extractor = rules.extractor("cpu")
+        reference = load_reference(reference_path("fashion_mnist_train", extractor), extractor, 32)
+        features = extract(result.first_images(4), extractor)
+        alone = rules.score(features, reference, list(record.scores), bootstrap=0)
+        assert {name: score.value for name, score in alone.items()} == {n: s.value for n, s in record.scores.items()}
+    labels = [score.label for score in result.scores]
+    assert labels[:3] == ["FID (EffNet-Lite0)", "FID (EffNet-Lite0 head)", "KID (EffNet-Lite0)"] and not result.lacking
 
 
 def test_pictures_show_the_pixels_in_grey(results, tmp_path):

@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.usefixtures("one_thread")
 FORK = multiprocessing.get_context("fork")
 CELL = ["model.random_weights=true", "sampler.steps=2", "num_images=10", "batch_size=2", "metrics=none"]
-SCORED = ["metrics=efficientnet_lite0", "metrics.bootstrap=0"]
+SCORED = ["metrics=efficientnet_lite0", "metrics.beside=[]", "metrics.bootstrap=0"]
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +157,7 @@ def test_how_it_is_split_is_no_part_of_a_cell(make_cell):
 
 
 def test_three_processes_make_what_one_makes_and_score_once(one_process, tmp_path, make_cell, monkeypatch):
-    scorings = note_calls(monkeypatch, iec.runs.features, "extract", tmp_path / "scorings")
+    scorings = note_calls(monkeypatch, iec.runs.features, "extract_each", tmp_path / "scorings")
     cells = [make_cell(*CELL, *SCORED, f"paths.output={tmp_path}", "shards=3", f"shard={k}") for k in range(3)]
     assert finish_all(start_all(cells)) == [0, 0, 0]
     folder = cells[0].folder

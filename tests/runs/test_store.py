@@ -105,7 +105,7 @@ def test_other_files_of_another_shape_are_as_if_they_were_missing(tmp_path, text
     for name in (FAILED, PREPARED, ENVIRONMENT, MANIFEST):
         (store.folder / name).write_text(text)
     assert read_failure(store.folder) is None
-    result = Result(SimpleNamespace(folder=store.folder), store, store.manifest(BATCHES, 10), None)
+    result = Result(SimpleNamespace(folder=store.folder), store, store.manifest(BATCHES, 10))
     assert result.cost is None and result.environment is None
     with pytest.raises(StoreError, match=r"no usable manifest\.json. Run it again"):
         CellSource.open(store.folder)

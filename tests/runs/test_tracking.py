@@ -117,7 +117,7 @@ def finished(make_cell, tmp_path_factory):
 def moved(result, make_cell, output, *overrides):
     """The same result, whose runs are written elsewhere."""
     overrides = [*SMALL, "metrics=efficientnet_lite0", f"paths.output={output}", f"paths.cell={result.cell.folder}", *overrides]
-    return type(result)(make_cell(*overrides), result.store, result.manifest, result.record)
+    return type(result)(make_cell(*overrides), result.store, result.manifest, result.records)
 
 
 def test_a_cell_is_an_offline_run_that_can_be_read_back(finished, make_cell, tmp_path, server, caplog):
@@ -133,8 +133,8 @@ def test_a_cell_is_an_offline_run_that_can_be_read_back(finished, make_cell, tmp
     (values,) = run.history
     assert values["N"] == 4 and values["calls/full"] == 2 and values["calls/total"] == 2
     assert values["seconds_per_image"] == result.manifest.seconds_per_image
-    for name, score in result.record.scores.items():
-        key = f"efficientnet_lite0/{name}"
+    scores = {f"efficientnet_lite0/{name}": score for name, score in result.record.scores.items()}
+    for key, score in (scores | {"efficientnet_lite0_deep/fid": result.records[1].scores["fid"]}).items():
         assert [values[key], values[f"{key}_low"], values[f"{key}_high"]] == [score.value, score.low, score.high]
     assert run.file(values["grid"]).read_bytes() == (result.cell.folder / "grid.png").read_bytes()
     (folder,) = re.findall(r"wandb sync (\S+)", caplog.text)
@@ -270,7 +270,7 @@ def test_the_sweep_over_lambda_and_placement(make_cell, finished, tmp_path):
     expected = itertools.product(("all_steps", "first_last", "first_step"), (0.1, 0.3, 0.5, 0.7, 1.0))
     assert [(cell.sampler.placement.kind, cell.config.iec["lambda"]) for cell in cells] == list(expected)
     assert len({cell.slug for cell in cells}) == 15 and {cell.logger.name for cell in cells} == {"wandb"}
-    assert config["metric"]["name"] in tracking._scores(finished.record) and config["metric"]["goal"] == "minimize"
+    assert config["metric"]["name"] in tracking._scores(finished.records) and config["metric"]["goal"] == "minimize"
 
 
 def test_what_an_agent_sets_and_what_we_log_do_not_collide(finished, make_cell, tmp_path, monkeypatch):

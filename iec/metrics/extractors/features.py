@@ -1,8 +1,8 @@
 """From images to features: what an extractor is, and how images of any source are fed to it."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -10,6 +10,9 @@ from torch import Tensor
 
 from iec.errors import MetricError
 from iec.io.images import to_rgb
+
+Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Of a batch: (pooled, spatial, logits)."""
 
 
 class Extractor(Protocol):
@@ -32,8 +35,23 @@ class Extractor(Protocol):
         """`iec.io.files.canonical_hash` of ``identity``."""
         ...
 
-    def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def __call__(self, images: np.ndarray) -> Arrays:
         """uint8 [B, H, W, 3] -> float32 (pooled [B, d], spatial [B, k], logits [B, K]). Features depend on their image alone."""
+        ...
+
+
+@runtime_checkable
+class View(Protocol):
+    """What an extractor also has whose features are a choice of a network's outputs: those of equal ``source`` share one pass."""
+
+    source: str
+
+    def outputs(self, images: np.ndarray) -> Any:
+        """All that any extractor of this source chooses from. uint8 [B, H, W, 3]."""
+        ...
+
+    def view(self, outputs: Any) -> Arrays:
+        """This extractor's features."""
         ...
 
 
@@ -57,44 +75,75 @@ class Features:
 def extract(
     images: np.ndarray | Iterable[np.ndarray], extractor: Extractor, progress: Callable[[int], None] | None = None
 ) -> Features:
-    """Features of uint8 images: one array [N, H, W, 1 or 3], or an iterable of such arrays of any lengths.
+    """Features of uint8 images by one extractor: see `extract_each`."""
+    return extract_each(images, [extractor], progress)[0]
 
-    Images are regrouped into batches of ``extractor.batch``, so the result does not depend on how the iterable cuts them. The
-    extractor sees grey images as RGB with three equal channels.
+
+def extract_each(
+    images: np.ndarray | Iterable[np.ndarray], extractors: Sequence[Extractor], progress: Callable[[int], None] | None = None
+) -> list[Features]:
+    """Features of uint8 images by each extractor, in one pass over the images: one array [N, H, W, 1 or 3], or an iterable of such
+    arrays of any lengths.
+
+    Images are regrouped into batches of ``extractor.batch``, so the result does not depend on how the iterable cuts them, nor on
+    the other extractors. The extractors see grey images as RGB with three equal channels.
     ``progress`` is called with the number of images of each batch as it is done.
-    Raises `MetricError` for another dtype or shape, fewer than 2 images, all images equal, every image one flat colour, or
-    NaN features.
+    Raises `MetricError` for extractors of different batch sizes, another dtype or shape, fewer than 2 images, all images equal,
+    every image one flat colour, or NaN features.
     """
-    columns: tuple[list[np.ndarray], ...] = ([], [], [])
+    sizes = {extractor.batch for extractor in extractors}
+    if len(sizes) != 1:
+        raise MetricError(f"Extractors with batches of {sorted(sizes)} cannot share a pass; extract with one after the other.")
+    columns: list[tuple[list[np.ndarray], ...]] = [([], [], []) for _ in extractors]
     first: np.ndarray | None = None
-    varied = structured = False
-    for batch in regroup(images, extractor.batch):
+    count, varied, structured = 0, False, False
+    for batch in regroup(images, sizes.pop()):
         first = batch[0] if first is None else first
         varied = varied or bool((batch != first).any())
         structured = structured or bool((batch != batch[:, :1, :1]).any())
-        for column, value in zip(columns, extractor(batch), strict=True):
-            column.append(value)
+        count += len(batch)
+        for own, arrays in zip(columns, by_each(extractors, batch), strict=True):
+            for column, value in zip(own, arrays, strict=True):
+                column.append(value)
         if progress is not None:
             progress(len(batch))
-    count = sum(len(part) for part in columns[0])
     if first is None or count < 2:
         raise MetricError(f"{count} image(s) cannot be scored; use at least 2.")
     if not varied or not structured:
         what = "one flat colour" if varied else "the same"
         raise MetricError(f"All {count} images are {what}; look at them: the sampler or its weights are broken.")
+    resolution = len(first)
+    return [_features(own, resolution, extractor.hash) for own, extractor in zip(columns, extractors, strict=True)]
+
+
+def by_each(extractors: Sequence[Extractor], images: np.ndarray) -> list[Arrays]:
+    """Features of a batch by each extractor. Those that are a `View` of one source cost one pass of its network."""
+    outputs: dict[str, Any] = {}
+    arrays = []
+    for extractor in extractors:
+        if not isinstance(extractor, View):
+            arrays.append(extractor(images))
+            continue
+        if extractor.source not in outputs:
+            outputs[extractor.source] = extractor.outputs(images)
+        arrays.append(extractor.view(outputs[extractor.source]))
+    return arrays
+
+
+def _features(columns: tuple[list[np.ndarray], ...], resolution: int, extractor: str) -> Features:
     pooled, spatial, logits = (_joined(column) for column in columns)
     if not all(np.isfinite(value).all() for value in (pooled, spatial, logits)):
         raise MetricError("The extractor returned NaN or infinity; check its weights and device.")
-    return Features(pooled, spatial, logits, len(first), extractor.hash)
+    return Features(pooled, spatial, logits, resolution, extractor)
 
 
-Forward = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
-"""uint8 [batch, H, W, 3] -> (pooled, spatial, logits), each [batch, ...]."""
+Forward = Callable[[Tensor], tuple[Tensor, ...]]
+"""uint8 [batch, H, W, 3] -> outputs, each [batch, ...]."""
 
 
 @torch.inference_mode()
-def padded(images: np.ndarray, batch: int, device: torch.device, forward: Forward) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """float32 features of 1 .. ``batch`` images by ``forward``, which always gets a whole batch and works without TF32: so that an
+def padded(images: np.ndarray, batch: int, device: torch.device, forward: Forward) -> tuple[np.ndarray, ...]:
+    """float32 outputs for 1 .. ``batch`` images by ``forward``, which always gets a whole batch and works without TF32: so that an
     image's features do not depend on how many are scored. Raises `MetricError`.
     """
     if not 1 <= len(images) <= batch:
@@ -103,8 +152,7 @@ def padded(images: np.ndarray, batch: int, device: torch.device, forward: Forwar
     whole[: len(images)] = images
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
         outputs = forward(torch.from_numpy(whole).to(device))
-    pooled, spatial, logits = (value[: len(images)].float().cpu().numpy() for value in outputs)
-    return pooled, spatial, logits
+    return tuple(value[: len(images)].float().cpu().numpy() for value in outputs)
 
 
 def _joined(parts: list[np.ndarray]) -> np.ndarray:

@@ -118,7 +118,8 @@ class Inception:
 
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """uint8 [B <= 50, H, W, 3] -> float32 (pooled [B, 2048], spatial [B, 2023], logits [B, 1008])."""
-        return padded(images, self.batch, self.device, self._forward)
+        pooled, spatial, logits = padded(images, self.batch, self.device, self._forward)
+        return pooled, spatial, logits
 
     def _forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x = self.resize.prepare(images.permute(0, 3, 1, 2).float()).contiguous(memory_format=torch.channels_last)
