@@ -56,9 +56,9 @@ class Experiment:
     figures: name -> labels that share one plot of error against step; one plot of all rows if there are none. grid: labels whose
     samples are shown, see `iec.tables.figures` if there are none. cost: a key of `COSTS`, the first if not given. published: label
     -> column -> value, from ``source``. labels: all rows, those included that this scale cannot compute. scale, replaced: see
-    `Scale`. left_out: why -> labels of rows whose technique an ideal model, chosen as an instrument, does not take. product: in a file with two axes
-    of variants the labels of its rows and the endings of either axis, whose every combination may be a row. paired: names of the
-    paired scores that are shown, keys of `iec.metrics.paired.PAIRED`.
+    `Scale`. left_out: why -> labels of rows whose technique an ideal model, chosen as an instrument, does not take. product: in a
+    file with two axes of variants the labels of its rows and the endings of either axis, whose every combination may be a row.
+    paired: names of the paired scores that are shown, keys of `iec.metrics.paired.PAIRED`.
     """
 
     name: str

@@ -36,7 +36,7 @@ def test_the_instruments_are_the_trained_models_of_the_package():
 
 
 def test_the_scaled_experiments_are_all_but_those_of_a_model_of_their_own():
-    assert {path.stem for path in experiments().glob("*.yaml")} - set(SCALED) == {"bundled", "techniques", "ideal"}
+    assert {path.stem for path in experiments().glob("*.yaml")} - set(SCALED) == {"bundled", "techniques", "ideal", "ideal_growth"}
 
 
 @pytest.mark.parametrize("name", SCALED)
@@ -110,6 +110,17 @@ def test_an_instrument_that_takes_no_row_is_refused(tmp_path):
     with pytest.raises(MismatchError, match="model=ddim_cifar_small"):
         Experiment.read(path, ["device=cpu"], models=["ideal_fashion"])
     assert list(Experiment.read(path, ["device=cpu"], models=["ddim_cifar_small"]).cells()) == ["ddim_cifar_small: a"]
+
+
+def test_two_axes_of_variants_are_refused_for_instruments(tmp_path):
+    path = tmp_path / "axes.yaml"
+    text = "title: x\nscales: {small: {instruments_for: ddim_cifar}, paper: {}}\nrows: {a: [model=ddim_cifar]}\n"
+    path.write_text(f'{text}variants: [{{"": []}}, {{" b": [seed=1]}}]\n')
+    assert list(Experiment.read(path, scale="paper").rows) == ["a b"]
+    with pytest.raises(ConfigError, match="Give one axis"):
+        Experiment.read(path, scale="small")
+    path.write_text(f'{text}variants: {{" b": [seed=1]}}\n')
+    assert list(Experiment.read(path, scale="small").rows) == ["ddim_cifar_small: a b", "ddim_fashion_small: a b"]
 
 
 def test_a_choice_where_nothing_is_replaced_is_refused_with_a_way_out():
