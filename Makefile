@@ -20,8 +20,8 @@ run: install
 	$(BIN)/python -m iec.tables experiments/bundled.yaml --run $(ARGS)
 
 # make tables (all of these), table-1 .. table-5, figure-1 .. figure-5, ablation-lambda, -iterations, -steps, -cache_from, controls:
-# SCALE=small (default without a GPU) or paper
-SCALED = $(if $(SCALE),--scale $(SCALE)) $(ARGS)
+# SCALE=small (default without a GPU) or paper; MODEL=NAME[,NAME] at the small scale (default: both bundled models)
+SCALED = $(if $(SCALE),--scale $(SCALE)) $(if $(MODEL),--model $(MODEL)) $(ARGS)
 
 table-%: install
 	$(BIN)/python -m iec.tables experiments/table$*.yaml --run $(SCALED)

@@ -9,6 +9,10 @@ class ConfigError(IECError, ValueError):
     """A value that cannot be run: unknown, out of range, or contradicting another one."""
 
 
+class MismatchError(ConfigError):
+    """A technique and a model that do not go together, each fine with others."""
+
+
 class DeviceError(IECError):
     """The requested device does not exist on this machine."""
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Build the wheel, install it in a fresh environment, and compute one cell and one table of the bundled model from an empty folder.
+# Build the wheel, install it in a fresh environment, and compute one cell and one table of the bundled models from an empty folder.
 #
 #     scripts/check_wheel.sh [PYTHON]      (default: .venv/bin/python, with the package `build` and all dependencies)
 #
@@ -23,11 +23,11 @@ echo "$libraries" > "$own/dependencies.pth"
 mkdir "$folder/empty"
 cd "$folder/empty"
 "$bin/python" -c 'import iec, sys; assert iec.__file__.startswith(sys.prefix), iec.__file__'
-small=(sampler.steps=3 batch_size=8 device=cpu)
+small=(sampler.steps=10 batch_size=8 device=cpu)
 "$bin/iec" --help
 "$bin/iec" run num_images=8 metrics=none "${small[@]}"
-"$bin/iec" table bundled --run num_images=16 metrics.bootstrap=0 "${small[@]}"
-"$bin/iec" report bundled num_images=16 metrics.bootstrap=0 "${small[@]}"
+"$bin/iec" table table5 --model ddim_fashion_small --run num_images=16 metrics.bootstrap=0 "${small[@]}"
+"$bin/iec" report table5 --model ddim_fashion_small num_images=16 metrics.bootstrap=0 "${small[@]}"
 test -s outputs/report.html
 for module in iec.analysis iec.metrics iec.metrics.references iec.sweeps; do "$bin/python" -m "$module" --help > help.txt; done
 echo "The wheel works: $(basename "$folder"/dist/*.whl)"

@@ -3,7 +3,8 @@
     python -m iec.analysis norms model=ddim_cifar_small sampler.steps=50
     python -m iec.analysis errors efficiency=w8a8 sampler.steps=50 --images 32
     python -m iec.analysis suggest efficiency=deepcache efficiency.interval=10 sampler.steps=50
-    python -m iec.analysis errors experiments/figure2.yaml --scale small      # every row of the file
+    python -m iec.analysis errors experiments/figure2.yaml --scale small      # every row of the file, of each bundled model
+    python -m iec.analysis norms experiments/figure1.yaml --model ideal_fashion
 
 Overrides are those of ``iec run``. Written to --out: a figure, a JSON file with all numbers, and state/, from which the same
 command goes on. In a checkout it is also ``python scripts/analyse.py``.
@@ -21,6 +22,7 @@ from iec.analysis.suggest import GRID
 from iec.io.paths import user_path
 from iec.io.runtime import entry_point, keep_freed_memory
 from iec.tables.experiment import Experiment
+from iec.tables.scales import add_scale_options
 
 
 def arguments() -> argparse.Namespace:
@@ -40,7 +42,7 @@ def arguments() -> argparse.Namespace:
         command.add_argument("--images", type=int, default=images, help="of the cell's seed")
         command.add_argument("--out", type=user_path, default=Path("outputs/analysis"))
         command.add_argument("--label", help="of the files and figures, without an experiment file; the cell's slug, if not given")
-        command.add_argument("--scale", help="of experiment files; by default paper where there is a GPU, else small")
+        add_scale_options(command)
     args, rest = parser.parse_known_args()  # files and overrides may stand anywhere among the options
     if unknown := [word for word in rest if word.startswith("-")]:
         parser.error(f"unrecognized options: {' '.join(unknown)}")
@@ -52,7 +54,7 @@ def subjects(args: argparse.Namespace) -> list[Subject]:
     """Checked, all of them before the first is computed."""
     if not args.files:
         return [Subject.of(args.overrides, args.images, args.out, args.label)]
-    experiments = [Experiment.read(path, args.overrides, args.scale) for path in args.files]
+    experiments = [Experiment.read(path, args.overrides, args.scale, args.model) for path in args.files]
     return [subject for experiment in experiments for subject in Subject.of_experiment(experiment, args.images, args.out)]
 
 

@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +72,9 @@ class Subject:
         return State(self.out / "state" / f"{kind}-{canonical_hash(whole)[:12]}")
 
     def path(self, kind: str, suffix: str) -> Path:
-        return self.out / f"{kind}-{self.label.lower().replace(' ', '-').replace('=', '')}{suffix}"
+        """Of a file; a label may hold what no name of a file can."""
+        words = re.sub(r"[^\w.+-]+", "-", self.label.lower().replace("=", ""))
+        return self.out / f"{kind}-{words}{suffix}"
 
     def write(self, kind: str, numbers: dict[str, Any]) -> Path:
         """KIND-LABEL.json, with what the numbers were measured on; floats are kept to 6 significant digits, nan becomes null."""

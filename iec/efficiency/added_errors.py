@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from iec.efficiency.cost import CallCost
 from iec.efficiency.technique import Prepared, Technique
 from iec.efficiency.techniques import FullPrecision
-from iec.errors import ConfigError
+from iec.errors import ConfigError, MismatchError
 from iec.models import Card, Model
 from iec.models.ideal import IdealNetwork
 from iec.sampling.network import FeatureCache, Network, Prediction, Step
@@ -168,7 +168,7 @@ class ErrorStale(AddedError):
 class ErrorSmooth(AddedError):
     """The ideal network's posterior variance times ``variance``: it averages over too many images, as smooth networks do.
 
-    Of an ideal model only; raises `ConfigError` for others.
+    Of an ideal model only; raises `MismatchError` for others.
     """
 
     variance: float = 1.5
@@ -179,7 +179,7 @@ class ErrorSmooth(AddedError):
 
     def check(self, card: Card, skeleton: Callable[[], nn.Module], sampler: Solver) -> None:
         if card.dataset is None:
-            raise ConfigError(
+            raise MismatchError(
                 f"efficiency=error_smooth changes the posterior of an ideal network, and {card.name} is a trained one. Use "
                 "model=ideal_fashion, or another error."
             )

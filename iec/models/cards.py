@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from iec.errors import ConfigError
+from iec.errors import ConfigError, MismatchError
 from iec.io.yaml import read_yaml
 from iec.sampling.timetable import NoiseSchedule
 
@@ -118,9 +118,9 @@ class Card:
 
 
 def require_unet(card: Card) -> None:
-    """Raises `ConfigError` for an ideal model."""
+    """Raises `MismatchError` for an ideal model."""
     if card.dataset is not None:
-        raise ConfigError(
+        raise MismatchError(
             f"{card.name} is a closed formula, with no UNet to quantize or to cache. Use efficiency=none or an added error "
             "(efficiency=error_rounding), or a trained model, e.g. model=ddim_cifar_small."
         )

@@ -111,8 +111,8 @@ class Source:
         return None
 
     def skeleton(self) -> nn.Module:
-        """The UNet on torch's meta device: its structure without data, to check things against. Raises `ConfigError` for an ideal
-        model, which has none.
+        """The UNet on torch's meta device: its structure without data, to check things against. Raises `MismatchError` for an
+        ideal model, which has none.
         """
         require_unet(self.card)
         component = self.card.components["unet"]

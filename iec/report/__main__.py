@@ -1,7 +1,7 @@
 """One HTML page of all tables, figures and ablations that are finished; what is missing is listed with its command.
 
     python -m iec.report                                                  # every experiment that has scales and a reference row
-    python -m iec.report experiments/table1.yaml experiments/table2.yaml --scale small
+    python -m iec.report experiments/table1.yaml experiments/table2.yaml --scale small [--model ddim_fashion_small]
     python -m iec.report --output report.html num_images=64               # Hydra overrides for every row
 
 The page needs no other file and no network. It is written to OUTPUT/report.html.
@@ -27,6 +27,7 @@ from iec.report.pictures import figures_of
 from iec.report.sections import read_section
 from iec.runs.config import register
 from iec.runs.paths import with_home
+from iec.tables.scales import add_scale_options
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ def main(arguments: list[str] | None = None) -> None:
     """See the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("given", nargs="*", metavar="FILE|OVERRIDE", help="experiment files, and Hydra overrides for every row")
-    parser.add_argument("--scale", help="of the files; by default paper where there is a GPU, else small")
+    add_scale_options(parser)
     parser.add_argument("--output", type=user_path, metavar="FILE", help="instead of OUTPUT/report.html")
     options = parser.parse_intermixed_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
@@ -44,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
     output = options.output or _output(overrides) / "report.html"
     require_writable(output, "--output FILE")
     folder = files[0].resolve().parent
-    sections = [read_section(path, overrides, options.scale) for path in files]
+    sections = [read_section(path, overrides, options.scale, options.model) for path in files]
     figures = figures_of(folder / "results" / "analysis", folder.parent)
     html = page(sections, figures, f"{datetime.now(UTC):%Y-%m-%d}", git_revision())
     write_atomic(output, lambda file: file.write(html.encode()))
@@ -53,7 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def tables(folder: Path) -> list[Path]:
-    """The experiment files that have scales and a reference row: the others are only analysed, or about the bundled model alone."""
+    """The experiment files that have scales and a reference row: the others are only analysed, or about one bundled model."""
     paths = [path for path in folder.glob("*.yaml") if _is_table(path)]
     if not paths:
         raise ConfigError(f"{folder} has no experiment files. Name some: python -m iec.report FILE ...")

@@ -3,7 +3,6 @@
 import base64
 import io
 import logging
-import re
 from dataclasses import dataclass
 from math import isqrt
 from pathlib import Path
@@ -104,9 +103,9 @@ def figures_of(folder: Path, root: Path) -> list[Picture]:
 
 
 def _title(stem: str) -> str:
-    """``error-cached`` -> the kind's title, with the name of the figure."""
+    """``error-cached`` -> the kind's title, with the name of the figure, and of the model where there are several."""
     kind, _, name = stem.partition("-")
-    return KINDS[kind] + (f": {re.sub('[-_]', ' ', name)}" if name else "")
+    return KINDS[kind] + (f": {name.replace('-', ' ')}" if name else "")
 
 
 def _picture(title: str, path: Path, provenance: list[tuple[str, str]] | None = None) -> Picture:

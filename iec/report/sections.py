@@ -84,12 +84,12 @@ class Section:
         return sum(line.missing for line in self.lines)
 
 
-def read_section(path: Path, overrides: Sequence[str], scale: str | None) -> Section:
-    """The section of an experiment file. What goes wrong is said in it."""
+def read_section(path: Path, overrides: Sequence[str], scale: str | None, models: Sequence[str] = ()) -> Section:
+    """The section of an experiment file; arguments as of `Experiment.read`. What goes wrong is said in it."""
     name, file = path.stem, f"{path.parent.name}/{path.name}"
     log.info("%s", path)
     try:
-        experiment = Experiment.read(path, overrides, scale)
+        experiment = Experiment.read(path, overrides, scale, models)
     except IECError as error:
         log.error("%s: %s", path, error)
         return Section(name, name, file, problem=str(error))

@@ -2,13 +2,16 @@
 
     python -m iec.tables experiments/bundled.yaml                   # assemble what exists, list what is missing
     python -m iec.tables experiments/bundled.yaml --run             # compute what is missing first
-    python -m iec.tables experiments/bundled.yaml --run num_images=64 sampler.steps=10
-    python -m iec.tables experiments/table1.yaml --scale paper      # the paper's models; small: the bundled one
+    python -m iec.tables experiments/bundled.yaml --run num_images=64
+    python -m iec.tables experiments/table1.yaml --scale paper      # the paper's models
+    python -m iec.tables experiments/table1.yaml --scale small      # the bundled models in their place, each in rows of its own
+    python -m iec.tables experiments/table1.yaml --model ddim_fashion_small     # this one alone
     python -m iec.tables experiments/*.yaml --status                # how far every row is
     python -m iec.tables experiments/table1.yaml --redraw --out DIR # the plots again, from DIR/table1/table.json
 
 Written to OUTPUT/tables/NAME-HASH, or to DIR/NAME with --out DIR: table.md, table.csv, table.tex, table.json, grid.png, error.png,
-scores.png, cost.png, or of a file with two axes of variants map-SCORE.png; pictures that would have no content are left out.
+scores.png, cost.png, or of a file with two axes of variants map-SCORE.png; of several models each for every model: grid-MODEL.png.
+Pictures that would have no content are left out.
 """
 
 import argparse
@@ -29,6 +32,7 @@ from iec.tables.figures import write_pictures, write_plots
 from iec.tables.formats import show
 from iec.tables.measured import Measured
 from iec.tables.rows import build_rows
+from iec.tables.scales import add_scale_options
 from iec.tables.table import caption_of, write_table
 from iec.tables.tracking import log_table
 
@@ -42,7 +46,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("given", nargs="+", metavar="FILE|OVERRIDE", help="experiment files, and Hydra overrides for every row")
     parser.add_argument("--run", action="store_true", help="compute the rows that are missing")
-    parser.add_argument("--scale", help="of a file that has scales; by default paper where there is a GPU, else small")
+    add_scale_options(parser)
     parser.add_argument("--out", type=user_path, metavar="DIR", help="for the tables, each in a folder named as its file")
     parser.add_argument("--status", action="store_true", help="only say how far each row is")
     parser.add_argument("--redraw", action="store_true", help="only draw the plots again, from the table.json in --out DIR")
@@ -50,7 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     files = [user_path(text) for text in options.given if "=" not in text]
     overrides = [text for text in options.given if "=" in text]
-    experiments = [Experiment.read(path, overrides, options.scale) for path in files]
+    experiments = [Experiment.read(path, overrides, options.scale, options.model) for path in files]
     for experiment in experiments:
         if not experiment.references:
             raise ConfigError(f"{experiment.name} has no reference row: it is no table. Use  python -m iec.analysis.")

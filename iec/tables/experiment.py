@@ -1,25 +1,28 @@
 """An experiment file: the rows of a table, each a cell given by Hydra overrides, with what was published about it."""
 
+import logging
 import re
 import shlex
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import product
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 
 from iec.efficiency.cost import CallCost
-from iec.errors import ConfigError
+from iec.errors import ConfigError, IECError, MismatchError
 from iec.io.resources import configs, experiment_file
 from iec.io.yaml import read_yaml
 from iec.metrics.paired import PAIRED, PSNR
+from iec.models.cards import card
 from iec.runs.cell import Cell
 from iec.runs.config import register
+from iec.tables.scales import Scale
+from iec.tables.variants import axes_of, times_variants
 
+log = logging.getLogger(__name__)
 E = TypeVar("E", bound=Exception)
 COSTS: dict[str, Callable[[CallCost], float]] = {
     "bit operations an image (T)": lambda cost: cost.bops / 1e12,
@@ -52,10 +55,10 @@ class Experiment:
 
     figures: name -> labels that share one plot of error against step; one plot of all rows if there are none. grid: labels whose
     samples are shown, see `iec.tables.figures` if there are none. cost: a key of `COSTS`, the first if not given. published: label
-    -> column -> value, from ``source``. elsewhere: rows that this scale cannot compute. replaced: models that another one stands in
-    for. labels: all rows in the file's order. scale: empty without scales. product: in a file with two axes of variants the labels
-    of its rows and the endings of either axis, whose every combination may be a row. paired: names of the paired scores that are
-    shown, keys of `iec.metrics.paired.PAIRED`.
+    -> column -> value, from ``source``. labels: all rows, those included that this scale cannot compute. scale, replaced: see
+    `Scale`. left_out: why -> labels of rows whose technique an ideal model, chosen as an instrument, does not take. product: in a
+    file with two axes of variants the labels of its rows and the endings of either axis, whose every combination may be a row.
+    paired: names of the paired scores that are shown, keys of `iec.metrics.paired.PAIRED`.
     """
 
     name: str
@@ -65,75 +68,101 @@ class Experiment:
     figures: dict[str, list[str]]
     published: dict[str, dict[str, Published]] = field(default_factory=dict)
     source: str = ""
-    elsewhere: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
     cost: str = next(iter(COSTS))
     replaced: tuple[str, ...] = ()
     scale: str = ""
     grid: tuple[str, ...] = ()
+    left_out: dict[str, list[str]] = field(default_factory=dict)
     product: tuple[tuple[str, ...], ...] = ()
     paired: tuple[str, ...] = (PSNR.name,)
 
     @classmethod
-    def read(cls, path: Path, extra: Sequence[str] = (), scale: str | None = None) -> "Experiment":
+    def read(cls, path: Path, extra: Sequence[str] = (), scale: str | None = None, models: Sequence[str] = ()) -> "Experiment":
         """path: a file, or the name of one of the project's. ``extra`` overrides apply to every row, after its own. Raises
         `ConfigError`.
 
         The file's ``variants``, ending of the label -> overrides, make several rows of each; a list of two such axes makes their
-        product. A variant of some rows alone is {of: [label, ..], overrides: [..]}. Its ``scales``: name -> {overrides: of all
-        rows, replace: an override -> the list that takes its place, or null for rows that this scale cannot compute}. scale: which
-        one; None: ``paper`` where there is a GPU, else ``small``.
+        product. A variant of some rows alone is {of: [label, ..], overrides: [..]}. Its ``scales``: name -> {overrides, replace,
+        instruments_for}, see `Scale`. scale, models: which of them, with which instruments, see `Scale.of`.
         """
         path = experiment_file(path)
         entry = read_yaml(path)
         try:
-            chosen, everywhere, replaced = _scale(path, entry.get("scales") or {}, scale)
-            axes = _axes(path, entry)
-            pairs = _product(path, entry.get("common", []), entry["rows"], axes)
-            labels = tuple(label for label, _ in pairs)
-            done = {label: _replace(overrides, replaced) for label, overrides in pairs}
-            rows = {label: [*own, *everywhere, *extra] for label, own in done.items() if own is not None}
-            given = entry.get("reference") or []
-            experiment = cls(
-                name=path.stem,
-                title=entry["title"],
-                references=tuple([given] if isinstance(given, str) else given),
-                rows=rows,
-                figures=entry.get("figures") or {},
-                published=_published(entry.get("published") or {}),
-                source=entry.get("source") or "",
-                elsewhere=tuple(label for label in labels if label not in rows),
-                labels=labels,
-                cost=entry.get("cost", cls.cost),
-                replaced=tuple(key.removeprefix("model=") for key, to in replaced.items() if key.startswith("model=") and to),
-                scale=chosen,
-                grid=tuple(entry.get("grid") or ()),
-                product=(tuple(entry["rows"]), *map(tuple, axes)) if len(axes) == 2 else (),
-                paired=tuple(entry.get("paired") or cls.paired),
-            )
+            chosen = Scale.of(path, entry.get("scales") or {}, scale, models)
+            experiment = cls._of(path, entry, chosen, extra)
         except (KeyError, TypeError, AttributeError) as error:
             raise ConfigError(f"{path} is not an experiment file ({error!r}); see experiments/bundled.yaml.") from error
-        if len(done) < len(pairs):
-            raise ConfigError(f"{path}: two rows have the same label, an ending of the variants included. Rename one.")
-        experiment._check(path)
-        return experiment
+        ideal = {model for model in models if card(model).dataset is not None}
+        return experiment._fitting(ideal) if ideal else experiment
 
-    def _check(self, path: Path) -> None:
-        for label in self.references:
-            if label not in self.labels:
-                raise ConfigError(f"{path}: reference {label!r} is not one of its rows {list(self.labels)}.")
-        if self.cost not in COSTS:
-            raise ConfigError(f"{path}: cost: {self.cost!r}; choose one of {', '.join(map(repr, COSTS))}.")
-        for name in self.figures:
-            if not re.fullmatch(r"[\w-]+", name, re.ASCII):
-                raise ConfigError(f"{path}: the figure {name!r} names a file; use letters, digits, _ and - only.")
-        if unknown := set(self.paired) - PAIRED.keys():
-            raise ConfigError(f"{path}: paired: unknown scores {sorted(unknown)}; choose from {', '.join(PAIRED)}.")
-        drawn = {label for labels in self.figures.values() for label in labels} | set(self.grid)
-        if unknown := drawn - set(self.labels):
-            raise ConfigError(f"{path}: its figures and grid name {sorted(unknown)}, which are not rows. Correct the labels.")
-        if unknown := self.published.keys() - set(self.labels):
-            raise ConfigError(f"{path}: values are published for {sorted(unknown)}, which are not rows. Correct the labels.")
+    @classmethod
+    def _of(cls, path: Path, entry: Mapping[str, Any], scale: Scale, extra: Sequence[str]) -> "Experiment":
+        """Of what the file says; raises `ConfigError` and what comes of entries of a wrong type."""
+        axes = axes_of(path, entry)
+        pairs = times_variants(path, entry.get("common", []), entry["rows"], axes)
+        if scale.instruments and len(axes) == 2:
+            raise ConfigError(f"{path}: rows of several instruments have no map over two axes of variants. Give one axis.")
+        given = entry.get("reference") or []
+        references = [given] if isinstance(given, str) else given
+        if len(dict(pairs)) < len(pairs):
+            raise ConfigError(f"{path}: two rows have the same label, an ending of the variants included. Rename one.")
+        figures, published, grid = entry.get("figures") or {}, entry.get("published") or {}, entry.get("grid") or []
+        cost, paired = entry.get("cost", cls.cost), tuple(entry.get("paired") or cls.paired)
+        _check(path, cost, paired, figures)
+        for key, labels in [("reference", references), ("grid", grid), ("published", published), *figures.items()]:
+            if unknown := sorted(set(labels) - dict(pairs).keys()):
+                raise ConfigError(f"{path}: {key} names {unknown}, which are not rows. Correct the labels.")
+        rows = scale.rows(pairs, published)
+        labels = tuple(row.label for row in rows)
+        if len(set(labels)) < len(labels):
+            raise ConfigError(f"{path}: two rows of an instrument differ in what is before ': ' alone. Rename one.")
+        _require_kept(path, [row.overrides for row in rows if row.overrides is not None], extra, scale)
+
+        def at_scale(used: Iterable[str]) -> list[str]:
+            return [row.label for label in used for row in rows if row.origin == label]
+
+        return cls(
+            name=path.stem,
+            title=entry["title"],
+            references=tuple(at_scale(references)),
+            rows={row.label: [*row.overrides, *extra] for row in rows if row.overrides is not None},
+            figures={name: at_scale(labels) for name, labels in figures.items()},
+            published=_published({row.label: published[row.origin] for row in rows if row.published and row.origin in published}),
+            source=entry.get("source") or "",
+            labels=labels,
+            cost=cost,
+            replaced=scale.replaced,
+            scale=scale.name,
+            grid=tuple(at_scale(grid)),
+            product=(tuple(entry["rows"]), *map(tuple, axes)) if len(axes) == 2 else (),
+            paired=paired,
+        )
+
+    def _fitting(self, models: Collection[str]) -> "Experiment":
+        """Without the rows whose technique these models do not take; raises `MismatchError` if none is left."""
+        theirs = replace(self, rows={label: own for label, own in self.rows.items() if _value(own, "model") in models})
+        errors = {label: error for label, error in theirs.available((IECError,))[1].items() if isinstance(error, MismatchError)}
+        if errors.keys() == self.rows.keys():
+            raise next(iter(errors.values()))
+        left_out: dict[str, list[str]] = {}
+        for label, error in errors.items():
+            left_out.setdefault(str(error), []).append(label)
+        for why, labels in left_out.items():
+            log.warning("left out: %s: %s", ", ".join(labels), why)
+        rows = {label: overrides for label, overrides in self.rows.items() if label not in errors}
+        return replace(self, rows=rows, labels=tuple(x for x in self.labels if x not in errors), left_out=left_out)
+
+    def by_model(self) -> dict[str, "Experiment"]:
+        """Model -> its rows as an experiment whose title names it: scores and costs of two models have no common scale. The whole,
+        under an empty name, where all rows are of one.
+        """
+        models = {label: _value(overrides, "model") for label, overrides in self.rows.items()}
+        names = dict.fromkeys(models.values())
+        if len(names) < 2:
+            return {"": self}
+        parts = {name: {label: own for label, own in self.rows.items() if models[label] == name} for name in names}
+        return {name: replace(self, title=f"{self.title}, {name}", rows=rows) for name, rows in parts.items()}
 
     def cells(self) -> dict[str, Cell]:
         """label -> checked cell. Raises `ConfigError` naming the row whose overrides cannot be composed, and what a row lacks."""
@@ -164,59 +193,31 @@ def _cell(label: str, overrides: list[str]) -> Cell:
         raise ConfigError(f"Row {label!r} ({' '.join(overrides)}): {error}") from error
 
 
-def _axes(path: Path, entry: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """One or two mappings, ending of the label -> variant."""
-    given = entry.get("variants") or {"": []}
-    axes = given if isinstance(given, list) else [given]
-    if len(axes) > 2:
-        raise ConfigError(f"{path}: variants has {len(axes)} axes; give one, or a list of two.")
-    return axes
+def _value(overrides: Sequence[str], key: str) -> str:
+    """Of a key that is given twice the last counts, as for Hydra; empty for the default."""
+    return next((text.partition("=")[2] for text in reversed(overrides) if text.startswith(f"{key}=")), "")
 
 
-def _product(
-    path: Path, common: list[str], rows: Mapping[str, list[str]], axes: Sequence[Mapping[str, Any]]
-) -> list[tuple[str, list[str]]]:
-    """(label, overrides) of every row with a variant of each axis; an axis applies its overrides after those before it."""
-    pairs = []
-    for label, own in rows.items():
-        for chosen in product(*(axis.items() for axis in axes)):
-            variants = [_variant(path, rows, variant) for _, variant in chosen]
-            if all(label in of for of, _ in variants):
-                overrides = [override for _, added in variants for override in added]
-                pairs.append((label + "".join(ending for ending, _ in chosen), [*common, *own, *overrides]))
-    return pairs
+def _require_kept(path: Path, rows: Sequence[Sequence[str]], extra: Sequence[str], scale: Scale) -> None:
+    """Raises `ConfigError` for an override of all rows that takes away what their labels say that they differ by."""
+    for override in extra:
+        key = override.lstrip("+").partition("=")[0]
+        if len(values := dict.fromkeys(_value(overrides, key) for overrides in rows)) > 1:
+            way_out = "Use --model NAME" if key == "model" and scale.instruments else "Leave it out, or change the rows in a copy"
+            raise ConfigError(
+                f"{path}: {override} would make rows alike that differ: {key}={' or '.join(v or 'default' for v in values)}. "
+                f"{way_out}."
+            )
 
 
-def _variant(path: Path, rows: Mapping[str, list[str]], variant: Any) -> tuple[Collection[str], list[str]]:
-    """The labels of the rows that it is for, and its overrides."""
-    if not isinstance(variant, Mapping):
-        return rows, variant
-    if unknown := set(variant["of"]) - rows.keys():
-        raise ConfigError(f"{path}: a variant is of {sorted(unknown)}, which are not rows. Correct the labels.")
-    return variant["of"], variant["overrides"]
-
-
-def _scale(path: Path, scales: Mapping[str, Any], requested: str | None) -> tuple[str, list[str], Mapping[str, list[str] | None]]:
-    """The name of the scale, what it adds to all rows, and what it replaces."""
-    if not scales:
-        if requested is not None:
-            raise ConfigError(f"{path} has no scales; leave --scale {requested} out.")
-        return "", [], {}
-    name = requested or ("paper" if torch.cuda.is_available() else "small")
-    if name not in scales:
-        raise ConfigError(f"{path} has no scale {name!r}; choose one of {', '.join(scales)}.")
-    return name, scales[name].get("overrides") or [], scales[name].get("replace") or {}
-
-
-def _replace(overrides: list[str], replaced: Mapping[str, list[str] | None]) -> list[str] | None:
-    """None if one of the overrides cannot be had."""
-    result: list[str] = []
-    for override in overrides:
-        instead = replaced.get(override, [override])
-        if instead is None:
-            return None
-        result += instead
-    return result
+def _check(path: Path, cost: str, paired: Sequence[str], figures: Mapping[str, Any]) -> None:
+    if unknown := set(paired) - PAIRED.keys():
+        raise ConfigError(f"{path}: paired: unknown scores {sorted(unknown)}; choose from {', '.join(PAIRED)}.")
+    if cost not in COSTS:
+        raise ConfigError(f"{path}: cost: {cost!r}; choose one of {', '.join(map(repr, COSTS))}.")
+    for name in figures:
+        if not re.fullmatch(r"[\w-]+", name, re.ASCII):
+            raise ConfigError(f"{path}: the figure {name!r} names a file; use letters, digits, _ and - only.")
 
 
 def _published(entry: Mapping[str, Mapping[str, list[Any]]]) -> dict[str, dict[str, Published]]:

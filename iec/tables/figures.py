@@ -16,12 +16,16 @@ GRID_COLUMNS, GRID_ROWS = 12, 8
 
 def write_pictures(rows: list[Row], experiment: Experiment, folder: Path) -> list[Path]:
     """grid.png, error.png (error-NAME.png for each of the experiment's figures), scores.png, cost.png, or map-SCORE.png; those that
-    have content.
+    have content. Of rows of several models each model has its own: grid-MODEL.png ...
     """
-    path = folder / "grid.png"
-    shown = {row.label: row.result.first_images(GRID_COLUMNS) for row in rows if row.label in grid_labels(rows, experiment)}
-    plots.sample_grid(path, shown, experiment.title)
-    return [path, *write_plots(measured(rows, bases(experiment.rows)), experiment, folder)]
+    paths = []
+    for model, part in experiment.by_model().items():
+        if shown := [row for row in rows if row.label in part.rows]:
+            labels = grid_labels(shown, part)
+            samples = {row.label: row.result.first_images(GRID_COLUMNS) for row in shown if row.label in labels}
+            paths.append(_path(folder, "grid", model))
+            plots.sample_grid(paths[-1], samples, part.title)
+    return [*paths, *write_plots(measured(rows, bases(experiment.rows)), experiment, folder)]
 
 
 def grid_labels(rows: Sequence[Row], experiment: Experiment) -> list[str]:
@@ -41,17 +45,26 @@ def write_plots(rows: Sequence[Measured], experiment: Experiment, folder: Path) 
     not be read.
     """
     draws = (_errors, _maps) if experiment.product else (_errors, _scores, _cost)
-    return [path for draw in draws for path in draw(rows, experiment, folder)]
+    paths = []
+    for model, part in experiment.by_model().items():
+        if shown := [row for row in rows if row.label in part.rows]:
+            paths += [path for draw in draws for path in draw(shown, part, folder, model)]
+    return paths
 
 
-def _errors(rows: Sequence[Measured], experiment: Experiment, folder: Path) -> list[Path]:
+def _path(folder: Path, *words: str) -> Path:
+    """WORD-WORD.png, without empty words."""
+    return folder / f"{'-'.join(word for word in words if word)}.png"
+
+
+def _errors(rows: Sequence[Measured], experiment: Experiment, folder: Path, model: str) -> list[Path]:
     """A picture for each figure of the experiment. Without figures one of all rows, if half of those that are no reference have a
     curve: others differ from the reference in their number of steps, and a picture without them would pass for the table.
     """
     curves = {row.label: row for row in rows if row.distance is not None}
-    figures = {f"error-{name}.png": labels for name, labels in experiment.figures.items()}
+    figures = dict(experiment.figures)
     if not figures and 2 * len(curves) >= len([row for row in rows if row.label not in experiment.references]):
-        figures = {"error.png": list(curves)}
+        figures = {"": list(curves)}
     references = "' or '".join(label for label in experiment.references if label in {row.label for row in rows})
     paths = []
     for name, labels in figures.items():
@@ -59,23 +72,24 @@ def _errors(rows: Sequence[Measured], experiment: Experiment, folder: Path) -> l
             distances = {row.label: row.distance for row in shown if row.distance is not None}
             differences = {row.label: row.difference for row in shown if row.difference is not None}
             title = f"{experiment.title}\ndistance to '{references}' from the same noise, mean of {shown[0].traced} images"
-            plots.error_against_step(folder / name, distances, differences, styles(experiment.rows), title)
-            paths.append(folder / name)
+            paths.append(_path(folder, "error", name, model))
+            plots.error_against_step(paths[-1], distances, differences, styles(experiment.rows), title)
     return paths
 
 
-def _scores(rows: Sequence[Measured], experiment: Experiment, folder: Path) -> list[Path]:
+def _scores(rows: Sequence[Measured], experiment: Experiment, folder: Path, model: str) -> list[Path]:
     names = [name for name in rows[0].scores if all(name in row.scores for row in rows)]
     if not names:
         return []
     panels = {name: {row.label: row.scores[name] for row in rows} for name in names}
     floors = {name: sorted({row.floors[name] for row in rows if name in row.floors}) for name in names}
     title = f"{experiment.title}, N = {rows[0].images}"
-    plots.scores_with_intervals(folder / "scores.png", panels, floors, bases(experiment.rows), styles(experiment.rows), title)
-    return [folder / "scores.png"]
+    path = _path(folder, "scores", model)
+    plots.scores_with_intervals(path, panels, floors, bases(experiment.rows), styles(experiment.rows), title)
+    return [path]
 
 
-def _cost(rows: Sequence[Measured], experiment: Experiment, folder: Path) -> list[Path]:
+def _cost(rows: Sequence[Measured], experiment: Experiment, folder: Path, model: str) -> list[Path]:
     """PSNR, and the first score that all rows have, of the rows whose cost is known."""
     common = [name for name in rows[0].scores if all(name in row.scores for row in rows)]
     known = [(row, COSTS[experiment.cost](row.cost)) for row in rows if row.cost is not None]
@@ -87,11 +101,12 @@ def _cost(rows: Sequence[Measured], experiment: Experiment, folder: Path) -> lis
     if not panels:
         return []
     title = f"{experiment.title}, N = {rows[0].images}"
-    plots.quality_against_cost(folder / "cost.png", panels, bases(experiment.rows), styles(experiment.rows), experiment.cost, title)
-    return [folder / "cost.png"]
+    path = _path(folder, "cost", model)
+    plots.quality_against_cost(path, panels, bases(experiment.rows), styles(experiment.rows), experiment.cost, title)
+    return [path]
 
 
-def _maps(rows: Sequence[Measured], experiment: Experiment, folder: Path) -> list[Path]:
+def _maps(rows: Sequence[Measured], experiment: Experiment, folder: Path, model: str) -> list[Path]:
     """For each score a panel for each variant of the second axis that changes it, the rows of the file against the variants of the
     first.
     """
@@ -107,9 +122,8 @@ def _maps(rows: Sequence[Measured], experiment: Experiment, folder: Path) -> lis
         renamed = {key: {(y, _trimmed(x)): c for (y, x), c in panel.items()} for key, panel in panels.items()}
         better = next(row.higher_is_better[name] for row in rows if name in row.changes)
         title = f"{experiment.title}\nchange of {name}, N = {rows[0].images}"
-        path = folder / f"map-{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}.png"
-        change_maps(path, renamed, shown_y, [_trimmed(x) for x in shown_x], better, title)
-        paths.append(path)
+        paths.append(_path(folder, "map", re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-"), model))
+        change_maps(paths[-1], renamed, shown_y, [_trimmed(x) for x in shown_x], better, title)
     return paths
 
 

@@ -94,4 +94,5 @@ def caption_of(rows: list[Row], experiment: Experiment) -> str:
         text += f" {' and '.join(dict.fromkeys(line[''] for line in floors))}: mean scores of as many, the bias of N images alone."
     kinds = {value.evidence for values in experiment.published.values() for value in values.values()}
     legend = "; ".join(f"{'?' if kind == 'unknown' else kind[0]}: {EVIDENCE[kind]}" for kind in EVIDENCE if kind in kinds)
+    text += "".join(f" Left out: {', '.join(labels)}: {why}" for why, labels in experiment.left_out.items())
     return f"{text} Published: {experiment.source} ({legend})." if kinds else text

@@ -256,7 +256,8 @@ reference: [small, large]
 scales:
   small:
     overrides: [num_images=2, metrics=none, device=cpu]
-    replace: {model=ddim_cifar: [model=ddim_cifar_small], model=ldm_imagenet: null}
+    instruments_for: ddim_cifar
+    replace: {model=ldm_imagenet: null}
   paper: {overrides: [num_images=7]}
 common: [sampler.steps=2]
 rows:
@@ -307,21 +308,31 @@ def test_the_command_of_a_row_is_quoted_for_the_shell(spec):
     assert shlex.split(command)[-1] == "model.prompts=it's; $HOME" and "iec=all_steps " in command
 
 
-def test_published_values_stand_beside_measured_ones_and_scales_choose_the_model(tmp_path, capsys):
+def test_published_values_stand_beside_measured_ones_and_the_small_scale_is_of_both_bundled_models(tmp_path, capsys):
     path = tmp_path / "published.yaml"
     path.write_text(PUBLISHED)
     experiment = Experiment.read(path, scale="paper")
-    assert experiment.rows["large"] == ["sampler.steps=2", "model=ldm_imagenet", "num_images=7"] and not experiment.elsewhere
+    assert experiment.rows["large"] == ["sampler.steps=2", "model=ldm_imagenet", "num_images=7"]
+    assert experiment.labels == tuple(experiment.rows)
     run(path, "--run", "--scale", "small")
     (folder,) = (tmp_path / "out" / "tables").iterdir()
     body = {row["label"]: row for row in csv.DictReader((folder / "table.csv").open())}
-    assert list(body) == ["small", "small & corrected", "large"]  # nothing is known of the last one
-    assert [row["FID, published"] for row in body.values()] == ["4.19 (k)", "?", "3.5 (r)"]
-    assert body["large"]["N"] == "" and body["small"]["N"] == "2" and body["large"]["IS, published"] == "200 (s)"
+    labels = [f"{model}: {row}" for model in ("ddim_cifar_small", "ddim_fashion_small") for row in ("small", "small & corrected")]
+    assert list(body) == [*labels, "large"]  # nothing is known of the last one
+    assert [row["FID, published"] for row in body.values()] == ["4.19 (k)", "?", "", "", "3.5 (r)"]
+    assert body["large"]["N"] == "" and body[labels[0]]["N"] == "2" and body["large"]["IS, published"] == "200 (s)"
+    paired = {label: bool(row["PSNR to ref. (dB)"]) for label, row in body.items()}
+    assert paired == {label: label.endswith("corrected") for label in body}  # each with the plain row of its model
+    kinds = ("grid", "error", "cost")
+    assert {p.name for p in folder.glob("*.png")} == {
+        f"{kind}-{model}.png" for kind in kinds for model in ("ddim_cifar_small", "ddim_fashion_small")
+    }
     text = (folder / "table.md").read_text()
+    assert "Measured on ddim_cifar_small, ddim_fashion_small in place of ddim_cifar: look" in text
+    assert f"ref. is '{labels[0]}' or '{labels[2]}' from the same noise" in text
     assert "Published: a paper (k: read in the primary source; s:" in text
     tex = (folder / "table.tex").read_text()
-    assert r"small \& corrected &" in tex and tex.count(r" \\") == 4 and tex.startswith("% what a paper says")
+    assert r"small \& corrected &" in tex and tex.count(r" \\") == 6 and tex.startswith("% what a paper says")
     for change in [("[4.19, known]", "[4.19, rumour]"), ("[null, unknown]", "[null, known]")]:
         path.write_text(PUBLISHED.replace(*change))
         with pytest.raises(ConfigError, match="needs one of known"):

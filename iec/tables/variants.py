@@ -1,0 +1,40 @@
+"""The rows of an experiment file times its variants."""
+
+from collections.abc import Collection, Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from iec.errors import ConfigError
+
+
+def axes_of(path: Path, entry: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """One or two mappings, ending of the label -> variant."""
+    given = entry.get("variants") or {"": []}
+    axes = given if isinstance(given, list) else [given]
+    if len(axes) > 2:
+        raise ConfigError(f"{path}: variants has {len(axes)} axes; give one, or a list of two.")
+    return axes
+
+
+def times_variants(
+    path: Path, common: list[str], rows: Mapping[str, list[str]], axes: Sequence[Mapping[str, Any]]
+) -> list[tuple[str, list[str]]]:
+    """(label, overrides) of every row with a variant of each axis; an axis applies its overrides after those before it."""
+    pairs = []
+    for label, own in rows.items():
+        for chosen in product(*(axis.items() for axis in axes)):
+            variants = [_variant(path, rows, variant) for _, variant in chosen]
+            if all(label in of for of, _ in variants):
+                overrides = [override for _, added in variants for override in added]
+                pairs.append((label + "".join(ending for ending, _ in chosen), [*common, *own, *overrides]))
+    return pairs
+
+
+def _variant(path: Path, rows: Mapping[str, list[str]], variant: Any) -> tuple[Collection[str], list[str]]:
+    """The labels of the rows that it is for, and its overrides."""
+    if not isinstance(variant, Mapping):
+        return rows, variant
+    if unknown := set(variant["of"]) - rows.keys():
+        raise ConfigError(f"{path}: a variant is of {sorted(unknown)}, which are not rows. Correct the labels.")
+    return variant["of"], variant["overrides"]
