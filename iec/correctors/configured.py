@@ -1,0 +1,24 @@
+"""The corrector that a configuration describes."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from iec.io.components import component_of, with_source
+from iec.sampling.corrector import Corrector
+
+BUILT_IN = (
+    "iec.sampling.corrector",
+    "iec.correctors.es",
+    "iec.correctors.unic",
+)
+"""The modules whose correctors are versioned with this package."""
+
+
+def corrector_of(config: Mapping[str, Any]) -> Corrector:
+    """Of the configuration group ``corrector``. Raises `ConfigError`."""
+    return component_of(config, "corrector", Corrector, "corrector")
+
+
+def identity_of(corrector: Corrector) -> dict[str, Any]:
+    """The corrector's own identity; for one that is not built in also what `with_source` adds."""
+    return with_source(corrector.identity(), corrector, BUILT_IN)
