@@ -57,8 +57,7 @@ class Subject:
     def setup(self) -> Setup:
         """Loads the model and prepares the technique."""
         model = self.cell.model.load(str(self.cell.device))
-        prepared = prepare(self.cell, model)
-        sampler = self.cell.sampler_of(prepared)
+        prepared, sampler = prepare(self.cell, model)
         assert takes_single_steps(sampler)  # `of_experiment` lets no other pass
         return Setup.of(model, prepared.network, sampler)
 

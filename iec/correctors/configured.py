@@ -8,6 +8,7 @@ from iec.sampling.corrector import Corrector
 
 BUILT_IN = (
     "iec.sampling.corrector",
+    "iec.correctors.affine",
     "iec.correctors.es",
     "iec.correctors.unic",
 )

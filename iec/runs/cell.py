@@ -124,7 +124,7 @@ class Cell:
             corrected = {"steps": corrected, "cached_steps": placement.cached_steps}
         identity: dict[str, Any] = {
             "model": self.model.identity,
-            "efficiency": identity_of(self.technique, self.card, len(sampler.timetable)),
+            "efficiency": self.technique_identity,
             "iec": {
                 "corrected_steps": corrected,
                 "correction": _correction_identity(sampler.correction) if corrected else None,
@@ -154,6 +154,11 @@ class Cell:
                 f"efficiency={self.efficiency}, corrector={self.config.corrector.name}: {error}. Fields of a technique and of a "
                 "corrector have to be JSON values: numbers, texts, lists."
             ) from error
+
+    @property
+    def technique_identity(self) -> dict[str, Any]:
+        """What tells its network from any other of the model."""
+        return identity_of(self.technique, self.card, len(self.sampler.timetable))
 
     @property
     def slug(self) -> str:

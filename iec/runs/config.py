@@ -9,6 +9,7 @@ from typing import Any, get_type_hints
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 
+from iec.correctors.affine import Affine
 from iec.correctors.es import EpsilonScaling
 from iec.correctors.unic import UniC
 from iec.efficiency.added_errors import ErrorGain, ErrorNoise, ErrorRounding, ErrorSmooth, ErrorStale
@@ -175,6 +176,7 @@ def register() -> None:
         "error_smooth": schema(ErrorSmooth),
         "iec": iec_schema(),
         "no_corrector": schema(Corrector),
+        "affine": schema(Affine),
         "es": schema(EpsilonScaling),
         "unic": schema(UniC),
         "sampler": SamplerConfig,
