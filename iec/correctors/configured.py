@@ -9,7 +9,11 @@ from iec.sampling.corrector import Corrector
 BUILT_IN = (
     "iec.sampling.corrector",
     "iec.correctors.affine",
+    "iec.correctors.dcw",
     "iec.correctors.es",
+    "iec.correctors.restart",
+    "iec.correctors.stepback",
+    "iec.correctors.timeshift",
     "iec.correctors.unic",
 )
 """The modules whose correctors are versioned with this package."""

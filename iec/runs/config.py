@@ -10,7 +10,11 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 
 from iec.correctors.affine import Affine
+from iec.correctors.dcw import DCW
 from iec.correctors.es import EpsilonScaling
+from iec.correctors.restart import Restart
+from iec.correctors.stepback import Stepback
+from iec.correctors.timeshift import TimeShift
 from iec.correctors.unic import UniC
 from iec.efficiency.added_errors import ErrorGain, ErrorNoise, ErrorRounding, ErrorSmooth, ErrorStale
 from iec.efficiency.technique import Technique
@@ -177,7 +181,11 @@ def register() -> None:
         "iec": iec_schema(),
         "no_corrector": schema(Corrector),
         "affine": schema(Affine),
+        "dcw": schema(DCW),
         "es": schema(EpsilonScaling),
+        "restart": schema(Restart),
+        "stepback": schema(Stepback),
+        "timeshift": schema(TimeShift),
         "unic": schema(UniC),
         "sampler": SamplerConfig,
         "metrics": MetricsConfig,
