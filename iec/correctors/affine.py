@@ -43,6 +43,9 @@ class Affine(CalibratedCorrector):
         if not 0 <= self.ridge < float("inf"):
             raise ConfigError(f"corrector.ridge={self.ridge} must be finite and not negative; 0 is plain least squares.")
 
+    def label(self, name: str) -> str:
+        return f"{name}-{self.fit}"
+
     def identity(self) -> dict[str, Any]:
         return {key: value for key, value in super().identity().items() if key != "ridge" or self.fit == "tac"}
 

@@ -173,7 +173,7 @@ class Cell:
         if sampler.solver != DDIM:
             words.append(sampler.solver)
         if sampler.corrector != NO_CORRECTOR:
-            words.append(self.config.corrector.name)
+            words.append(sampler.corrector.label(self.config.corrector.name))
         if sampler.epsilon_scale != 1:
             words.append(f"eps{sampler.epsilon_scale:g}")
         return "-".join([*words, f"T{len(sampler.timetable)}", f"seed{self.seed}", canonical_hash(self.identity)[:10]])

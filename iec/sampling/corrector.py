@@ -75,6 +75,10 @@ class Corrector:
         """The sampler with this corrector. shape: (C, H, W) of a state. Raises `ConfigError` for what does not fit together."""
         return replace(sampler, corrector=self)
 
+    def label(self, name: str) -> str:
+        """How the name of a cell mentions it. name: of its configuration."""
+        return name
+
     def identity(self) -> dict[str, Any]:
         """JSON values: what the bytes of an image depend on."""
         return {"corrector": type(self).__qualname__, **asdict(self)}

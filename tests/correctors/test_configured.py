@@ -25,7 +25,8 @@ def test_none_is_the_cell_as_ever(make_cell):
 def test_a_corrector_is_a_cell_of_its_own_and_its_name_says_so(make_cell, option):
     """es is tested on its own: its uniform case has another name."""
     cell = make_cell(f"corrector={option}")
-    assert f"-none-{option}-" in cell.slug and cell.identity != make_cell().identity
+    name = "affine-d2" if option == "affine" else option
+    assert f"-none-{name}-T20-" in cell.slug and cell.identity != make_cell().identity
     assert type(cell.sampler.corrector).__module__ in BUILT_IN and "class" not in cell.identity["corrector"]
     assert make_cell(f"corrector={option}", "efficiency=cachequant_w4a8", "iec=first_last").slug  # with any technique, and IEC
 
