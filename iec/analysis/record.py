@@ -49,8 +49,8 @@ class Subject:
         found = experiment.cells().items()
         if wrong := [label or cell.slug for label, cell in found if not takes_single_steps(cell.sampler)]:
             raise ConfigError(
-                f"{', '.join(wrong)}: analyses take single steps. A multistep solver has none, nor a corrector that looks back or "
-                "goes back. Use sampler=ddim and corrector=none."
+                f"{', '.join(wrong)}: analyses take single steps. A multistep solver has none, nor have "
+                "corrector=unic, stepback and restart. Use sampler=ddim and corrector=none."
             )
         return [cls(cell, tuple(experiment.rows[label]), images, out, label or cell.slug) for label, cell in found]
 

@@ -1,8 +1,10 @@
 """The corrector that a configuration describes."""
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
+from iec.errors import ConfigError
 from iec.io.components import component_of, with_source
 from iec.sampling.corrector import Corrector
 
@@ -21,7 +23,10 @@ BUILT_IN = (
 
 def corrector_of(config: Mapping[str, Any]) -> Corrector:
     """Of the configuration group ``corrector``. Raises `ConfigError`."""
-    return component_of(config, "corrector", Corrector, "corrector")
+    corrector = component_of(config, "corrector", Corrector, "corrector")
+    if hidden := sorted({field.name for field in fields(corrector)} & vars(Corrector).keys()):
+        raise ConfigError(f"{config.get('_target_')} has fields with the names of hooks: {', '.join(hidden)}. Rename the fields.")
+    return corrector
 
 
 def identity_of(corrector: Corrector) -> dict[str, Any]:

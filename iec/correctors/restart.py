@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -25,6 +26,7 @@ class Restart(Corrector):
     Raises `ConfigError` for levels without a step between them, and for eta > 0, whose noise a step made again would repeat.
     """
 
+    single_steps: ClassVar[bool] = False
     sigma_min: float = 0.06
     sigma_max: float = 0.3
     repeats: int = 2

@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -30,6 +31,8 @@ class Stepback(CalibratedCorrector):
     Rebuilt from a description, whose named parts are an aligned timestep, a rescaled state and an adapted step size: neither the
     paper's formulas nor its code were to be had.
     """
+
+    single_steps: ClassVar[bool] = False
 
     def fitted(self, runs: PairedRuns) -> Corrector:
         return stepped_back(runs.moments(self.calibration_images), runs.sampler.timetable)
@@ -63,6 +66,7 @@ class SteppedBack(Corrector):
 
     __hash__, __eq__ = object.__hash__, object.__eq__  # a tensor has no single truth to compare by
 
+    single_steps: ClassVar[bool] = False
     mean: Tensor
     start: tuple[float, ...]
     rescale: tuple[float, ...]

@@ -25,7 +25,7 @@ class UniC(Corrector):
     steps: ``all``, or with a cache ``full``: only where eps(x_s, s) is a full call.
     """
 
-    remembers: ClassVar[bool] = True
+    single_steps: ClassVar[bool] = False
     steps: str = "all"
 
     def __post_init__(self) -> None:

@@ -46,8 +46,10 @@ class Corrector:
     index i. table: the timetable, which has abar, A, B and sigma of every step. Steps that change nothing (t = s) have no hooks.
     """
 
-    remembers: ClassVar[bool] = False
-    """Whether `before` looks at the step before, so that a step cannot be taken alone."""
+    single_steps: ClassVar[bool] = True
+    """Whether a step can be taken alone, from any state. Not if `before` looks at the step before, if `restarts` goes back,
+    or if the states are not at the levels of the timetable.
+    """
 
     def timestep(self, x: Tensor, step: Step, table: Timetable) -> int | Tensor:
         """The timestep that the network is told with x_t [B, C, H, W], or one for each image, int64 [B]."""
@@ -58,7 +60,9 @@ class Corrector:
         return eps
 
     def before(self, x: Tensor, eps: Tensor, step: Step, table: Timetable, last: Taken | None) -> Tensor:
-        """The state to start from, given eps' at x. last: the step before, where the corrector `remembers`; None at the first."""
+        """The state to start from, given eps' at x. last: the step before, where `single_steps` is
+        false; None at the first.
+        """
         return x
 
     def after(self, taken: Taken, table: Timetable) -> Tensor:

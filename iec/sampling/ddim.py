@@ -22,7 +22,7 @@ DDIM = "ddim"
 
 @dataclass(frozen=True)
 class Carried:
-    """What a step hands to the next one beside the state: the cached feature, and itself if the corrector remembers it."""
+    """What a step hands to the next one beside the state: the cached feature, and itself where the corrector may look back."""
 
     cache: FeatureCache | None = None
     last: Taken | None = None
@@ -122,8 +122,8 @@ class Sampler(Solver):
             y = fixed + renormed(y - fixed, uncorrected - fixed)
         taken = Taken(i, x, fixed, y, float(table.B[i]))
         cache = carried.cache if feature is None else FeatureCache(feature, ordinary)
-        remembered = taken if corrector.remembers else carried.last
-        return corrector.after(taken, table), Carried(cache, remembered)
+        last = carried.last if corrector.single_steps else taken
+        return corrector.after(taken, table), Carried(cache, last)
 
     def _renoised(self, x: Tensor, i: int, begin: int, k: int, noise: Noise) -> Tensor:
         """x_s of step i with the noise that takes it up to the level where step ``begin`` starts. k: number of the restart."""
@@ -151,8 +151,6 @@ def moved(fixed: Tensor, scale: float, eps: Tensor, step: Step) -> Tensor:
 
 def takes_single_steps(solver: Solver) -> TypeGuard[Sampler]:
     """Whether a step can be taken alone (`Sampler.step`), as analyses do: one of a multistep solver depends on those before it, and
-    so does one whose corrector remembers them or makes them again.
+    so may one with a corrector.
     """
-    if not isinstance(solver, Sampler):
-        return False
-    return not solver.corrector.remembers and type(solver.corrector).restarts is Corrector.restarts
+    return isinstance(solver, Sampler) and solver.corrector.single_steps

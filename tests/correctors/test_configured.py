@@ -56,10 +56,19 @@ class Undecorated(Own):
     pass
 
 
+@dataclass(frozen=True)
+class Hiding(Corrector):
+    eps: float = 0.1
+
+
 def test_a_corrector_of_ones_own_has_its_file_in_the_identity(make_cell):
     own = [f"corrector._target_={__name__}.Own", "+corrector.factor=0.25"]
     identity = make_cell(*own).identity["corrector"]
     assert identity["fields"] == {"factor": 0.25, "blocks": [1, 2]} and len(identity["source"]) == 64
-    for target, message in (("pathlib.Path", "is not a corrector"), (f"{__name__}.Undecorated", r"@dataclass\(frozen=True\)")):
+    for target, message in (
+        ("pathlib.Path", "is not a corrector"),
+        (f"{__name__}.Undecorated", r"@dataclass\(frozen=True\)"),
+        (f"{__name__}.Hiding", "names of hooks: eps. Rename"),
+    ):
         with pytest.raises(ConfigError, match=message):
             corrector_of({"name": "x", "_target_": target})
