@@ -17,6 +17,7 @@ from iec.sampling.corrector import Corrector
 from iec.sampling.ddim import Sampler
 from iec.sampling.network import FeatureCache, Network, Step
 from iec.sampling.noise import Noise
+from iec.sampling.timetable import Timetable
 
 KIND = "corrector"
 SEED = 2**42
@@ -42,7 +43,7 @@ class CalibratedCorrector(Corrector):
     def fitted(self, runs: "PairedRuns") -> Corrector:
         """The corrector to sample with."""
 
-    def eps(self, eps: Tensor, step: Step, table: Any) -> Tensor:
+    def eps(self, eps: Tensor, step: Step, table: Timetable) -> Tensor:
         """Raises `ConfigError`: only what `fitted` gives has hooks."""
         raise ConfigError(f"{type(self).__name__} has to be fitted before it is sampled with: see iec.correctors.prepare.fitted.")
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from iec.correctors.pairs import CalibratedCorrector, PairedRuns
 from iec.efficiency.moments import Moments
+from iec.errors import ConfigError
 from iec.sampling.corrector import Corrector, Taken
 from iec.sampling.network import Step
 from iec.sampling.timetable import Timetable
@@ -39,7 +40,9 @@ class Stepback(CalibratedCorrector):
 
 
 def stepped_back(moments: Moments, table: Timetable) -> "SteppedBack":
-    """The corrector for these moments of (e, f)."""
+    """The corrector for these moments of (e, f). Raises `ConfigError` for errors so large that a level is noisier than any
+    timestep: where V is above 1 or so, a step adds more noise than it takes out.
+    """
     mean = torch.where(moments.count > 0, moments.mean_x - moments.mean_y, 0.0)
     error = (moments.var_x + moments.var_y - 2 * moments.cov).clamp_min(0).mean(1)
     variances = torch.where(moments.count[:, 0] > 0, error, 0.0).cpu().numpy()
@@ -50,6 +53,11 @@ def stepped_back(moments: Moments, table: Timetable) -> "SteppedBack":
         growth = 1 + b**2 * variances[i]
         rescale[i] = growth**-0.5
         start[following] = table.abar_s[i] / growth
+        if start[following] < table.schedule.abar[-1]:
+            raise ConfigError(
+                f"corrector=stepback: the error of step {i} has variance {variances[i]:.3g}, and no timestep is as noisy as the "
+                "state would be then. Use corrector=affine or none, or more sampler.steps."
+            )
     return SteppedBack(mean, tuple(start.tolist()), tuple(rescale.tolist()))
 
 

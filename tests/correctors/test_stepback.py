@@ -88,6 +88,15 @@ def test_the_noise_in_a_state_is_that_of_its_level():
     assert max(abs(np.array(ratios["mended"]) - 1)) < 0.02 and ratios["plain"][-1] > 1.1
 
 
+def test_errors_beyond_the_schedule_are_refused():
+    """Of variance 20 with four steps. Of variance 2 with many steps they are not."""
+    with pytest.raises(ConfigError, match=r"step 1 has variance 20.*more sampler.steps"):
+        stepped_back(of_errors(20.0), TABLE)
+    table = Timetable.spaced("quad", 1000, SCHEDULE)
+    every = Moments(*(tensor[:1].expand(1000, -1) for tensor in of_errors(2.0).tensors().values()))
+    assert stepped_back(every, table).start  # the way out
+
+
 def test_it_shares_the_pairs_with_affine_and_changes_images(make_cell, tmp_path):
     common = ["efficiency=error_noise", "efficiency.std=0.3", "sampler.steps=2", "num_images=1", "batch_size=1", "metrics=none"]
     common += [f"paths.output={tmp_path}"]
