@@ -16,11 +16,12 @@ PLACES = {
     "tables": (1, 1),
     "runs": (1, 2),
     "pipelines": (0, 2),
-    "efficiency": (1, 3),
-    "metrics": (2, 3),
-    "models": (1, 4),
-    "sampling": (0.5, 5),
-    "io": (1.5, 5),
+    "correctors": (1, 3),
+    "efficiency": (1, 4),
+    "metrics": (2, 4),
+    "models": (1, 5),
+    "sampling": (0.5, 6),
+    "io": (1.5, 6),
 }
 """room -> column and line of its box in the diagram."""
 WIDTH, HEIGHT, BOX = 230, 84, (130, 36)
@@ -77,5 +78,5 @@ def diagram() -> str:
     head = (
         '<marker id="head" markerWidth="7" markerHeight="6" refX="5" refY="3" orient="auto"><path d="M0,0 L6,3 L0,6 z"/></marker>'
     )
-    size = f'viewBox="0 0 {2 * WIDTH + width + 60} {5 * HEIGHT + height + 40}"'
+    size = f'viewBox="0 0 {2 * WIDTH + width + 60} {6 * HEIGHT + height + 40}"'
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size}><defs>{head}</defs>{"".join(lines)}{"".join(boxes)}</svg>\n'

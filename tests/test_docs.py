@@ -52,7 +52,7 @@ def test_programs_run(page, program, capsys, monkeypatch, tmp_path):
     assert printed and "nan" not in printed and "None" not in printed
 
 
-NO_CELL = r"-m |--help|pooled_keys|rounded_eps|devices="
+NO_CELL = r"-m |--help|pooled_keys|rounded_eps|calm_eps|devices="
 """Commands that make none here; devices are GPUs."""
 
 
@@ -80,25 +80,25 @@ def test_sweeps_make_cells(make_cell, command):
 def test_files_that_are_named_exist():
     for name, text in PAGES.items():
         for path in re.findall(r"(?<![\w/.])((?:iec|experiments|scripts|configs|docs|tests)/[\w./-]+\.(?:py|yaml|md|sh))", text):
-            generated = path.endswith(("pooled_keys.yaml", "rounded_eps.yaml"))
+            generated = path.endswith(("pooled_keys.yaml", "rounded_eps.yaml", "calm_eps.yaml"))
             assert generated or (ROOT / path).is_file(), (name, path)
     for path in re.findall(r"experiments/\w+\.yaml", "".join(PAGES.values())):
         assert Experiment.read(ROOT / path).rows
 
 
 @pytest.fixture
-def technique(tmp_path, monkeypatch, make_cell):
-    """From a file and a config of a page: (name) -> (overrides) -> cell, with the file on the path."""
+def component(tmp_path, monkeypatch, make_cell):
+    """From a file and a config of a page: (name, group) -> (overrides) -> cell, with the file on the path."""
 
-    def install(name):
+    def install(name, group="efficiency"):
         (config,) = {
             found for text in PAGES.values() for found in re.findall(rf"```yaml\n# {name}.yaml\n(.*?)```", text, re.DOTALL)
         }
-        (tmp_path / "efficiency").mkdir()
-        (tmp_path / "efficiency" / f"{name}.yaml").write_text(config)
+        (tmp_path / group).mkdir()
+        (tmp_path / group / f"{name}.yaml").write_text(config)
         (tmp_path / f"{name}.py").write_text(the_program(f"{name}.py"))
         monkeypatch.syspath_prepend(tmp_path)
-        own = [*SMALL, f"paths.output={tmp_path / 'out'}", f"hydra.searchpath=[file://{tmp_path}]", f"efficiency={name}"]
+        own = [*SMALL, f"paths.output={tmp_path / 'out'}", f"hydra.searchpath=[file://{tmp_path}]", f"{group}={name}"]
         return lambda *overrides: make_cell(*own, *overrides)
 
     return install
@@ -108,16 +108,16 @@ def first_two(cell):
     return run_cell(cell).first_images(2)
 
 
-def test_the_readmes_technique_changes_images_by_its_grid(technique, make_cell, tmp_path):
-    cell = technique("rounded_eps")
+def test_the_readmes_technique_changes_images_by_its_grid(component, make_cell, tmp_path):
+    cell = component("rounded_eps")
     plain = first_two(make_cell(*SMALL, f"paths.output={tmp_path / 'out'}"))
     fine, coarse = first_two(cell("efficiency.grid=1e-6")), first_two(cell("efficiency.grid=0.5"))
     assert abs(fine.astype(int) - plain).max() <= 1 < abs(coarse.astype(int) - plain).max()
 
 
-def test_a_technique_of_ones_own(technique, tmp_path, make_cell):
+def test_a_technique_of_ones_own(component, tmp_path, make_cell):
     """Pooling by 1 changes no byte, by 2 it does, and another file is another cell."""
-    cell = technique("pooled_keys")
+    cell = component("pooled_keys")
     images = {factor: first_two(cell(f"efficiency.factor={factor}")) for factor in (1, 2)}
     plain = first_two(make_cell(*SMALL, f"paths.output={tmp_path / 'out'}"))
     assert (images[1] == plain).all() and not (images[2] == plain).all()
@@ -128,3 +128,15 @@ def test_a_technique_of_ones_own(technique, tmp_path, make_cell):
     assert cell().identity != identity
     with pytest.raises(ConfigError, match=r"(?s)pooled_keys.*fctor"):
         cell("+efficiency.fctor=2")
+
+
+def test_a_corrector_of_ones_own(component, make_cell, tmp_path):
+    """A limit that nothing reaches changes no byte, a low one does, with IEC and a technique; another file is another cell."""
+    cell = component("calm_eps", "corrector")
+    plain = first_two(make_cell(*SMALL, f"paths.output={tmp_path / 'out'}"))
+    assert (first_two(cell("corrector.limit=100")) == plain).all()
+    cached = cell("corrector.limit=1", "efficiency=deepcache", "efficiency.interval=2")
+    assert not (first_two(cached) == plain).all() and "-calm_eps-" in cached.slug
+    identity, path = cached.identity, tmp_path / "calm_eps.py"
+    path.write_text(path.read_text() + "\n")
+    assert cached.identity["corrector"]["source"] != identity["corrector"]["source"]

@@ -20,6 +20,7 @@ from iec.analysis.jacobian import DIFFERENCE, Eps, derivatives, difference, eps_
 from iec.analysis.krylov import Estimate, Product
 from iec.analysis.setup import Setup
 from iec.errors import ConfigError
+from iec.sampling.corrector import NO_CORRECTOR
 from iec.sampling.network import Step
 
 Derivative = Literal["exact", "difference"]
@@ -76,9 +77,11 @@ def spectra(
     """(i, label -> spectrum) of the ``steps`` along the trajectories of the setup's network and sampler.
 
     Cached steps: the derivative with respect to x, with the cached feature fixed. Raises `ConfigError` for steps that do nothing
-    or do not exist, before anything is computed, and for networks without a derivative.
+    or do not exist and for a sampler with a corrector, before anything is computed, and for networks without a derivative.
     """
     table, sampler = setup.sampler.timetable, setup.sampler
+    if sampler.corrector != NO_CORRECTOR:
+        raise ConfigError("The matrices are those of a step without a corrector. Use corrector=none.")
     bad = [i for i in steps if not 0 <= i < len(table) or table.is_noop(i)]
     if bad:
         raise ConfigError(f"Steps {bad} do not exist or change nothing (t = s); choose others of 0 .. {len(table) - 1}.")

@@ -49,15 +49,15 @@ class Subject:
         found = experiment.cells().items()
         if wrong := [label or cell.slug for label, cell in found if not takes_single_steps(cell.sampler)]:
             raise ConfigError(
-                f"{', '.join(wrong)}: analyses take single steps, which a multistep solver has none of. Use sampler=ddim."
+                f"{', '.join(wrong)}: analyses take single steps. A multistep solver has none, nor have "
+                "corrector=unic, stepback and restart. Use sampler=ddim and corrector=none."
             )
         return [cls(cell, tuple(experiment.rows[label]), images, out, label or cell.slug) for label, cell in found]
 
     def setup(self) -> Setup:
         """Loads the model and prepares the technique."""
         model = self.cell.model.load(str(self.cell.device))
-        prepared = prepare(self.cell, model)
-        sampler = self.cell.sampler_of(prepared)
+        prepared, sampler = prepare(self.cell, model)
         assert takes_single_steps(sampler)  # `of_experiment` lets no other pass
         return Setup.of(model, prepared.network, sampler)
 

@@ -1,19 +1,15 @@
 """What an efficiency technique is: from a model and the steps of a run to the network that the sampler calls."""
 
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from torch import nn
 
 from iec.efficiency.cost import Cost
-from iec.errors import ConfigError, IECError
-from iec.io.files import sha256
+from iec.io.components import component_of, with_source
 from iec.models import Card, Model
 from iec.sampling.network import Network
 from iec.sampling.solver import Solver
@@ -77,31 +73,10 @@ class Technique(ABC):
 
 
 def identity_of(technique: Technique, card: Card, num_steps: int) -> dict[str, Any]:
-    """The technique's own identity; for one that is not built in also its class, all its fields and the sha256 of its file, so
-    that images of an earlier version of it are never taken for those of this one.
-    """
-    own, identity = type(technique), technique.identity(card, num_steps)
-    if own.__module__ in BUILT_IN:
-        return identity
-    fields: dict[str, Any] = asdict(technique)  # type: ignore[call-overload]  # technique_of took dataclasses only
-    source = sha256(Path(inspect.getfile(own)))
-    return {**identity, "class": f"{own.__module__}.{own.__qualname__}", "fields": fields, "source": source}
+    """The technique's own identity; for one that is not built in also what `with_source` adds."""
+    return with_source(technique.identity(card, num_steps), technique, BUILT_IN)
 
 
 def technique_of(config: Mapping[str, Any]) -> Technique:
     """The technique that a configuration of the group ``efficiency`` describes. Raises `ConfigError`."""
-    values = {key: config[key] for key in config if key != "name"}
-    try:
-        technique = instantiate(values, _convert_="all")
-    except InstantiationException as error:
-        if isinstance(error.__cause__, IECError):
-            raise error.__cause__ from None
-        raise ConfigError(f"efficiency={config.get('name')} cannot be made from its configuration: {error}") from error
-    if not isinstance(technique, Technique):
-        raise ConfigError(
-            f"efficiency={config.get('name')}: {config.get('_target_')} is not a technique. Let _target_ name a subclass of "
-            "iec.Technique."
-        )
-    if "__dataclass_params__" not in vars(type(technique)) or not type(technique).__dataclass_params__.frozen:  # type: ignore[attr-defined]
-        raise ConfigError(f"{config.get('_target_')} has to be a frozen dataclass: write @dataclass(frozen=True) above the class.")
-    return technique
+    return component_of(config, "efficiency", Technique, "technique")  # type: ignore[type-abstract]

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from iec.correctors.prepare import fitted
 from iec.errors import ConfigError
 from iec.io.cores import intra_op_threads
 from iec.io.images import to_uint8
 from iec.models import Model
 from iec.sampling.correction import Correction
+from iec.sampling.corrector import NO_CORRECTOR, Corrector
 from iec.sampling.ddim import Sampler
 from iec.sampling.dtypes import SOLVER_DTYPES, dtype_name
 from iec.sampling.network import Calls, CountingNetwork, Network
@@ -79,6 +81,7 @@ def sample(
     network: Network | None = None,
     correction: Correction | None = None,
     placement: Placement | None = None,
+    corrector: Corrector = NO_CORRECTOR,
     steps: int | None = None,
     timetable: Timetable | None = None,
     seed: int = 0,
@@ -91,6 +94,8 @@ def sample(
 
     * network: an efficient version of the model's own (e.g. from `iec.quantize`), without guidance, which is added.
     * correction: None is the base sampler; with a correction, ``placement`` defaults to all steps.
+    * corrector: what changes a step without a call, e.g. one of `iec.correctors`; one that is calibrated is first fitted to
+      ``network``.
     * steps: with the card's spacing; or give a whole ``timetable``.
     * trace: keep the trajectories of the first ``trace`` images.
     * threads: on a CPU, over which torch spreads an operation meanwhile; afterwards its setting is as before.
@@ -103,12 +108,14 @@ def sample(
     table = timetable or Timetable.spaced(card.spacing, steps or card.steps, card.schedule, final=card.final)
     where = placement or Placement("none" if correction is None else "all_steps")
     solver_dtype = SOLVER_DTYPES[dtype_name(dtype, SOLVER_DTYPES, "dtype")]
-    sampler = Sampler(table, correction or Correction(), where, dtype=solver_dtype)
+    sampler = corrector.attach(Sampler(table, correction or Correction(), where, dtype=solver_dtype), card.shape)
     if threads < 1:
         raise ConfigError(f"threads={threads} must be at least 1.")
     with intra_op_threads(threads if model.device.type == "cpu" else None):
+        network = network or model.network
+        fit = fitted(sampler, model, network)
         batches = [
-            sample_batch(model, network or model.network, sampler, seed, indices, max(0, min(trace - indices[0], batch_size)))
+            sample_batch(model, network, fit, seed, indices, max(0, min(trace - indices[0], batch_size)))
             for indices in micro_batches(num_images, batch_size)
         ]
     return Samples(

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, ListConfig
 
+from iec.correctors import configured
 from iec.efficiency.technique import Prepared, Technique, identity_of, technique_of
 from iec.errors import ConfigError
 from iec.io.files import as_stored, canonical_hash
@@ -20,6 +21,7 @@ from iec.runs.metrics import Metrics
 from iec.runs.parallel import Share, Split
 from iec.runs.paths import Paths, with_home
 from iec.sampling.correction import Correction
+from iec.sampling.corrector import NO_CORRECTOR
 from iec.sampling.ddim import DDIM, Sampler
 from iec.sampling.dtypes import SOLVER_DTYPES, dtype_name
 from iec.sampling.multistep import with_solver
@@ -30,7 +32,7 @@ from iec.sampling.timetable import Timetable
 
 @dataclass(frozen=True)
 class Cell:
-    """model x efficiency x iec x sampler, how many images of it are asked for, and where they go.
+    """model x efficiency x iec x corrector x sampler, how many images of it are asked for, and where they go.
 
     config: the whole configuration, to be written, logged and handed to workers; what it says is read from the other fields.
     uint8: see `iec.io.images.to_uint8`. efficiency: the technique's name. trace_images: how many trajectories are kept, at most
@@ -111,7 +113,7 @@ class Cell:
 
     @property
     def identity(self) -> dict[str, Any]:
-        sampler, correction = self.sampler, self.sampler.correction
+        sampler = self.sampler
         corrected: Any = sorted(sampler.corrected)
         placement = sampler.placement
         if corrected and self.technique.refresh_found_by_prepare:
@@ -122,10 +124,10 @@ class Cell:
             corrected = {"steps": corrected, "cached_steps": placement.cached_steps}
         identity: dict[str, Any] = {
             "model": self.model.identity,
-            "efficiency": identity_of(self.technique, self.card, len(sampler.timetable)),
+            "efficiency": self.technique_identity,
             "iec": {
                 "corrected_steps": corrected,
-                "correction": _plain(correction) if corrected else None,
+                "correction": _correction_identity(sampler.correction) if corrected else None,
                 "epsilon_scale": sampler.epsilon_scale,
             },
             "sampler": {
@@ -137,6 +139,8 @@ class Cell:
             "batch_size": self.batch_size,
             "device": self.device.type,
         }
+        if sampler.corrector != NO_CORRECTOR:
+            identity["corrector"] = configured.identity_of(sampler.corrector)
         if sampler.solver != DDIM:
             identity["sampler"]["solver"] = sampler.solver
         if self.uint8 != "round":
@@ -147,8 +151,14 @@ class Cell:
             return as_stored(identity)
         except TypeError as error:
             raise ConfigError(
-                f"efficiency={self.efficiency}: {error}. Fields of a technique have to be JSON values: numbers, texts, lists."
+                f"efficiency={self.efficiency}, corrector={self.config.corrector.name}: {error}. Fields of a technique and of a "
+                "corrector have to be JSON values: numbers, texts, lists."
             ) from error
+
+    @property
+    def technique_identity(self) -> dict[str, Any]:
+        """What tells its network from any other of the model."""
+        return identity_of(self.technique, self.card, len(self.sampler.timetable))
 
     @property
     def slug(self) -> str:
@@ -158,8 +168,12 @@ class Cell:
         if sampler.corrected:
             words[2] = "heun" if sampler.correction.evaluate_at == "s" else "iec"
             words.append(sampler.placement.kind)
+            if sampler.correction.renorm:
+                words.append("renorm")
         if sampler.solver != DDIM:
             words.append(sampler.solver)
+        if sampler.corrector != NO_CORRECTOR:
+            words.append(sampler.corrector.label(self.config.corrector.name))
         if sampler.epsilon_scale != 1:
             words.append(f"eps{sampler.epsilon_scale:g}")
         return "-".join([*words, f"T{len(sampler.timetable)}", f"seed{self.seed}", canonical_hash(self.identity)[:10]])
@@ -186,6 +200,13 @@ def _plain(value: Any) -> dict[str, Any]:
     return {f.name: list(v) if isinstance(v := getattr(value, f.name), tuple) else v for f in fields(value)}
 
 
+def _correction_identity(correction: Correction) -> dict[str, Any]:
+    identity = _plain(correction)
+    if not correction.renorm:
+        del identity["renorm"]  # cells from before there was a choice keep their identity
+    return identity
+
+
 def _sampler(config: DictConfig, card: Card, technique: Technique) -> Solver:
     options = config.sampler
     dtype = SOLVER_DTYPES[dtype_name(options.dtype, SOLVER_DTYPES, "sampler.dtype")]
@@ -205,7 +226,7 @@ def _sampler(config: DictConfig, card: Card, technique: Technique) -> Solver:
         refresh=technique.refresh(len(table)),
         dtype=dtype,
     )
-    return with_solver(options.solver, ddim)
+    return with_solver(options.solver, configured.corrector_of(config.corrector).attach(ddim, card.shape))
 
 
 def _correction(iec: DictConfig) -> Correction:
@@ -216,7 +237,7 @@ def _correction(iec: DictConfig) -> Correction:
         if any(isinstance(v, bool) or not isinstance(v, int | float) for v in values):
             raise ConfigError(f"iec.lambda={given} must be a number, or a list with one for each correction.")
         changes["lambdas"] = tuple(float(v) for v in values)
-    return Correction.preset(iec.preset, iterations=iec.iterations, evaluate_at=iec.evaluate_at, **changes)
+    return Correction.preset(iec.preset, iterations=iec.iterations, evaluate_at=iec.evaluate_at, renorm=iec.renorm, **changes)
 
 
 def _placement(iec: DictConfig) -> Placement:

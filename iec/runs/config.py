@@ -9,9 +9,17 @@ from typing import Any, get_type_hints
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 
+from iec.correctors.affine import Affine
+from iec.correctors.dcw import DCW
+from iec.correctors.es import EpsilonScaling
+from iec.correctors.restart import Restart
+from iec.correctors.stepback import Stepback
+from iec.correctors.timeshift import TimeShift
+from iec.correctors.unic import UniC
 from iec.efficiency.added_errors import ErrorGain, ErrorNoise, ErrorRounding, ErrorSmooth, ErrorStale
 from iec.efficiency.technique import Technique
 from iec.efficiency.techniques import PTQ, CacheQuant, DeepCache, FullPrecision
+from iec.sampling.corrector import Corrector
 
 
 @dataclass
@@ -32,10 +40,10 @@ class ModelConfig:
 
 def schema(cls: type) -> type:
     """The schema of a configuration that `instantiate` makes a ``cls`` from: its fields with their types and defaults, nested
-    dataclasses as nested groups, and ``_target_``. A technique also has a ``name``, which is its option's.
+    dataclasses as nested groups, and ``_target_``. A technique or a corrector also has a ``name``, which is its option's.
     """
     hints = get_type_hints(cls)
-    columns: list[Any] = [("name", str, MISSING)] if issubclass(cls, Technique) else []
+    columns: list[Any] = [("name", str, MISSING)] if issubclass(cls, Technique | Corrector) else []
     columns.append(("_target_", str, f"{cls.__module__}.{cls.__qualname__}"))
     for f in fields(cls):
         kind = hints[f.name]
@@ -66,6 +74,7 @@ class IECConfig:
     cache_from: str | None = None
     evaluate_at: str = "t"
     epsilon_scale: float = 1.0
+    renorm: bool = False
 
 
 def iec_schema() -> DictConfig:
@@ -134,6 +143,7 @@ class RunConfig:
     model: Any = MISSING
     efficiency: Any = MISSING
     iec: Any = MISSING
+    corrector: Any = MISSING
     sampler: Any = MISSING
     metrics: Any = MISSING
     logger: Any = MISSING
@@ -169,6 +179,14 @@ def register() -> None:
         "error_stale": schema(ErrorStale),
         "error_smooth": schema(ErrorSmooth),
         "iec": iec_schema(),
+        "no_corrector": schema(Corrector),
+        "affine": schema(Affine),
+        "dcw": schema(DCW),
+        "es": schema(EpsilonScaling),
+        "restart": schema(Restart),
+        "stepback": schema(Stepback),
+        "timeshift": schema(TimeShift),
+        "unic": schema(UniC),
         "sampler": SamplerConfig,
         "metrics": MetricsConfig,
         "logger": LoggerConfig,

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from iec.correctors.prepare import fitted
 from iec.efficiency.cost import Cost
 from iec.efficiency.technique import Prepared
 from iec.errors import StoreError
@@ -37,8 +38,7 @@ def sample_batches(cell: Cell, store: Store, batches: Sequence[Batch], advance: 
     """
     with memory_errors(f"preparing {cell.efficiency}", MORE_MEMORY):
         model = cell.model.load(str(cell.device))
-        prepared = prepare(cell, model)
-    sampler = cell.sampler_of(prepared)
+        prepared, sampler = prepare(cell, model)
     _record_prepared(cell, store, sampler, prepared.cost)
     smaller = f"Try batch_size={cell.batch_size // 2} (a cell of its own)" if cell.batch_size > 1 else "Try model.dtype=bfloat16"
     with memory_errors(f"sampling micro-batches of {cell.batch_size}", f"{smaller}, or a device with more memory."):
@@ -48,10 +48,14 @@ def sample_batches(cell: Cell, store: Store, batches: Sequence[Batch], advance: 
             store.write(indices, samples, count, describe_device(cell.device))
 
 
-def prepare(cell: Cell, model: Model) -> Prepared:
-    """The technique's network. Calibrations come from the artifacts folder; each is locked while it is made."""
+def prepare(cell: Cell, model: Model) -> tuple[Prepared, Solver]:
+    """The technique's network, and the sampler with its refresh steps and its fitted corrector. Calibrations come from the
+    artifacts folder; each is locked while it is made.
+    """
     with intra_op_threads(cell.split.threads):
-        return cell.technique.prepare(model, cell.sampler.timetable, cell.artifacts)
+        prepared = cell.technique.prepare(model, cell.sampler.timetable, cell.artifacts)
+        sampler, technique = cell.sampler_of(prepared), cell.technique_identity
+        return prepared, fitted(sampler, model, prepared.network, technique=technique, artifacts=cell.artifacts)
 
 
 def _record_prepared(cell: Cell, store: Store, sampler: Solver, cost: Cost | None) -> None:

@@ -36,6 +36,8 @@ class Correction:
     * evaluate_at: the timestep that the network gets with the corrected state. ``t`` is IEC. ``s``, the next timestep, with K = 1
       and lambda 0.5 is Heun's rule, a control with the same calls (no correction at a step that ends at the clean image, where
       eps is undefined).
+    * renorm: once the step is corrected, the noise that it takes is scaled to the norm of the uncorrected one, image by image
+      (`renormed`): a control, because averages are shorter than what they average, and a shorter noise leaves more noise in.
     """
 
     iterations: int = 1
@@ -45,6 +47,7 @@ class Correction:
     norm: Literal["image", "batch"] = "image"
     cache_from: Literal["last", "first"] = "last"
     evaluate_at: Literal["t", "s"] = "t"
+    renorm: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.iterations, bool) or not isinstance(self.iterations, int) or self.iterations < 0:
@@ -113,6 +116,16 @@ def converged(y: Tensor, residual: Tensor, weight: float, correction: Correction
     if correction.criterion == "change":
         return weight * size(residual) < correction.tolerance
     return size(residual) / (size(y) + 1e-6) < correction.tolerance
+
+
+def renormed(corrected: Tensor, uncorrected: Tensor) -> Tensor:
+    """``corrected`` [B, ...] times |uncorrected| / |corrected| of each image. (Both are B eps here, and B falls out.)"""
+
+    def size(v: Tensor) -> Tensor:
+        return torch.linalg.vector_norm(v.flatten(1), dim=1).view(-1, *[1] * (v.ndim - 1))
+
+    size_now = size(corrected)
+    return corrected * torch.where(size_now > 0, size(uncorrected) / size_now, 1.0)
 
 
 def none_frozen(y: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from iec.errors import ConfigError
-from iec.sampling.correction import Correction, keep, none_frozen, update
+from iec.sampling.correction import Correction, keep, none_frozen, renormed, update
+from iec.sampling.corrector import NO_CORRECTOR, Corrector, Taken, predict
 from iec.sampling.network import FeatureCache, Mode, Network, Step, require_finite
 from iec.sampling.noise import Noise
 from iec.sampling.placement import Placement
@@ -20,11 +21,20 @@ DDIM = "ddim"
 
 
 @dataclass(frozen=True)
+class Carried:
+    """What a step hands to the next one beside the state: the cached feature, and itself where the corrector may look back."""
+
+    cache: FeatureCache | None = None
+    last: Taken | None = None
+
+
+@dataclass(frozen=True)
 class Sampler(Solver):
     """DDIM with corrections: everything about a run but the network and the noise.
 
     * refresh: the steps that run the full network and refresh the cached feature; None: every step is full, nothing is cached.
     * epsilon_scale: the predicted noise is divided by it (arXiv 2308.15321, a control that costs nothing).
+    * corrector: what changes a step without a call, see `Corrector`.
     * dtype: of the solver's arithmetic and of the states it yields; the network works in its own.
     """
 
@@ -33,6 +43,7 @@ class Sampler(Solver):
     placement: Placement = field(default_factory=Placement)
     refresh: frozenset[int] | None = None
     epsilon_scale: float = 1.0
+    corrector: Corrector = NO_CORRECTOR
     dtype: torch.dtype = torch.float64
     solver: str = field(default=DDIM, init=False)
 
@@ -56,46 +67,70 @@ class Sampler(Solver):
         self, network: Network, noise: Noise, cond: Tensor | None = None, device: torch.device | str = "cpu"
     ) -> Iterator[Tensor]:
         """See `Solver.trajectory`."""
-        x = noise.initial(self.dtype, device)
-        cache: FeatureCache | None = None
+        x, carried = noise.initial(self.dtype, device), Carried()
         yield x
         for i in range(len(self.timetable)):
-            x, cache = self.step(network, i, x, noise, cond, cache)
+            x, carried = self._advance(network, i, x, noise, cond, carried)
+            for k, begin in enumerate(self.corrector.restarts(i, self)):
+                x = self._renoised(x, i, begin, k, noise)
+                for again in range(begin, i + 1):
+                    x, carried = self._advance(network, again, x, noise, cond, carried)
             yield x
 
-    @torch.no_grad()
     def step(
         self, network: Network, i: int, x: Tensor, noise: Noise, cond: Tensor | None, cache: FeatureCache | None
     ) -> tuple[Tensor, FeatureCache | None]:
-        """x_s and the cache after step i. A no-op costs no call, unless it has to refresh the cache.
+        """x_s and the cache after step i, taken alone (see `takes_single_steps`). A no-op costs no call, unless it has to refresh
+        the cache.
+        """
+        x, carried = self._advance(network, i, x, noise, cond, Carried(cache))
+        return x, carried.cache
 
-        With a cache, every image keeps the feature of the evaluation that ``correction.cache_from`` names; the last one is the last
-        before the image was frozen.
+    @torch.no_grad()
+    def _advance(
+        self, network: Network, i: int, x: Tensor, noise: Noise, cond: Tensor | None, carried: Carried
+    ) -> tuple[Tensor, Carried]:
+        """Step i. With a cache, every image keeps the feature of the evaluation that ``correction.cache_from`` names; the last one
+        is the last before the image was frozen.
         """
         if self.makes_no_call(i):
-            return x, cache
-        table = self.timetable
+            return x, carried
+        table, ordinary = self.timetable, Step(i, self.timetable.pairs[i][0], self.mode(i))
+        corrector = NO_CORRECTOR if table.is_noop(i) else self.corrector
+        timesteps, scale = corrector.timestep(x, ordinary, table), float(table.B[i]) / self.epsilon_scale
+
+        def evaluate(y: Tensor, step: Step, told: int | Tensor) -> tuple[Tensor, Tensor | None]:
+            prediction = predict(network, y, step, told, cond, carried.cache)
+            return corrector.eps(prediction.eps.to(x.dtype), step, table), prediction.feature
+
+        eps, feature = evaluate(x, ordinary, timesteps)
+        x = corrector.before(x, eps, ordinary, table, carried.last)
         fixed = float(table.A[i]) * x  # all of the update that the network has no part in
         if table.sigma[i] > 0:
             fixed = fixed + float(table.sigma[i]) * noise.of_step(i, x.dtype, x.device)
-        scale = float(table.B[i]) / self.epsilon_scale
-
-        def evaluate(y: Tensor, step: Step) -> tuple[Tensor, Tensor | None]:
-            prediction = network(y, step, cond, cache)
-            g = fixed + scale * prediction.eps.to(fixed.dtype)
-            require_finite(g, step)
-            return g, prediction.feature
-
-        ordinary, frozen = Step(i, table.pairs[i][0], self.mode(i)), none_frozen(x)
-        y, feature = evaluate(x, ordinary)
+        y = uncorrected = moved(fixed, scale, eps, ordinary)
+        frozen = none_frozen(x)
         for again in self._corrections(ordinary):
-            target, newer = evaluate(y, again)
+            eps, newer = evaluate(y, again, timesteps if self.correction.evaluate_at == "t" else again.timestep)
+            target = moved(fixed, scale, eps, again)
             if newer is not None and self.correction.cache_from == "last":
                 feature = newer if feature is None else keep(frozen, feature, newer)
             y, frozen = update(y, target, again.correction, self.correction, frozen)
             if self.correction.tolerance and bool(frozen.all()):  # a device is waited for only where it can be so
                 break
-        return y, cache if feature is None else FeatureCache(feature, ordinary)
+        if self.correction.renorm and y is not uncorrected:
+            y = fixed + renormed(y - fixed, uncorrected - fixed)
+        taken = Taken(i, x, fixed, y, float(table.B[i]))
+        cache = carried.cache if feature is None else FeatureCache(feature, ordinary)
+        last = carried.last if corrector.single_steps else taken
+        return corrector.after(taken, table), Carried(cache, last)
+
+    def _renoised(self, x: Tensor, i: int, begin: int, k: int, noise: Noise) -> Tensor:
+        """x_s of step i with the noise that takes it up to the level where step ``begin`` starts. k: number of the restart."""
+        table = self.timetable
+        ratio = float(table.abar_t[begin] / table.abar_s[i])
+        z = noise.of_step(len(table) * (k + 1) + i, x.dtype, x.device)  # streams that no step has
+        return ratio**0.5 * x + (1 - ratio) ** 0.5 * z
 
     def _corrections(self, ordinary: Step) -> Iterator[Step]:
         """The calls that correct a step."""
@@ -107,6 +142,15 @@ class Sampler(Solver):
                 yield Step(i, timestep, mode, k)
 
 
+def moved(fixed: Tensor, scale: float, eps: Tensor, step: Step) -> Tensor:
+    """fixed + scale eps. Raises `NonFiniteError` that names the call."""
+    g = fixed + scale * eps
+    require_finite(g, step)
+    return g
+
+
 def takes_single_steps(solver: Solver) -> TypeGuard[Sampler]:
-    """Whether a step can be taken alone (`Sampler.step`), as analyses do: one of a multistep solver depends on those before it."""
-    return solver.solver == DDIM
+    """Whether a step can be taken alone (`Sampler.step`), as analyses do: one of a multistep solver depends on those before it, and
+    so may one with a corrector.
+    """
+    return isinstance(solver, Sampler) and solver.corrector.single_steps

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from iec.errors import ConfigError
 from iec.sampling.correction import Correction
+from iec.sampling.corrector import NO_CORRECTOR, Corrector
 from iec.sampling.ddim import DDIM, Sampler
 from iec.sampling.network import FeatureCache, Network, Step, require_finite
 from iec.sampling.noise import Noise
@@ -41,8 +42,11 @@ def with_solver(name: str, sampler: Sampler) -> Solver:
         raise ConfigError(f"Unknown sampler.solver {name!r}; choose one of {', '.join(SOLVERS)}.")
     if name == DDIM:
         return sampler
-    if sampler.corrected or sampler.epsilon_scale != 1:
-        raise ConfigError(f"sampler={name} is a control of its own: corrections refine DDIM's step. Use iec=none with it.")
+    if sampler.corrected or sampler.epsilon_scale != 1 or sampler.corrector != NO_CORRECTOR:
+        raise ConfigError(
+            f"sampler={name} is a control of its own: corrections and correctors refine DDIM's step. Use iec=none and "
+            "corrector=none with it."
+        )
     return MultistepSampler(sampler.timetable, name, sampler.refresh, sampler.dtype)
 
 
@@ -61,6 +65,7 @@ class MultistepSampler(Solver):
     correction: Correction = field(default=Correction(0), init=False)
     placement: Placement = field(default=Placement("none"), init=False)
     epsilon_scale: float = field(default=1.0, init=False)
+    corrector: Corrector = field(default=NO_CORRECTOR, init=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from iec.sampling.correction import Correction
+from iec.sampling.corrector import Corrector
 from iec.sampling.network import Mode, Network
 from iec.sampling.noise import Noise
 from iec.sampling.placement import Placement
@@ -21,7 +22,7 @@ class Solver(ABC):
 
     solver: its name. refresh: the steps that run the full network and refresh the cached feature; None: every step is full,
     nothing is cached. dtype: of the solver's arithmetic and of the states it yields; the network works in its own.
-    correction, placement, epsilon_scale: see `Sampler`.
+    correction, placement, epsilon_scale, corrector: see `Sampler`.
     """
 
     solver: str
@@ -31,6 +32,7 @@ class Solver(ABC):
     correction: Correction
     placement: Placement
     epsilon_scale: float
+    corrector: Corrector
 
     def __post_init__(self) -> None:
         if self.refresh is not None:

@@ -14,7 +14,7 @@ HUES = ("#4c4c4c", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#6a3d
 MARKERS = "os^DvP*X<>pdh8"
 DARKEST, LIGHTEST = -0.3, 0.45
 """Of the shades of a hue: the part of black (negative) or white that is mixed in."""
-UNCORRECTED = {"iec": "none"}
+UNCORRECTED = {"iec": "none", "corrector": "none"}
 Settings = tuple[tuple[str, str], ...]
 """(key, value) of some overrides, sorted."""
 
@@ -40,7 +40,9 @@ class Style:
 
 @dataclass(frozen=True)
 class Parts:
-    """What the overrides of a row say. technique: its model and efficiency; setting: of the technique; rest: all else."""
+    """What the overrides of a row say. technique: its model and efficiency; setting: of the technique; corrector: IEC and what
+    corrects without a call; rest: all else.
+    """
 
     technique: Settings
     setting: Settings
@@ -60,11 +62,12 @@ class Parts:
 
     @property
     def corrected(self) -> bool:
-        return dict(self.corrector)["iec"] != "none"
+        values = dict(self.corrector)
+        return any(values[group] != "none" for group in UNCORRECTED)
 
 
 def _group(key: str) -> str:
-    return "corrector" if key.partition(".")[0] == "iec" else "rest"
+    return "corrector" if key.partition(".")[0] in UNCORRECTED else "rest"
 
 
 def bases(rows: Mapping[str, Sequence[str]]) -> dict[str, str]:

@@ -91,7 +91,8 @@ def test_a_bad_override_is_refused_with_its_name(tmp_path):
         subject(tmp_path, "efficiency.nonsense=1")
     with pytest.raises(ConfigError, match="at least 1"):
         subject(tmp_path, images=0)
-    with pytest.raises(ConfigError, match="multistep solver"):
-        subject(tmp_path, "sampler=unipc")
+    for looks_back in ("sampler=unipc", "corrector=unic", "corrector=stepback", "corrector=restart"):
+        with pytest.raises(ConfigError, match="Use sampler=ddim and corrector=none"):
+            subject(tmp_path, looks_back)
     with pytest.raises(ConfigError, match="at least 1"):
         run_norms(subject(tmp_path), Options(), 0)

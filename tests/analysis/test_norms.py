@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from iec.analysis.norms import STEP_MATRIX, Matrix, Options, family, spectra
+from iec.correctors.es import EpsilonScaling
 from iec.errors import ConfigError
 from iec.sampling.correction import Correction
 from iec.sampling.network import Prediction
@@ -100,6 +101,11 @@ def test_the_scale_of_eps_is_part_of_b(make_setup, table):
     ((_, matrices),) = spectra(make_setup(exact, epsilon_scale=1.25), 0, (0,), [2], Options((), **TIGHT))
     dense = table.A[2] * EYE + table.B[2] / 1.25 * jacobian(table.pairs[2][0])
     assert matrices[STEP_MATRIX].norm.value.item() == pytest.approx(torch.linalg.matrix_norm(dense, 2).item(), rel=1e-8)
+
+
+def test_a_corrector_is_refused(make_setup):
+    with pytest.raises(ConfigError, match="Use corrector=none"):
+        next(spectra(make_setup(exact, corrector=EpsilonScaling(1.0, 0.001)), 0, (0,), [2]))
 
 
 def test_images_do_not_depend_on_their_batch_mates_nor_the_path_on_the_steps(make_setup):

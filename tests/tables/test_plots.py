@@ -92,6 +92,8 @@ def test_a_row_is_paired_with_the_row_that_lacks_its_corrector_alone():
     assert bases(ROWS) == pairs
     assert bases({"a": ["iec=all_steps", "iec=none"], "b": ["iec=none", "iec=all_steps", "seed=1"]}) == {}
     assert bases({"b": ["iec=all_steps", "iec.lambda=1"], "a": []}) == {"b": "a"}
+    without_a_call = {"a": [], "b": ["corrector=unic"], "c": ["corrector=affine", "corrector.fit=d2", "iec=all_steps"]}
+    assert bases(without_a_call) == {"b": "a", "c": "a"} and not styles(without_a_call)["b"].filled
 
 
 def test_a_row_looks_the_same_in_every_plot_and_whatever_else_is_there(tmp_path, drawn):

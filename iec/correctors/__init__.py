@@ -1,0 +1,1 @@
+"""Correctors of a step that cost no network call, or few: one file each, behind the protocol of `iec.sampling.corrector`."""

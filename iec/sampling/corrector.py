@@ -1,0 +1,108 @@
+"""The protocol of correctors: what changes a step of DDIM without a network call of its own. `iec.correctors` holds them."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from iec.sampling.network import FeatureCache, Network, Prediction, Step
+from iec.sampling.timetable import Timetable
+
+if TYPE_CHECKING:
+    from iec.sampling.ddim import Sampler
+
+
+@dataclass(frozen=True)
+class Taken:
+    """Step ``index`` as it was taken: new = fixed + B eps, with fixed = A x + sigma z. x is x_t and new is x_s, [B, C, H, W]."""
+
+    index: int
+    x: Tensor
+    fixed: Tensor
+    new: Tensor
+    b: float
+
+    @property
+    def eps(self) -> Tensor:
+        """The noise that the step took, [B, C, H, W]: the predicted one, and what corrections made of it."""
+        return (self.new - self.fixed) / self.b
+
+
+@dataclass(frozen=True)
+class Corrector:
+    """The hooks of a step, in the order in which they act. This one changes nothing, and a corrector overrides what it needs:
+
+        t' = timestep(x_t)                        what the network is told
+        eps' = eps(eps(x_t, t'))                  what it answers; also in the calls of IEC's corrections
+        x_t <- before(x_t, eps')                  the state that the step starts from
+        x_s = A x_t + B eps' + sigma z            the step, which IEC may correct
+        x_s <- after(x_t, eps', x_s)              the state after it
+        restarts                                  steps that are made again
+
+    A corrector is a frozen dataclass whose fields are the keys of its configuration (``_target_`` names the class), checked in
+    ``__post_init__`` by `ConfigError`. Hooks are pure functions of their arguments. step: the call, ``step.index`` is the sampling
+    index i. table: the timetable, which has abar, A, B and sigma of every step. Steps that change nothing (t = s) have no hooks.
+    """
+
+    single_steps: ClassVar[bool] = True
+    """Whether a step can be taken alone, from any state. Not if `before` looks at the step before, if `restarts` goes back,
+    or if the states are not at the levels of the timetable.
+    """
+
+    def timestep(self, x: Tensor, step: Step, table: Timetable) -> int | Tensor:
+        """The timestep that the network is told with x_t [B, C, H, W], or one for each image, int64 [B]."""
+        return step.timestep
+
+    def eps(self, eps: Tensor, step: Step, table: Timetable) -> Tensor:
+        """eps' for eps [B, C, H, W], in the solver's dtype."""
+        return eps
+
+    def before(self, x: Tensor, eps: Tensor, step: Step, table: Timetable, last: Taken | None) -> Tensor:
+        """The state to start from, given eps' at x. last: the step before, where `single_steps` is
+        false; None at the first.
+        """
+        return x
+
+    def after(self, taken: Taken, table: Timetable) -> Tensor:
+        """The state after the step."""
+        return taken.new
+
+    def restarts(self, i: int, sampler: "Sampler") -> Sequence[int]:
+        """The steps to go back to after step i, one after another: noise is added up to the level of each, and the steps from it to
+        i are made again.
+        """
+        return ()
+
+    def attach(self, sampler: "Sampler", shape: tuple[int, ...]) -> "Sampler":
+        """The sampler with this corrector. shape: (C, H, W) of a state. Raises `ConfigError` for what does not fit together."""
+        return replace(sampler, corrector=self)
+
+    def label(self, name: str) -> str:
+        """How the name of a cell mentions it. name: of its configuration."""
+        return name
+
+    def identity(self) -> dict[str, Any]:
+        """JSON values: what the bytes of an image depend on."""
+        return {"corrector": type(self).__qualname__, **asdict(self)}
+
+
+NO_CORRECTOR = Corrector()
+
+
+def predict(
+    network: Network, x: Tensor, step: Step, timesteps: int | Tensor, cond: Tensor | None, cache: FeatureCache | None
+) -> Prediction:
+    """One network call on each image of x, told its own of the ``timesteps`` [B]. Images of one timestep are evaluated together."""
+    if isinstance(timesteps, int):
+        return network(x, replace(step, timestep=timesteps), cond, cache)
+    order, parts = [], []
+    for t in timesteps.unique().tolist():
+        images = (timesteps == t).nonzero().flatten()
+        own = None if cache is None else FeatureCache(cache.feature[images], cache.step)
+        parts.append(network(x[images], replace(step, timestep=t), None if cond is None else cond[images], own))
+        order.append(images)
+    back = torch.cat(order).argsort()
+    features = [part.feature for part in parts if part.feature is not None]
+    return Prediction(torch.cat([part.eps for part in parts])[back], torch.cat(features)[back] if features else None)
