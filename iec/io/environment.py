@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 PACKAGES = ("torch", "diffusers", "numpy", "scipy", "timm", "safetensors", "hydra-core")
+INSTRUCTION_SETS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm")
 
 
 def describe_device(device: torch.device) -> str:
@@ -38,6 +39,16 @@ class Environment:
             packages={name: version(name) for name in PACKAGES},
             revision=git_revision(),
         )
+
+
+def instruction_sets() -> list[str]:
+    """Those of this CPU that 8-bit and 16-bit arithmetic depends on, by Linux's names, e.g. ``["avx2", "avx512_vnni"]``."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.is_file():
+        return []
+    lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+    flags = next((line.split(":", 1)[1].split() for line in lines if line.startswith(("flags", "Features"))), [])
+    return [name for name in INSTRUCTION_SETS if name in flags]
 
 
 def git_revision() -> str | None:

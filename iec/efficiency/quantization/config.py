@@ -71,6 +71,8 @@ class PTQConfig:
       layers and the operands of attention one per tensor and sampling step (see activation_granularity).
     * end_bits: bits of weight and input of ``conv_in`` and ``conv_out``, in place of the above; what is off stays off.
     * scale_rule: ``mse``, ``max`` or ``percentile``, of weights and activations, see `search_scale`.
+    * weight_symmetric: the grid of a weight is k delta, k = -L/2 .. L/2 - 1. delta is what the rule finds for the weight and its
+      negative together. Integer kernels (`iec.efficiency.integer`) then need no sum over a layer's input.
     * percentile: of the rule of that name, above 0.5 and at most 1 (the extremes): the share of values below the upper bound. A
       channel of n weights loses int((1 - percentile) (n - 1)) of them at either end, which is none for a small n.
     * activation_granularity: ``tensor``, or ``channel`` for one scale per channel of a layer's input. Operands of attention have
@@ -97,6 +99,7 @@ class PTQConfig:
     split_skips: bool = True
     calibration_images: int = 32
     calibration_batch: int = 32
+    weight_symmetric: bool = False
     percentile: float = 0.9999
     activation_granularity: str = "tensor"
     reconstruct: str = "none"
@@ -134,6 +137,8 @@ class PTQConfig:
             fingerprint["reconstruction"] = asdict(self.reconstruction)
         if self.scale_rule != "percentile":
             del fingerprint["percentile"]
+        if not self.weight_symmetric:
+            del fingerprint["weight_symmetric"]
         return fingerprint
 
     def bits_of(self, layer: str) -> tuple[int, int]:

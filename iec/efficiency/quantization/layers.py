@@ -1,5 +1,6 @@
 """Convolutions and linear layers with fake-quantized weights and inputs."""
 
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -18,7 +19,21 @@ class NoWeightError(ConfigError, AttributeError):
     """Something that changes or copies weights (fused projections, an adapter) reached for those of a quantized layer."""
 
 
-class QuantLayer(Float32Scales):
+class SealedLayer(nn.Module):
+    """A layer ``name`` whose weight and bias are for itself: reaching for them raises `NoWeightError`."""
+
+    name: str
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("weight", "bias"):
+            raise NoWeightError(
+                f"{self.name} is quantized and its {name} cannot be used from outside (fused projections, adapters, merged weights "
+                "..). Take the quantization off (iec.remove(pipe)), change the weights, and quantize again."
+            )
+        return super().__getattr__(name)
+
+
+class QuantLayer(SealedLayer, Float32Scales):
     """A Conv2d or Linear computed as layer(xq, Wq) + bias; the bias stays float.
 
     Wq: one (delta, z) per output channel, found once from the weights alone. xq: one (delta, z) per sampling step. With ``split``,
@@ -80,14 +95,6 @@ class QuantLayer(Float32Scales):
             return self.layer._conv_forward(x, weight, bias)
         return F.linear(x, weight, bias)
 
-    def __getattr__(self, name: str) -> Any:
-        if name in ("weight", "bias"):
-            raise NoWeightError(
-                f"{self.name} is quantized and its {name} cannot be used from outside (fused projections, adapters, merged weights "
-                "..). Take the quantization off (iec.remove(pipe)), change the weights, and quantize again."
-            )
-        return super().__getattr__(name)
-
     def operands(self) -> tuple[Tensor, Tensor | None]:
         """The weight [O, I, ...] and bias [O] of this call."""
         if self.context.searching:
@@ -121,10 +128,15 @@ class QuantLayer(Float32Scales):
         if self.weight_bits == OFF:
             self.quantized_weight = weight.detach()
             return
+        self.quantized_weight = (self.weight_codes() * self.weight_grid()[0]).to(weight.dtype)
+
+    @torch.no_grad()
+    def weight_codes(self) -> Tensor:
+        """k [O, I, ..] of the weight's values k delta: whole numbers in float32."""
         delta, low, high = self.weight_grid()
-        steps = weight.float() / delta
+        steps = self.layer.weight.float() / delta
         steps = steps.round() if self.rounded_up is None else steps.floor() + self.rounded_up
-        self.quantized_weight = (torch.minimum(torch.maximum(steps, low), high) * delta).to(weight.dtype)
+        return torch.minimum(torch.maximum(steps, low), high)
 
     def weight_grid(self) -> tuple[Tensor, Tensor, Tensor]:
         """delta, low and high, [O, 1 or I, ..]: the weight's values are k delta, k = low .. high."""
@@ -159,7 +171,11 @@ class QuantLayer(Float32Scales):
     def _search(self, weight: Tensor, config: PTQConfig) -> tuple[Tensor, Tensor]:
         if self.weight_bits == OFF:
             return torch.ones(len(weight), device=weight.device), torch.zeros(len(weight), device=weight.device)
-        return search_scale(weight, self.weight_bits, config.scale_rule, per_channel=True, percentile=config.percentile)
+        search = partial(search_scale, bits=self.weight_bits, rule=config.scale_rule, per_channel=True, percentile=config.percentile)
+        if not config.weight_symmetric:
+            return search(weight)
+        delta, zero_point = search(torch.cat([weight, -weight], dim=1))
+        return delta, torch.full_like(zero_point, levels(self.weight_bits) // 2)
 
     def _quantize_input(self, x: Tensor) -> Tensor:
         if not self.inputs:

@@ -127,17 +127,21 @@ class ActivationQuantizer(Float32Scales):
         values = x.to(torch.float32)
         if self.context.steps is not None:
             return self._image_by_image(values, self.context.steps).to(x.dtype)
-        step = self.context.step(self.name)
         if self.context.searching:
-            self._search(step, values)
-        bounds = self._bounds[step]
-        if bounds is None:
-            raise self._uncalibrated(step)
-        delta, (low, high) = self.delta[step], bounds
+            self._search(self.context.step(self.name), values)
+        delta, low, high = self.grid()
         if isinstance(low, Tensor) and isinstance(high, Tensor):
             shape = (-1, 1, 1) if x.ndim == 4 else (-1,)
             delta, low, high = delta.view(shape), low.view(shape), high.view(shape)
         return round_to_grid(values, delta, low, high, out=out).to(x.dtype)
+
+    def grid(self) -> tuple[Tensor, Bound, Bound]:
+        """delta, low and high of the current step: xq = k delta, k = low .. high. Raises `ArtifactError` if it has none."""
+        step = self.context.step(self.name)
+        bounds = self._bounds[step]
+        if bounds is None:
+            raise self._uncalibrated(step)
+        return self.delta[step], *bounds
 
     def set_steps(self, delta: Tensor, zero_point: Tensor, calibrated: Tensor) -> None:
         """Replace the scales of all T steps."""
