@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import nn
 
@@ -24,12 +24,13 @@ class Prepared:
     """A network ready to be sampled.
 
     cost: of its calls, where it is known. refresh: the refresh steps, from a technique that finds them in `Technique.prepare`
-    (``refresh_found_by_prepare``); else None.
+    (``refresh_found_by_prepare``); else None. own_weights: the network uses none of the model's UNet, which may be released.
     """
 
     network: Network
     cost: Cost | None = None
     refresh: frozenset[int] | None = None
+    own_weights: bool = False
 
 
 class Technique(ABC):
@@ -40,8 +41,12 @@ class Technique(ABC):
     itself.
     """
 
-    simulated: ClassVar[bool] = False
-    """Whether the time of a run says nothing about the technique, because its arithmetic is only imitated."""
+    @property
+    def arithmetic(self) -> str:
+        """Of the products, where it is no plain float arithmetic: ``int8``, or ``sim.`` where it is only imitated, so that the
+        time of a run says nothing about the technique. Tables write it beside the seconds.
+        """
+        return ""
 
     @property
     def refresh_found_by_prepare(self) -> bool:

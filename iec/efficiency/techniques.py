@@ -3,17 +3,18 @@
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import nn
 
-from iec.efficiency.cachequant import CacheQuantConfig, prepare_cachequant
+from iec.efficiency.cachequant import CacheQuantConfig, CorrectedCacheNetwork, prepare_cachequant
 from iec.efficiency.caching import CachedUNetNetwork, Kind, find_cut
 from iec.efficiency.caching.config import CachingConfig
 from iec.efficiency.cost import FLOAT, CallCost, Cost, network_cost
+from iec.efficiency.integer import ARITHMETIC, require_kernels, use_integers
 from iec.efficiency.prepare import CALIBRATION_SEED, float_batch, model_fingerprint, quantize
-from iec.efficiency.quantization import PTQConfig, weight_bytes
+from iec.efficiency.quantization import PTQConfig, QuantizedNetwork, weight_bytes
 from iec.efficiency.technique import Prepared, Technique
 from iec.errors import ConfigError
 from iec.io.paths import user_path
@@ -50,10 +51,21 @@ class FullPrecision(Technique):
 
 @dataclass(frozen=True)
 class PTQ(PTQConfig, Technique):
-    """Simulated post-training quantization. artifact: a calibration file to use instead of one in the artifacts folder."""
+    """Post-training quantization. artifact: a calibration file to use instead of one in the artifacts folder.
 
-    simulated: ClassVar[bool] = True
+    kernels: ``simulated`` computes in float arithmetic on the grid, ``int8`` on integers, see `iec.efficiency.integer`.
+    """
+
     artifact: str | None = None
+    kernels: str = "simulated"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_kernels(self.kernels, ptq_config(self))
+
+    @property
+    def arithmetic(self) -> str:
+        return ARITHMETIC[self.kernels]
 
     def check(self, card: Card, skeleton: Callable[[], nn.Module], sampler: Solver) -> None:
         require_unet(card)
@@ -61,15 +73,25 @@ class PTQ(PTQConfig, Technique):
     def prepare(self, model: Model, table: Timetable, artifacts: Path) -> Prepared:
         config = ptq_config(self)
         network = quantize(model, config, table, artifacts=artifacts, artifact=self.artifact)
-        return Prepared(network, cost=model_cost(model, weight_bytes(network.quantized), config=config))
+        cost = model_cost(model, weight_bytes(network.quantized), config=config)
+        if self.kernels == "int8":
+            use_integers(network.quantized)
+            network = QuantizedNetwork(network.quantized)
+        return Prepared(network, cost, own_weights=True)
 
     def identity(self, card: Card, num_steps: int) -> dict[str, Any]:
-        return {"technique": "ptq", **self.fingerprint()}  # the artifact left out: one of another configuration is refused
+        """Without the artifact: one of another configuration is refused."""
+        return {"technique": "ptq", **self.fingerprint(), **kernels_identity(self.kernels)}
 
 
 def ptq_config(settings: PTQConfig) -> PTQConfig:
     """The quantization alone, of a technique that has more fields."""
     return PTQConfig(**{f.name: getattr(settings, f.name) for f in fields(PTQConfig)})
+
+
+def kernels_identity(kernels: str) -> dict[str, Any]:
+    """Cells from before there was a choice keep their identity."""
+    return {} if kernels == "simulated" else {"kernels": kernels}
 
 
 @dataclass(frozen=True)
@@ -96,10 +118,9 @@ class DeepCache(CachingConfig, Technique):
 class CacheQuant(CachingConfig, PTQConfig, Technique):
     """Feature caching and quantization together (arXiv 2503.01323); the fields after those of both: `CacheQuantConfig`.
 
-    schedule: also ``dps``: refresh steps found by dynamic programming on the model's features. artifact: see `PTQ`.
+    schedule: also ``dps``: refresh steps found by dynamic programming on the model's features. artifact, kernels: see `PTQ`.
     """
 
-    simulated: ClassVar[bool] = True
     dps_images: int = 128
     dec_images: int = 512
     dec_cache: bool = True
@@ -107,11 +128,17 @@ class CacheQuant(CachingConfig, PTQConfig, Technique):
     official_bias: bool = False
     official_divisors: bool = False
     artifact: str | None = None
+    kernels: str = "simulated"
 
     def __post_init__(self) -> None:
         CachingConfig.__post_init__(self)
         PTQConfig.__post_init__(self)
         self._config(0, frozenset({0}))  # refuses what it refuses
+        require_kernels(self.kernels, ptq_config(self))
+
+    @property
+    def arithmetic(self) -> str:
+        return ARITHMETIC[self.kernels]
 
     @property
     def refresh_found_by_prepare(self) -> bool:
@@ -149,12 +176,18 @@ class CacheQuant(CachingConfig, PTQConfig, Technique):
             cond=model.cond(range(config.images)),
             guidance=model.guidance,
         )
-        cost = model_cost(model, weight_bytes(calibrated.network.quantized), cut, config.ptq)
-        return Prepared(calibrated.network, cost, calibrated.refresh if self.refresh_found_by_prepare else None)
+        network = calibrated.network
+        cost = model_cost(model, weight_bytes(network.quantized), cut, config.ptq)
+        if self.kernels == "int8":
+            unet = use_integers(network.quantized).unet
+            network = QuantizedNetwork(
+                network.quantized, CorrectedCacheNetwork(CachedUNetNetwork(unet, cut), calibrated.tables)
+            )
+        return Prepared(network, cost, calibrated.refresh if self.refresh_found_by_prepare else None, own_weights=True)
 
     def identity(self, card: Card, num_steps: int) -> dict[str, Any]:
         config = self._config(self.cut_of(card), self.refresh(num_steps))
-        return {"technique": "cachequant", "cut": self.cut_of(card), **config.as_dict()}
+        return {"technique": "cachequant", "cut": self.cut_of(card), **config.as_dict(), **kernels_identity(self.kernels)}
 
     def _config(self, cut: int | Kind, refresh: frozenset[int] | None) -> CacheQuantConfig:
         own = {f.name: getattr(self, f.name) for f in fields(CacheQuantConfig) if f.name not in ("cut", "ptq", "refresh")}

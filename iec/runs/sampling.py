@@ -39,6 +39,8 @@ def sample_batches(cell: Cell, store: Store, batches: Sequence[Batch], advance: 
     with memory_errors(f"preparing {cell.efficiency}", MORE_MEMORY):
         model = cell.model.load(str(cell.device))
         prepared, sampler = prepare(cell, model)
+        if prepared.own_weights:
+            model.unet.to("meta")  # where nothing is stored; its dtype and configuration stay known
     _record_prepared(cell, store, sampler, prepared.cost)
     smaller = f"Try batch_size={cell.batch_size // 2} (a cell of its own)" if cell.batch_size > 1 else "Try model.dtype=bfloat16"
     with memory_errors(f"sampling micro-batches of {cell.batch_size}", f"{smaller}, or a device with more memory."):

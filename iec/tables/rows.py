@@ -49,7 +49,7 @@ class Row:
             "": self.label,
             "N": str(manifest.num_images),
             "calls (full+cached+corr.)": f"{calls['total']:g} ({calls['full']:g}+{calls['cached']:g}+{corrections:g})",
-            "s / image": f"{manifest.seconds_per_image:.3f}{' sim.' if self.result.cell.technique.simulated else ''}",
+            "s / image": f"{manifest.seconds_per_image:.3f} {self.result.cell.technique.arithmetic}".rstrip(),
             **({} if cost is None or image is None else _cost(cost, image)),
             **{name: _text(score) for name, score in self.scores.items()},
         }

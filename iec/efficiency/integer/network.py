@@ -8,15 +8,15 @@ from iec.efficiency.quantization import PTQConfig, QuantizedUNet
 from iec.efficiency.quantization.layers import QuantLayer
 from iec.errors import ConfigError
 
-KERNELS = ("simulated", "int8")
-"""``simulated``: numbers on the grid in float arithmetic. ``int8``: convolutions and linear layers on integers."""
+ARITHMETIC = {"simulated": "sim.", "int8": "int8"}
+"""Kernels, and what tables call them. ``simulated``: numbers on the grid in float arithmetic. ``int8``: layers on integers."""
 BITS = 8
 
 
 def require_kernels(kernels: str, config: PTQConfig) -> None:
     """Raises `ConfigError` for unknown kernels, and for a quantization that has no form in 8-bit integers."""
-    if kernels not in KERNELS:
-        raise ConfigError(f"Unknown efficiency.kernels {kernels!r}; choose {', '.join(KERNELS)}.")
+    if kernels not in ARITHMETIC:
+        raise ConfigError(f"Unknown efficiency.kernels {kernels!r}; choose {', '.join(ARITHMETIC)}.")
     if kernels == "simulated":
         return
     for name in ("weight_bits", "activation_bits", "end_bits"):
@@ -33,8 +33,9 @@ def require_kernels(kernels: str, config: PTQConfig) -> None:
         )
 
 
-def use_integers(quantized: QuantizedUNet, product: type[Product] | None = None) -> None:
+def use_integers(quantized: QuantizedUNet, product: type[Product] | None = None) -> QuantizedUNet:
     """Replace every quantized layer of a calibrated UNet by its `IntegerLayer`, in place: its float weights are released.
+    Returns it.
 
     product: None takes oneDNN's on a CPU and `PatchMatmul` elsewhere. Networks that hold modules of the UNet (`CachedUNetNetwork`)
     have to be made after this. The products of attention stay simulated: operands on the grid, float arithmetic.
@@ -52,3 +53,4 @@ def use_integers(quantized: QuantizedUNet, product: type[Product] | None = None)
                     replaced[module] = IntegerLayer(module, product)
                 parent, _, child = path.rpartition(".")
                 setattr(quantized.unet.get_submodule(parent), child, replaced[module])
+    return quantized
