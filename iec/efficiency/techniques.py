@@ -12,7 +12,7 @@ from iec.efficiency.cachequant import CacheQuantConfig, CorrectedCacheNetwork, p
 from iec.efficiency.caching import CachedUNetNetwork, Kind, find_cut
 from iec.efficiency.caching.config import CachingConfig
 from iec.efficiency.cost import FLOAT, CallCost, Cost, network_cost
-from iec.efficiency.integer import ARITHMETIC, require_kernels, use_integers
+from iec.efficiency.integer import ARITHMETIC, require_kernels, with_kernels
 from iec.efficiency.prepare import CALIBRATION_SEED, float_batch, model_fingerprint, quantize
 from iec.efficiency.quantization import PTQConfig, QuantizedNetwork, weight_bytes
 from iec.efficiency.technique import Prepared, Technique
@@ -53,7 +53,8 @@ class FullPrecision(Technique):
 class PTQ(PTQConfig, Technique):
     """Post-training quantization. artifact: a calibration file to use instead of one in the artifacts folder.
 
-    kernels: ``simulated`` computes in float arithmetic on the grid, ``int8`` on integers, see `iec.efficiency.integer`.
+    kernels: ``simulated`` computes in float arithmetic on the grid, ``int8`` on integers, with compiled passes between them,
+    ``int8_unfused`` without; see `iec.efficiency.integer`.
     """
 
     artifact: str | None = None
@@ -74,9 +75,8 @@ class PTQ(PTQConfig, Technique):
         config = ptq_config(self)
         network = quantize(model, config, table, artifacts=artifacts, artifact=self.artifact)
         cost = model_cost(model, weight_bytes(network.quantized), config=config)
-        if self.kernels == "int8":
-            use_integers(network.quantized)
-            network = QuantizedNetwork(network.quantized)
+        if self.kernels != "simulated":
+            network = QuantizedNetwork(with_kernels(network.quantized, self.kernels, artifacts))
         return Prepared(network, cost, own_weights=True)
 
     def identity(self, card: Card, num_steps: int) -> dict[str, Any]:
@@ -178,11 +178,10 @@ class CacheQuant(CachingConfig, PTQConfig, Technique):
         )
         network = calibrated.network
         cost = model_cost(model, weight_bytes(network.quantized), cut, config.ptq)
-        if self.kernels == "int8":
-            unet = use_integers(network.quantized).unet
-            network = QuantizedNetwork(
-                network.quantized, CorrectedCacheNetwork(CachedUNetNetwork(unet, cut), calibrated.tables)
-            )
+        if self.kernels != "simulated":
+            quantized = with_kernels(network.quantized, self.kernels, artifacts)
+            cached = CachedUNetNetwork(quantized.unet, cut)
+            network = QuantizedNetwork(quantized, CorrectedCacheNetwork(cached, calibrated.tables))
         return Prepared(network, cost, calibrated.refresh if self.refresh_found_by_prepare else None, own_weights=True)
 
     def identity(self, card: Card, num_steps: int) -> dict[str, Any]:

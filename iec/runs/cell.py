@@ -165,7 +165,7 @@ class Cell:
         """Readable, with the hash of the identity at its end."""
         sampler = self.sampler
         words = [self.card.name, self.efficiency, "none"]
-        if self.technique.arithmetic == "int8":
+        if self.technique.arithmetic.startswith("int8"):
             words[1] += "-int8"
         if sampler.corrected:
             words[2] = "heun" if sampler.correction.evaluate_at == "s" else "iec"

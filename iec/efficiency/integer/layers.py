@@ -1,12 +1,12 @@
 """A quantized convolution or linear layer on integers."""
 
-import torch
 from torch import Tensor, nn
 
+from iec.efficiency.integer.passes import Codes, Passes
 from iec.efficiency.integer.products import Geometry, Product, window_sums
 from iec.efficiency.integer.weights import IntegerWeight
 from iec.efficiency.quantization.layers import QuantLayer, SealedLayer
-from iec.efficiency.quantization.steps import ActivationQuantizer, Bound
+from iec.efficiency.quantization.steps import ActivationQuantizer
 
 
 class IntegerLayer(SealedLayer):
@@ -21,10 +21,10 @@ class IntegerLayer(SealedLayer):
     activation quantizers with their scales, and vectors; no float weight. Built on the device that it runs on.
     """
 
-    def __init__(self, layer: QuantLayer, product: type[Product]) -> None:
+    def __init__(self, layer: QuantLayer, product: type[Product], passes: Passes) -> None:
         super().__init__()
         self.name, self.context, self.parts, self.inputs = layer.name, layer.context, layer.parts, layer.inputs
-        inner = layer.layer
+        self.split, self.passes, inner = layer.split, passes, layer.layer
         self.geometry = Geometry.of(inner) if isinstance(inner, nn.Conv2d) else None
         k = layer.weight_codes()
         weights = [IntegerWeight.of(k[:, part], delta) for part, delta in zip(self.parts, layer.weight_delta, strict=True)]
@@ -35,21 +35,28 @@ class IntegerLayer(SealedLayer):
         self.alpha, self.beta = layer.alpha, layer.beta
 
     def forward(self, x: Tensor) -> Tensor:
-        grids = [quantizer.grid() for quantizer in self._quantizers()]
-        halves = [x] if len(self.parts) == 1 else [x[:, part] for part in self.parts]
-        return self.combine([codes(half, *grid) for half, grid in zip(halves, grids, strict=True)]).to(x.dtype)
+        rows = x if self.geometry is None else x.permute(0, 2, 3, 1)  # B x H x W x C
+        halves = [rows] if self.split is None else [rows[..., part] for part in self.parts]
+        inputs = [self.passes.codes(half, quantizer.grid()) for half, quantizer in zip(halves, self._quantizers(), strict=True)]
+        return self._output(inputs).to(x.dtype)
 
-    def combine(self, inputs: list[Tensor]) -> Tensor:
-        """y, float32, of the codes q of each part."""
+    def after_norm_and_silu(self, x: Tensor, add: Tensor | None, norm: nn.GroupNorm) -> Tensor:
+        """Of silu(norm(x + add)) for x [B, C, H, W] and add [B, C]."""
+        grids = [quantizer.grid() for quantizer in self._quantizers()]
+        return self._output(self.passes.norm_silu_codes(x, add, norm, grids, self.split)).to(x.dtype)
+
+    def _output(self, inputs: list[Codes]) -> Tensor:
+        """y, float32."""
         y, bias = None, self._bias()
-        for k, (q, quantizer) in enumerate(zip(inputs, self._quantizers(), strict=True)):
+        for k, (codes, quantizer) in enumerate(zip(inputs, self._quantizers(), strict=True)):
             delta, low, _ = quantizer.grid()
             z, scale, offset = -int(low), delta * self.deltas[k], self.offsets[k]
             if k == 0 and self.alpha is not None:
                 scale = scale * self.alpha[self.context.step(self.name)]
+            q = codes.q if self.geometry is None else codes.q.permute(0, 3, 1, 2)
             y, bias = self.products[k](q, z, scale, bias, y), None
             if offset is not None:
-                y = self._add_offset(y, window_sums(q, z, self.products[k].shape, self.geometry), offset * scale)
+                y = self._add_offset(y, window_sums(codes, z, self.products[k].shape, self.geometry), offset * scale)
         assert y is not None  # a layer has a part
         return y
 
@@ -64,16 +71,7 @@ class IntegerLayer(SealedLayer):
 
     def _add_offset(self, y: Tensor, sums: Tensor, factor: Tensor) -> Tensor:
         if self.geometry is None:
-            return y.addcmul_(sums.to(y.dtype), factor)
+            return y.addcmul_(sums, factor)
         if sums.shape[1] > 1:  # a group's sum is that of its output channels
             sums = sums.repeat_interleave(y.shape[1] // sums.shape[1], 1)
-        return y.addcmul_(sums.to(y.dtype), factor.view(-1, 1, 1))
-
-
-def codes(x: Tensor, delta: Tensor, low: Bound, high: Bound) -> Tensor:
-    """q = clamp(round(x / delta), low, high) - low, uint8; an image's channels-last.
-
-    It is the simulation's formula: a division, and halves to even. A multiplication by 1 / delta moves values over the borders.
-    """
-    q = torch.div(x.float(), delta).round_().clamp_(low, high).sub_(low).to(torch.uint8)  # type: ignore[arg-type]
-    return q.contiguous(memory_format=torch.channels_last) if q.ndim == 4 else q.contiguous()
+        return y.addcmul_(sums, factor.view(-1, 1, 1))

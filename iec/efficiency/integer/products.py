@@ -10,12 +10,14 @@ which is q = z.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, reduce
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from iec.efficiency.integer.passes import Codes
 from iec.errors import ConfigError, DeviceError
 from iec.io.environment import instruction_sets
 
@@ -139,22 +141,28 @@ def _padded(matrix: Tensor, rows: int, columns: int) -> Tensor:
     return F.pad(matrix, (0, -matrix.shape[1] % columns, 0, -matrix.shape[0] % rows)).contiguous()
 
 
-def window_sums(q: Tensor, z: int, shape: torch.Size, geometry: Geometry | None) -> Tensor:
-    """sum (q - z) over the window and the input channels, [B, groups, H', W'] or [.., 1]: whole numbers, exact (float32 or float64).
+def window_sums(codes: Codes, z: int, shape: torch.Size, geometry: Geometry | None) -> Tensor:
+    """sum (q - z) over the window and the input channels, [B, groups, H', W'] or [.., 1]: summed in int32, returned in float32.
 
     shape: of the weight.
     """
-    largest = max(abs(z), abs(255 - z)) * shape[1:].numel()
-    dtype = torch.float32 if largest < 2**24 else torch.float64
     if geometry is None:
-        return (q.sum(-1, dtype=torch.int32, keepdim=True) - z * shape[1]).to(dtype)
+        return (codes.sums - z * shape[1]).unsqueeze(-1).float()
     groups = geometry.groups
-    split = q.permute(0, 2, 3, 1).unflatten(-1, (groups, -1))
-    sums = (split.sum(-1, dtype=torch.int32) - z * shape[1]).to(dtype).permute(0, 3, 1, 2)  # B x groups x H x W
-    if shape[2:].numel() == 1 and geometry.padding == (0, 0) and geometry.stride == (1, 1):
-        return sums
-    ones = sums.new_ones(groups, 1, *shape[2:])
-    return F.conv2d(sums, ones, None, geometry.stride, geometry.padding, geometry.dilation, groups)
+    sums = codes.sums[..., None] if groups == 1 else codes.q.unflatten(-1, (groups, -1)).sum(-1, dtype=torch.int32)
+    sums = (sums - z * shape[1]).permute(0, 3, 1, 2)
+    (below, right), kernel = geometry.padding, shape[2:]
+    if below or right:
+        sums = F.pad(sums, (right, right, below, below))
+    for axis, k, stride, dilation in zip((2, 3), kernel, geometry.stride, geometry.dilation, strict=True):
+        last = sums.shape[axis] - (k - 1) * dilation
+        taps = [_every(sums.narrow(axis, i * dilation, last), axis, stride) for i in range(k)]
+        sums = reduce(torch.add, taps)
+    return sums.float()
+
+
+def _every(x: Tensor, axis: int, stride: int) -> Tensor:
+    return x[:, :, ::stride] if axis == 2 else x[..., ::stride]
 
 
 @cache
@@ -165,9 +173,9 @@ def require_exact_sums(kind: type[Product]) -> None:
     """
     q, w = torch.full((1, 64), 255, dtype=torch.uint8), torch.full((8, 64), 127, dtype=torch.int8)
     if kind is OneDNN:
-        args = (1.0, 0, torch.float32, "none", [], "")
-        packed, ones = torch.ops.onednn.qlinear_prepack(w, None), torch.ones(8)
-        sums = torch.ops.onednn.qlinear_pointwise(q, 1.0, 0, packed, ones, torch.zeros(8, dtype=torch.int32), None, *args)
+        output: tuple[Any, ...] = (1.0, 0, torch.float32, "none", [], "")
+        packed, scales = torch.ops.onednn.qlinear_prepack(w, None), (torch.ones(8), torch.zeros(8, dtype=torch.int32))
+        sums = torch.ops.onednn.qlinear_pointwise(q, 1.0, 0, packed, *scales, None, *output)
         expected = 64 * 255 * 127
     else:
         sums, expected = torch._int_mm((q ^ UNSIGNED).view(torch.int8), w.T.contiguous()), 64 * 127 * 127

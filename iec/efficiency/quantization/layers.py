@@ -1,6 +1,5 @@
 """Convolutions and linear layers with fake-quantized weights and inputs."""
 
-from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -171,11 +170,11 @@ class QuantLayer(SealedLayer, Float32Scales):
     def _search(self, weight: Tensor, config: PTQConfig) -> tuple[Tensor, Tensor]:
         if self.weight_bits == OFF:
             return torch.ones(len(weight), device=weight.device), torch.zeros(len(weight), device=weight.device)
-        search = partial(search_scale, bits=self.weight_bits, rule=config.scale_rule, per_channel=True, percentile=config.percentile)
-        if not config.weight_symmetric:
-            return search(weight)
-        delta, zero_point = search(torch.cat([weight, -weight], dim=1))
-        return delta, torch.full_like(zero_point, levels(self.weight_bits) // 2)
+        values = torch.cat([weight, -weight], dim=1) if config.weight_symmetric else weight
+        delta, zero_point = search_scale(
+            values, self.weight_bits, config.scale_rule, per_channel=True, percentile=config.percentile
+        )
+        return delta, torch.full_like(zero_point, levels(self.weight_bits) // 2) if config.weight_symmetric else zero_point
 
     def _quantize_input(self, x: Tensor) -> Tensor:
         if not self.inputs:

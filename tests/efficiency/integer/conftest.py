@@ -1,5 +1,6 @@
 import pytest
 
+from iec.efficiency.integer.passes import Passes, fused_passes
 from iec.efficiency.integer.products import OneDNN, PatchMatmul, require_exact_sums
 from iec.errors import DeviceError
 
@@ -23,3 +24,13 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(params=[OneDNN, PatchMatmul], ids=lambda kind: kind.__name__)
 def product(request):
     return request.param
+
+
+@pytest.fixture(scope="session")
+def fused(tmp_path_factory):
+    return fused_passes(tmp_path_factory.mktemp("passes"))
+
+
+@pytest.fixture(params=["fused", "unfused"])
+def passes(request):
+    return request.getfixturevalue("fused") if request.param == "fused" else Passes()

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from iec.efficiency.integer import IntegerLayer
-from iec.efficiency.integer.layers import codes
+from iec.efficiency.integer.passes import Passes
 from iec.efficiency.quantization import PTQConfig
 from iec.efficiency.quantization.layers import NoWeightError, QuantLayer
 from iec.efficiency.quantization.steps import StepContext
@@ -35,8 +35,7 @@ def exact(layer, x, step):
             weight = torch.cat([first, weight[:, layer.parts[1]]], dim=1)
             bias = bias + layer.beta[step]
         halves = [x] if layer.split is None else [x[:, part] for part in layer.parts]
-        grids = [quantizer.grid() for quantizer in layer.inputs]
-        values = [(codes(half, *grid).double() + grid[1]) * grid[0].double() for half, grid in zip(halves, grids, strict=True)]
+        values = [quantizer(half).double() for half, quantizer in zip(halves, layer.inputs, strict=True)]
         xq = values[0] if layer.split is None else torch.cat(values, 1)
     return inner._conv_forward(xq, weight, bias) if isinstance(inner, nn.Conv2d) else F.linear(xq, weight, bias)
 
@@ -60,7 +59,7 @@ LAYERS = {
 def test_a_layer_equals_its_simulation_to_one_float32_sum(product, name, step):
     make, settings = LAYERS[name]
     layer = quant_layer(make(), **settings)
-    integer, x = IntegerLayer(layer, product), torch.randn(2, 24, 9, 8)
+    integer, x = IntegerLayer(layer, product, Passes()), torch.randn(2, 24, 9, 8)
     with layer.context.reading(step), torch.no_grad():
         ours, simulated = integer(x), layer(x)
     scale = float(simulated.abs().max())
@@ -72,27 +71,18 @@ def test_a_layer_equals_its_simulation_to_one_float32_sum(product, name, step):
 def test_the_corrections_of_cachequant_are_in_scale_and_bias(product):
     layer = quant_layer(nn.Conv2d(24, 16, 3, padding=1), split=10)
     layer.set_correction(1 + 0.1 * torch.randn(STEPS, 16), torch.randn(STEPS, 16))
-    integer, x = IntegerLayer(layer, product), torch.randn(2, 24, 9, 8)
+    integer, x = IntegerLayer(layer, product, Passes()), torch.randn(2, 24, 9, 8)
     for step in (0, 1):
         with layer.context.reading(step), torch.no_grad():
             assert float((integer(x) - exact(layer, x, step)).abs().max()) < 1e-5
             torch.testing.assert_close(integer(x), layer(x), rtol=1e-5, atol=1e-5)
 
 
-def test_codes_are_the_simulations_even_on_the_rounding_borders():
-    quantizer = quant_layer(nn.Conv2d(24, 16, 1)).inputs[0]
-    with quantizer.context.reading(0):
-        delta, low, high = quantizer.grid()
-        x = (torch.arange(-300, 300) + 0.5) * delta  # on borders, as nearly as float32 can be
-        x = torch.cat([x, x.nextafter(x + 1), x.nextafter(x - 1), torch.randn(4096) * 40 * delta])
-        assert torch.equal((codes(x, delta, low, high) + low) * delta, quantizer(x))
-
-
 def test_weights_of_a_symmetric_grid_need_no_sum_of_the_input(product):
     inner = nn.Conv2d(24, 16, 3)
-    assert all(offset is None for offset in IntegerLayer(quant_layer(inner, weight_symmetric=True), product).offsets)
-    assert all(offset is None for offset in IntegerLayer(quant_layer(inner, weight_bits=4), product).offsets)
-    assert any(offset is not None for offset in IntegerLayer(quant_layer(inner), product).offsets)
+    assert all(offset is None for offset in IntegerLayer(quant_layer(inner, weight_symmetric=True), product, Passes()).offsets)
+    assert all(offset is None for offset in IntegerLayer(quant_layer(inner, weight_bits=4), product, Passes()).offsets)
+    assert any(offset is not None for offset in IntegerLayer(quant_layer(inner), product, Passes()).offsets)
 
 
 def test_a_symmetric_grid_lies_around_zero():
@@ -106,9 +96,9 @@ def test_a_symmetric_grid_lies_around_zero():
 def test_a_step_without_calibration_is_refused(product):
     layer = quant_layer(nn.Conv2d(24, 16, 1))
     with layer.context.reading(2), pytest.raises(ArtifactError, match="no calibration for sampling step 2"):
-        IntegerLayer(layer, product)(torch.randn(2, 24, 9, 8))
+        IntegerLayer(layer, product, Passes())(torch.randn(2, 24, 9, 8))
 
 
 def test_weight_and_bias_are_sealed(product):
     with pytest.raises(NoWeightError):
-        _ = IntegerLayer(quant_layer(nn.Conv2d(24, 16, 1)), product).weight
+        _ = IntegerLayer(quant_layer(nn.Conv2d(24, 16, 1)), product, Passes()).weight

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from iec.efficiency.integer import IntegerLayer, use_integers
-from iec.efficiency.integer.layers import codes
+from iec.efficiency.integer.passes import Passes
 from iec.efficiency.quantization import QuantizedNetwork
 from iec.efficiency.quantization.steps import ActivationQuantizer
 from iec.errors import ConfigError
@@ -45,9 +45,9 @@ def test_every_layer_of_a_network_equals_its_simulation_on_the_same_input(calibr
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
-def test_a_network_is_closer_to_its_simulation_than_that_is_to_float(calibrated, product, settings, unet):  # noqa: F811
+def test_a_network_is_closer_to_its_simulation_than_that_is_to_float(calibrated, product, passes, settings, unet):  # noqa: F811
     """Where a value crosses a rounding border, all that follow are others; so are they if the simulation runs in another order."""
-    simulated, integer = calibrated(**settings), use_integers(calibrated(**settings), product)
+    simulated, integer = calibrated(**settings), use_integers(calibrated(**settings), product, passes)
     for step, t in enumerate(TIMESTEPS):
         expected = eps(simulated, step)
         with torch.no_grad():
@@ -74,7 +74,7 @@ def crossings(simulated, integer, step):
     def compare(layer, args):
         halves = [args[0]] if len(layer.parts) == 1 else [args[0][:, part] for part in layer.parts]
         for half, quantizer in zip(halves, layer.inputs, strict=True):
-            counts[0] += int((codes(half, *quantizer.grid()) != expected[quantizer.name]).sum())
+            counts[0] += int((Passes().codes(half, quantizer.grid()).q != expected[quantizer.name]).sum())
             counts[1] += half.numel()
 
     handles = [m.register_forward_hook(note) for m in simulated.modules() if isinstance(m, ActivationQuantizer)]

@@ -7,7 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from iec.efficiency.integer.products import Geometry, window_sums
+from iec.efficiency.integer.passes import Codes
+from iec.efficiency.integer.products import Geometry
+from iec.efficiency.integer.products import window_sums as window_sums_of
 from iec.errors import ConfigError
 
 CONVOLUTIONS = [
@@ -23,6 +25,11 @@ ZERO_POINTS = (0, 7, 128, 255, -40, 300)  # beyond 0 .. 255: 0 is not on the gri
 
 def integers(low, high, *shape):
     return torch.randint(low, high, shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def window_sums(q, z, shape, geometry):
+    rows = q.permute(0, 2, 3, 1) if geometry else q
+    return window_sums_of(Codes(rows, rows.sum(-1, dtype=torch.int32)), z, shape, geometry)
 
 
 def exact(sums, scale, bias=0.0, out=0.0):

@@ -1,0 +1,142 @@
+// Passes over channels-last images that read a float once and write its 8-bit code. See passes.py for what they compute.
+// Compiled without any flag that reorders float arithmetic: x / delta is a division, and halves go to the even neighbour.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <thread>
+#include <vector>
+
+namespace {
+
+struct Grid {
+    float delta, low, high;
+};
+
+// exp(x) to about one unit in the last place (the polynomial of Cephes' expf).
+inline float exponential(float x) {
+    x = std::min(std::max(x, -87.0f), 88.0f);
+    const float n = std::nearbyint(x * 1.44269504088896341f);
+    const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    const float e = p * r * r + r + 1.0f;
+    const int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
+    float power;
+    std::memcpy(&power, &bits, 4);
+    return e * power;
+}
+
+// q[c] = clamp(round(x[c] / delta), low, high) - low; returns the sum of q.
+int32_t quantize(const float* x, int64_t n, const Grid& grid, uint8_t* q) {
+    const float delta = grid.delta, low = grid.low, high = grid.high;
+    int32_t sum = 0;
+    for (int64_t c = 0; c < n; ++c) {
+        const float k = std::min(std::max(std::nearbyint(x[c] / delta), low), high) - low;
+        const int32_t code = static_cast<int32_t>(k);
+        q[c] = static_cast<uint8_t>(code);
+        sum += code;
+    }
+    return sum;
+}
+
+// Calls f(begin, end) on parts of 0 .. n - 1.
+template <typename F>
+void in_parts(int64_t n, int threads, const F& f) {
+    const int64_t parts = std::min<int64_t>(n, std::max(threads, 1));
+    std::vector<std::thread> others;
+    for (int64_t k = 1; k < parts; ++k) others.emplace_back([&, k] { f(n * k / parts, n * (k + 1) / parts); });
+    f(0, parts ? n / parts : 0);
+    for (auto& other : others) other.join();
+}
+
+// y = x (+ add), one pixel.
+inline void added(const float* x, const float* add, int64_t channels, float* y) {
+    if (add == nullptr)
+        std::copy(x, x + channels, y);
+    else
+        for (int64_t c = 0; c < channels; ++c) y[c] = x[c] + add[c];
+}
+
+// GroupNorm of one image as y = scale[c] x + shift[c].
+void normalization(const float* x, const float* add, const float* weight, const float* bias, int64_t pixels, int64_t channels,
+                   int64_t groups, double eps, float* scale, float* shift) {
+    constexpr int64_t block = 64;  // pixels that are summed in float32
+    std::vector<double> sum(channels), square(channels);
+    std::vector<float> y(channels), s(channels), t(channels);
+    for (int64_t start = 0; start < pixels; start += block) {
+        std::fill(s.begin(), s.end(), 0.0f);
+        std::fill(t.begin(), t.end(), 0.0f);
+        for (int64_t p = start; p < std::min(pixels, start + block); ++p) {
+            added(x + p * channels, add, channels, y.data());
+            for (int64_t c = 0; c < channels; ++c) s[c] += y[c];
+            for (int64_t c = 0; c < channels; ++c) t[c] += y[c] * y[c];
+        }
+        for (int64_t c = 0; c < channels; ++c) sum[c] += s[c];
+        for (int64_t c = 0; c < channels; ++c) square[c] += t[c];
+    }
+    const int64_t width = channels / groups;
+    for (int64_t g = 0; g < groups; ++g) {
+        double m = 0, v = 0;
+        for (int64_t c = g * width; c < (g + 1) * width; ++c) m += sum[c], v += square[c];
+        m /= static_cast<double>(width * pixels);
+        v = std::max(v / static_cast<double>(width * pixels) - m * m, 0.0);
+        const double inverse = 1.0 / std::sqrt(v + eps);
+        for (int64_t c = g * width; c < (g + 1) * width; ++c) {
+            scale[c] = static_cast<float>(inverse * weight[c]);
+            shift[c] = static_cast<float>(bias[c] - m * inverse * weight[c]);
+        }
+    }
+}
+
+}  // namespace
+
+extern "C" {
+
+// Codes of n rows of `channels` values, `stride` apart.
+void iec_quantize(const float* x, int64_t n, int64_t channels, int64_t stride, float delta, float low, float high, uint8_t* q,
+                  int32_t* sums, int threads) {
+    const Grid grid{delta, low, high};
+    in_parts(n, threads, [&](int64_t begin, int64_t end) {
+        for (int64_t r = begin; r < end; ++r) sums[r] = quantize(x + r * stride, channels, grid, q + r * channels);
+    });
+}
+
+// clamp(round(x / delta), low, high) delta.
+void iec_round_to_grid(const float* x, int64_t n, float delta, float low, float high, float* y, int threads) {
+    in_parts(n, threads, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) y[i] = std::min(std::max(std::nearbyint(x[i] / delta), low), high) * delta;
+    });
+}
+
+// Codes of silu(group_norm(x + add)), of channels [0, split) on the first grid and of the others on the second.
+void iec_norm_silu_quantize(const float* x, const float* add, const float* weight, const float* bias, int64_t images,
+                            int64_t pixels, int64_t channels, int64_t split, int64_t groups, double eps, const float* grids,
+                            uint8_t* q0, uint8_t* q1, int32_t* sums0, int32_t* sums1, int threads) {
+    const Grid first{grids[0], grids[1], grids[2]}, second{grids[3], grids[4], grids[5]};
+    in_parts(images, threads, [&](int64_t begin, int64_t end) {
+        std::vector<float> scale(channels), shift(channels), y(channels);
+        for (int64_t b = begin; b < end; ++b) {
+            const float* image = x + b * pixels * channels;
+            const float* own = add == nullptr ? nullptr : add + b * channels;
+            normalization(image, own, weight, bias, pixels, channels, groups, eps, scale.data(), shift.data());
+            for (int64_t p = 0; p < pixels; ++p) {
+                added(image + p * channels, own, channels, y.data());
+                for (int64_t c = 0; c < channels; ++c) {
+                    const float v = y[c] * scale[c] + shift[c];
+                    y[c] = v / (1.0f + exponential(-v));
+                }
+                const int64_t r = b * pixels + p;
+                sums0[r] = quantize(y.data(), split, first, q0 + r * split);
+                if (split < channels)
+                    sums1[r] = quantize(y.data() + split, channels - split, second, q1 + r * (channels - split));
+            }
+        }
+    });
+}
+}
