@@ -1,6 +1,7 @@
 """Ratios of times and memory, each against a named reference in the same run (limits of time and memory where there is none):
 
     make bench
+    make bench ARGS=kernels     integer kernels alone, see `kernels`
 
 Run it while nothing else runs. Prints a Markdown table with the wanted bound; exits with 1 if a bound is missed.
 """
@@ -24,7 +25,7 @@ from iec.efficiency.caching import CachedUNetNetwork, uniform
 from iec.efficiency.cost import network_cost
 from iec.efficiency.prepare import quantize
 from iec.efficiency.quantization import PTQConfig
-from iec.io.environment import describe_device
+from iec.io.environment import describe_device, instruction_sets
 from iec.io.runtime import keep_freed_memory
 from iec.metrics.extractors.inception import Inception
 from iec.metrics.frechet import GaussianStatistics, frechet_distance
@@ -36,6 +37,7 @@ from iec.sampling.network import Step
 from iec.sampling.noise import Noise
 from iec.sampling.placement import Placement
 from iec.sampling.timetable import NoiseSchedule, Timetable
+from tests.benchmarks import kernels
 from tests.metrics.inception_networks import pytorch_fid_network, random_weights, torch_fidelity_network
 
 BATCH, STEPS = 32, 10
@@ -198,9 +200,13 @@ def calibration_minutes(reconstruct: str) -> float:
 
 def main() -> None:
     keep_freed_memory()
+    if sys.argv[1:2] == ["kernels"]:
+        kernels.table(compiled="compiled" in sys.argv)
+        return
     print(f"Machine: {describe_device(torch.device('cpu'))}; batch {BATCH}, {STEPS} steps\n")
     print("| ratio | measured | wanted |\n|---|---|---|")
     missed = False
+    vnni = any(name in instruction_sets() for name in ("avx_vnni", "avx512_vnni", "amx_int8"))
     memory: dict[int, float] = {}
 
     def peak(n: int) -> float:
@@ -210,6 +216,7 @@ def main() -> None:
         ("sampling loop / bare network calls", loop_over_bare_calls, 0.0, 1.03),
         ("IEC, K = 1, all steps / plain DDIM", iec_over_plain, 1.95, 2.05),
         ("simulated W8A8 forward / float forward", quantized_over_float, 0.0, 1.6),
+        *[("float32 forward / W8A8 forward on integers, CIFAR-10 model, batch 8", kernels.float32_over_int8, 1.8, np.inf)] * vnni,
         *[
             (f"DeepCache N = {n}, measured speed-up / that of its MACs", partial(speedup_over_promise, n), 0.9, np.inf)
             for n in (3, 5, 10)

@@ -33,7 +33,7 @@ inline float exponential(float x) {
 }
 
 // q[c] = clamp(round(x[c] / delta), low, high) - low; returns the sum of q.
-int32_t quantize(const float* x, int64_t n, const Grid& grid, uint8_t* q) {
+int32_t quantize(const float* __restrict x, int64_t n, const Grid& grid, uint8_t* __restrict q) {
     const float delta = grid.delta, low = grid.low, high = grid.high;
     int32_t sum = 0;
     for (int64_t c = 0; c < n; ++c) {
@@ -55,30 +55,48 @@ void in_parts(int64_t n, int threads, const F& f) {
     for (auto& other : others) other.join();
 }
 
-// y = x (+ add), one pixel.
-inline void added(const float* x, const float* add, int64_t channels, float* y) {
-    if (add == nullptr)
-        std::copy(x, x + channels, y);
-    else
-        for (int64_t c = 0; c < channels; ++c) y[c] = x[c] + add[c];
+// The largest number of pixels whose values fill about a kilobyte: loops over so many values at a time are long enough.
+inline int64_t tile_of(int64_t channels, int64_t pixels) {
+    return std::max<int64_t>(1, std::min<int64_t>(pixels, 512 / channels));
 }
 
-// GroupNorm of one image as y = scale[c] x + shift[c].
-void normalization(const float* x, const float* add, const float* weight, const float* bias, int64_t pixels, int64_t channels,
-                   int64_t groups, double eps, float* scale, float* shift) {
-    constexpr int64_t block = 64;  // pixels that are summed in float32
+// s += x + add and t += (x + add)^2, n values each.
+inline void accumulate(const float* __restrict x, const float* __restrict add, int64_t n, float* __restrict s,
+                       float* __restrict t) {
+    for (int64_t i = 0; i < n; ++i) {
+        const float v = x[i] + add[i];
+        s[i] += v;
+        t[i] += v * v;
+    }
+}
+
+// y = silu(scale (x + add) + shift), n values each.
+inline void activate(const float* __restrict x, const float* __restrict add, const float* __restrict scale,
+                     const float* __restrict shift, int64_t n, float* __restrict y) {
+    for (int64_t i = 0; i < n; ++i) {
+        const float v = (x[i] + add[i]) * scale[i] + shift[i];
+        y[i] = v / (1.0f + exponential(-v));
+    }
+}
+
+// Repeats the first `channels` values through the whole table.
+void repeat(std::vector<float>& table, int64_t channels) {
+    for (size_t i = channels; i < table.size(); ++i) table[i] = table[i - channels];
+}
+
+// GroupNorm of one image as y = scale[c] (x + add) + shift[c]; tables of whole tiles.
+void normalization(const float* x, const std::vector<float>& add, const float* weight, const float* bias, int64_t pixels,
+                   int64_t channels, int64_t groups, double eps, std::vector<float>& scale, std::vector<float>& shift) {
+    constexpr int64_t rows = 64;  // tiles that are summed in float32
+    const int64_t size = static_cast<int64_t>(add.size()), total = pixels * channels;
     std::vector<double> sum(channels), square(channels);
-    std::vector<float> y(channels), s(channels), t(channels);
-    for (int64_t start = 0; start < pixels; start += block) {
+    std::vector<float> s(size), t(size);
+    for (int64_t start = 0; start < total; start += rows * size) {
         std::fill(s.begin(), s.end(), 0.0f);
         std::fill(t.begin(), t.end(), 0.0f);
-        for (int64_t p = start; p < std::min(pixels, start + block); ++p) {
-            added(x + p * channels, add, channels, y.data());
-            for (int64_t c = 0; c < channels; ++c) s[c] += y[c];
-            for (int64_t c = 0; c < channels; ++c) t[c] += y[c] * y[c];
-        }
-        for (int64_t c = 0; c < channels; ++c) sum[c] += s[c];
-        for (int64_t c = 0; c < channels; ++c) square[c] += t[c];
+        for (int64_t i = start; i < std::min(total, start + rows * size); i += size)
+            accumulate(x + i, add.data(), std::min(size, total - i), s.data(), t.data());
+        for (int64_t i = 0; i < size; ++i) sum[i % channels] += s[i], square[i % channels] += t[i];
     }
     const int64_t width = channels / groups;
     for (int64_t g = 0; g < groups; ++g) {
@@ -92,6 +110,8 @@ void normalization(const float* x, const float* add, const float* weight, const 
             shift[c] = static_cast<float>(bias[c] - m * inverse * weight[c]);
         }
     }
+    repeat(scale, channels);
+    repeat(shift, channels);
 }
 
 }  // namespace
@@ -119,22 +139,26 @@ void iec_norm_silu_quantize(const float* x, const float* add, const float* weigh
                             int64_t pixels, int64_t channels, int64_t split, int64_t groups, double eps, const float* grids,
                             uint8_t* q0, uint8_t* q1, int32_t* sums0, int32_t* sums1, int threads) {
     const Grid first{grids[0], grids[1], grids[2]}, second{grids[3], grids[4], grids[5]};
+    const int64_t tile = tile_of(channels, pixels), size = tile * channels;
     in_parts(images, threads, [&](int64_t begin, int64_t end) {
-        std::vector<float> scale(channels), shift(channels), y(channels);
+        std::vector<float> scale(size), shift(size), own(size), y(size);
         for (int64_t b = begin; b < end; ++b) {
             const float* image = x + b * pixels * channels;
-            const float* own = add == nullptr ? nullptr : add + b * channels;
-            normalization(image, own, weight, bias, pixels, channels, groups, eps, scale.data(), shift.data());
-            for (int64_t p = 0; p < pixels; ++p) {
-                added(image + p * channels, own, channels, y.data());
-                for (int64_t c = 0; c < channels; ++c) {
-                    const float v = y[c] * scale[c] + shift[c];
-                    y[c] = v / (1.0f + exponential(-v));
+            if (add != nullptr) {
+                std::copy(add + b * channels, add + (b + 1) * channels, own.begin());
+                repeat(own, channels);
+            }
+            normalization(image, own, weight, bias, pixels, channels, groups, eps, scale, shift);
+            for (int64_t start = 0; start < pixels; start += tile) {
+                const int64_t n = std::min(tile, pixels - start);
+                activate(image + start * channels, own.data(), scale.data(), shift.data(), n * channels, y.data());
+                for (int64_t p = 0; p < n; ++p) {
+                    const int64_t r = b * pixels + start + p;
+                    const float* row = y.data() + p * channels;
+                    sums0[r] = quantize(row, split, first, q0 + r * split);
+                    if (split < channels)
+                        sums1[r] = quantize(row + split, channels - split, second, q1 + r * (channels - split));
                 }
-                const int64_t r = b * pixels + p;
-                sums0[r] = quantize(y.data(), split, first, q0 + r * split);
-                if (split < channels)
-                    sums1[r] = quantize(y.data() + split, channels - split, second, q1 + r * (channels - split));
             }
         }
     });
