@@ -2,8 +2,9 @@
 
 from torch import Tensor, nn
 
-from iec.efficiency.integer.passes import Codes, Passes
-from iec.efficiency.integer.products import Geometry, Product, window_sums
+from iec.efficiency.integer.codes import Codes, Geometry
+from iec.efficiency.integer.passes import Passes
+from iec.efficiency.integer.products import Product
 from iec.efficiency.integer.weights import IntegerWeight
 from iec.efficiency.quantization.layers import QuantLayer, SealedLayer
 from iec.efficiency.quantization.steps import ActivationQuantizer
@@ -56,7 +57,7 @@ class IntegerLayer(SealedLayer):
             q = codes.q if self.geometry is None else codes.q.permute(0, 3, 1, 2)
             y, bias = self.products[k](q, z, scale, bias, y), None
             if offset is not None:
-                y = self._add_offset(y, window_sums(codes, z, self.products[k].shape, self.geometry), offset * scale)
+                y = self.passes.add_offset(y, codes, z, self.products[k].shape, self.geometry, offset * scale)
         assert y is not None  # a layer has a part
         return y
 
@@ -68,10 +69,3 @@ class IntegerLayer(SealedLayer):
             return self.shift
         beta = self.beta[self.context.step(self.name)]
         return beta if self.shift is None else self.shift + beta
-
-    def _add_offset(self, y: Tensor, sums: Tensor, factor: Tensor) -> Tensor:
-        if self.geometry is None:
-            return y.addcmul_(sums, factor)
-        if sums.shape[1] > 1:  # a group's sum is that of its output channels
-            sums = sums.repeat_interleave(y.shape[1] // sums.shape[1], 1)
-        return y.addcmul_(sums, factor.view(-1, 1, 1))

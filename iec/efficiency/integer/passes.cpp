@@ -134,6 +134,31 @@ void iec_round_to_grid(const float* x, int64_t n, float delta, float low, float 
     });
 }
 
+// y[o] += factor[o] (sum over the window of (sums - shift)), one y a place of the output. sizes: images, height and width of the
+// sums, then of the window: its size, stride, padding and dilation (two each), then height, width and channels of y.
+void iec_add_offset(const int32_t* sums, const int64_t* sizes, int32_t shift, const float* factor, float* y, int threads) {
+    const int64_t images = sizes[0], height = sizes[1], width = sizes[2], *window = sizes + 3;
+    const int64_t high = sizes[11], wide = sizes[12], channels = sizes[13];
+    in_parts(images * high * wide, threads, [&](int64_t begin, int64_t end) {
+        for (int64_t r = begin; r < end; ++r) {
+            const int64_t b = r / (high * wide), top = r / wide % high * window[2] - window[4];
+            const int64_t left = r % wide * window[3] - window[5];
+            int32_t sum = 0;
+            for (int64_t i = 0; i < window[0]; ++i) {
+                const int64_t h = top + i * window[6];
+                if (h < 0 || h >= height) continue;
+                for (int64_t j = 0; j < window[1]; ++j) {
+                    const int64_t w = left + j * window[7];
+                    if (w >= 0 && w < width) sum += sums[(b * height + h) * width + w] - shift;
+                }
+            }
+            const float total = static_cast<float>(sum);
+            float* __restrict own = y + r * channels;
+            for (int64_t o = 0; o < channels; ++o) own[o] += total * factor[o];
+        }
+    });
+}
+
 // Codes of silu(group_norm(x + add)), of channels [0, split) on the first grid and of the others on the second.
 void iec_norm_silu_quantize(const float* x, const float* add, const float* weight, const float* bias, int64_t images,
                             int64_t pixels, int64_t channels, int64_t split, int64_t groups, double eps, const float* grids,

@@ -4,6 +4,8 @@
     norm_silu_codes:  the same of silu(group_norm(x + add)), of one or two parts of the channels, each on its grid
     on_grid:          xq = clamp(round(x / delta), low, high) delta, the operands of attention
 
+    add_offset:       y += factor sum (q - z), of weights with an offset
+
 codes with the sums of q over the channels, int32, which weights with an offset need. Two ways: one after another in torch, or
 fused, each in one pass over memory, by a small C++ library that is compiled when it is first used. Between products the memory
 traffic of separate passes takes longer than the products do.
@@ -16,7 +18,6 @@ import os
 import shutil
 import subprocess
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from iec.efficiency.integer.codes import Codes, Geometry, window_sums
 from iec.efficiency.quantization.quantizer import round_to_grid
 from iec.efficiency.quantization.steps import Bound
 from iec.errors import DeviceError
@@ -37,14 +39,6 @@ Grid = tuple[Tensor, Bound, Bound]
 SOURCE = Path(__file__).with_name("passes.cpp")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
 LINKED = ("-shared", "-fPIC", "-pthread")
-
-
-@dataclass(frozen=True)
-class Codes:
-    """q: uint8 [.., C], contiguous; [B, H, W, C] of an image. sums: int32 [..], of q over the channels."""
-
-    q: Tensor
-    sums: Tensor
 
 
 class Passes:
@@ -66,6 +60,15 @@ class Passes:
 
     def on_grid(self, x: Tensor, grid: Grid) -> Tensor:
         return round_to_grid(x.float(), *grid)
+
+    def add_offset(self, y: Tensor, codes: Codes, z: int, shape: torch.Size, geometry: Geometry | None, factor: Tensor) -> Tensor:
+        """y += factor sum (q - z), in place; y: [B, O, H, W], channels-last, or [.., O]. factor: [O]. shape: of the weight."""
+        sums = window_sums(codes, z, shape, geometry)
+        if geometry is None:
+            return y.addcmul_(sums, factor)
+        if geometry.groups > 1:  # a group's sum is that of its output channels
+            sums = sums.repeat_interleave(y.shape[1] // geometry.groups, 1)
+        return y.addcmul_(sums, factor.view(-1, 1, 1))
 
 
 class FusedPasses(Passes):
@@ -112,6 +115,20 @@ class FusedPasses(Passes):
         y = torch.empty_like(x)
         numbers = (_float(v) for v in _numbers(grid))
         self._library.iec_round_to_grid(_pointer(x), _long(x.numel()), *numbers, _pointer(y), torch.get_num_threads())
+        return y
+
+    def add_offset(self, y: Tensor, codes: Codes, z: int, shape: torch.Size, geometry: Geometry | None, factor: Tensor) -> Tensor:
+        if geometry is not None and geometry.groups > 1:
+            return super().add_offset(y, codes, z, shape, geometry, factor)
+        if geometry is None:  # rows, as an image of one line
+            rows = codes.sums.numel()
+            sizes = (1, 1, rows, 1, 1, 1, 1, 0, 0, 1, 1, 1, rows)
+        else:
+            window = (*shape[2:], *geometry.stride, *geometry.padding, *geometry.dilation)
+            sizes = (*codes.sums.shape, *window, *y.shape[2:])  # type: ignore[assignment]
+        numbers = (ctypes.c_int64 * 14)(*sizes, len(factor))
+        shift = ctypes.c_int32(z * shape[1])
+        self._library.iec_add_offset(_pointer(codes.sums), numbers, shift, _pointer(factor), _pointer(y), torch.get_num_threads())
         return y
 
 

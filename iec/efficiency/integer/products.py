@@ -9,42 +9,21 @@ which is q = z.
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from functools import cache, reduce
+from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from iec.efficiency.integer.passes import Codes
-from iec.errors import ConfigError, DeviceError
+from iec.efficiency.integer.codes import Geometry
+from iec.errors import DeviceError
 from iec.io.environment import instruction_sets
 
 UNSIGNED = 128
 """uint8 q is int8 q - 128."""
 INT_MM_ROWS, INT_MM_MULTIPLE = 17, 8
 """What CUDA's ``torch._int_mm`` asks for: the fewest rows, and what the two other sizes are multiples of."""
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """Of a convolution; a linear layer has none."""
-
-    stride: tuple[int, ...]
-    padding: tuple[int, ...]
-    dilation: tuple[int, ...]
-    groups: int
-
-    @classmethod
-    def of(cls, conv: nn.Conv2d) -> "Geometry":
-        """Raises `ConfigError` for padding by anything but a number of zeros."""
-        if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
-            raise ConfigError(
-                f"A convolution with padding={conv.padding!r}, padding_mode={conv.padding_mode} has no integer form here. Use "
-                "efficiency.kernels=simulated."
-            )
-        return cls(conv.stride, conv.padding, conv.dilation, conv.groups)
 
 
 class Product(ABC):
@@ -139,30 +118,6 @@ class PatchMatmul(Product):
 def _padded(matrix: Tensor, rows: int, columns: int) -> Tensor:
     """With zeros to a multiple of both, contiguous."""
     return F.pad(matrix, (0, -matrix.shape[1] % columns, 0, -matrix.shape[0] % rows)).contiguous()
-
-
-def window_sums(codes: Codes, z: int, shape: torch.Size, geometry: Geometry | None) -> Tensor:
-    """sum (q - z) over the window and the input channels, [B, groups, H', W'] or [.., 1]: summed in int32, returned in float32.
-
-    shape: of the weight.
-    """
-    if geometry is None:
-        return (codes.sums - z * shape[1]).unsqueeze(-1).float()
-    groups = geometry.groups
-    sums = codes.sums[..., None] if groups == 1 else codes.q.unflatten(-1, (groups, -1)).sum(-1, dtype=torch.int32)
-    sums = (sums - z * shape[1]).permute(0, 3, 1, 2)
-    (below, right), kernel = geometry.padding, shape[2:]
-    if below or right:
-        sums = F.pad(sums, (right, right, below, below))
-    for axis, k, stride, dilation in zip((2, 3), kernel, geometry.stride, geometry.dilation, strict=True):
-        last = sums.shape[axis] - (k - 1) * dilation
-        taps = [_every(sums.narrow(axis, i * dilation, last), axis, stride) for i in range(k)]
-        sums = reduce(torch.add, taps)
-    return sums.float()
-
-
-def _every(x: Tensor, axis: int, stride: int) -> Tensor:
-    return x[:, :, ::stride] if axis == 2 else x[..., ::stride]
 
 
 @cache

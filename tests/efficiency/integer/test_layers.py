@@ -56,10 +56,10 @@ LAYERS = {
 
 @pytest.mark.parametrize("step", [0, 1])
 @pytest.mark.parametrize("name", LAYERS)
-def test_a_layer_equals_its_simulation_to_one_float32_sum(product, name, step):
+def test_a_layer_equals_its_simulation_to_one_float32_sum(product, passes, name, step):
     make, settings = LAYERS[name]
     layer = quant_layer(make(), **settings)
-    integer, x = IntegerLayer(layer, product, Passes()), torch.randn(2, 24, 9, 8)
+    integer, x = IntegerLayer(layer, product, passes), torch.randn(2, 24, 9, 8)
     with layer.context.reading(step), torch.no_grad():
         ours, simulated = integer(x), layer(x)
     scale = float(simulated.abs().max())

@@ -5,10 +5,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from iec.efficiency.integer.codes import Codes, Geometry
 from iec.efficiency.integer.passes import Passes, fused_passes
 from iec.efficiency.quantization.config import PTQConfig
 from iec.efficiency.quantization.steps import ActivationQuantizer, StepContext
 from iec.errors import DeviceError
+from tests.efficiency.integer.test_products import CONVOLUTIONS, integers, reference
 
 
 @pytest.fixture
@@ -85,3 +87,14 @@ def test_without_a_compiler_the_unfused_passes_are_named(tmp_path, monkeypatch, 
     with pytest.raises(DeviceError, match="kernels=int8_unfused"):
         fused_passes(tmp_path)
     assert not list(tmp_path.glob("*.so"))
+
+
+@pytest.mark.parametrize("z", [0, 7, 300])
+@pytest.mark.parametrize("options", CONVOLUTIONS, ids=str)
+def test_an_offset_times_the_window_sums_is_added(passes, options, z):
+    conv = nn.Conv2d(24, 20, **options)
+    q = integers(0, 256, 2, 9, 8, 24).to(torch.uint8)
+    codes, geometry, factor = Codes(q, q.sum(-1, dtype=torch.int32)), Geometry.of(conv), torch.randn(20)
+    sums = reference(q.permute(0, 3, 1, 2), z, torch.ones_like(conv.weight), geometry)
+    y = torch.zeros(sums.shape).contiguous(memory_format=torch.channels_last)
+    assert torch.equal(passes.add_offset(y, codes, z, conv.weight.shape, geometry, factor), sums * factor.view(-1, 1, 1))

@@ -7,9 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from iec.efficiency.integer.passes import Codes
-from iec.efficiency.integer.products import Geometry
-from iec.efficiency.integer.products import window_sums as window_sums_of
+from iec.efficiency.integer.codes import Codes, Geometry
+from iec.efficiency.integer.codes import window_sums as window_sums_of
 from iec.errors import ConfigError
 
 CONVOLUTIONS = [
