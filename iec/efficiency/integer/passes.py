@@ -125,7 +125,7 @@ class FusedPasses(Passes):
             sizes = (1, 1, rows, 1, 1, 1, 1, 0, 0, 1, 1, 1, rows)
         else:
             window = (*shape[2:], *geometry.stride, *geometry.padding, *geometry.dilation)
-            sizes = (*codes.sums.shape, *window, *y.shape[2:])  # type: ignore[assignment]
+            sizes = (*codes.sums.shape, *window, *y.shape[2:])
         numbers = (ctypes.c_int64 * 14)(*sizes, len(factor))
         shift = ctypes.c_int32(z * shape[1])
         self._library.iec_add_offset(_pointer(codes.sums), numbers, shift, _pointer(factor), _pointer(y), torch.get_num_threads())
