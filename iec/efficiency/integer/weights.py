@@ -1,4 +1,4 @@
-"""Weights as integers: 8-bit codes with an offset for each output channel, and 4-bit codes two in a byte."""
+"""Weights as 8-bit integers, with an offset for each output channel where their grid is no 8-bit one."""
 
 from dataclasses import dataclass
 
@@ -32,17 +32,3 @@ class IntegerWeight:
         offset = torch.where((low >= SMALLEST) & (high <= LARGEST), 0, low - SMALLEST)
         codes = (k - offset.view(-1, *[1] * (k.ndim - 1))).to(torch.int8)
         return cls(codes, offset.to(torch.int32) if bool(offset.any()) else None, delta.clone())
-
-
-def pack_int4(codes: Tensor) -> Tensor:
-    """int8 values of -8 .. 7, any shape, as uint8 [ceil(n / 2)]: the first of two in the low half of the byte."""
-    nibbles = (codes.flatten() + 8).to(torch.uint8)
-    if len(nibbles) % 2:
-        nibbles = torch.cat([nibbles, nibbles.new_zeros(1)])
-    return nibbles[::2] | nibbles[1::2] << 4
-
-
-def unpack_int4(packed: Tensor, shape: torch.Size) -> Tensor:
-    """What `pack_int4` was given, int8 of ``shape``."""
-    nibbles = torch.stack([packed & 15, packed >> 4], dim=1).flatten()[: shape.numel()]
-    return (nibbles.to(torch.int8) - 8).view(shape)

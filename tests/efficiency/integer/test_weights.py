@@ -1,6 +1,6 @@
 import torch
 
-from iec.efficiency.integer.weights import IntegerWeight, pack_int4, unpack_int4
+from iec.efficiency.integer.weights import IntegerWeight
 
 
 def test_codes_and_offsets_give_back_every_grid():
@@ -13,11 +13,3 @@ def test_codes_and_offsets_give_back_every_grid():
 
 def test_a_weight_that_fits_into_8_bits_has_no_offset():
     assert IntegerWeight.of(torch.arange(-15.0, 16.0).view(1, -1, 1, 1), torch.ones(1)).offset is None
-
-
-def test_4_bit_codes_take_half_a_byte_each():
-    codes = torch.arange(-8, 8, dtype=torch.int8).repeat(3)[:45].view(5, 9)
-    packed = pack_int4(codes)
-    assert packed.dtype == torch.uint8
-    assert packed.numel() == 23
-    assert torch.equal(unpack_int4(packed, codes.shape), codes)
