@@ -41,7 +41,7 @@ def test_images_on_integers_are_those_of_the_simulation(run, options):
 def test_a_run_releases_the_float_weights(make_cell, tmp_path):
     cell = make_cell(*SMALL, "efficiency=w8a8", *QUICK, "efficiency.kernels=int8", f"paths.artifacts={tmp_path}")
     model = cell.model.load("cpu")
-    prepared = prepare(cell, model)
+    prepared, _ = prepare(cell, model)
     assert prepared.own_weights
     assert {p.data_ptr() for p in model.unet.parameters()}.isdisjoint(p.data_ptr() for p in prepared.network.quantized.parameters())
     assert sum(p.numel() for p in prepared.network.quantized.parameters()) < 0.01 * sum(p.numel() for p in model.unet.parameters())
