@@ -36,7 +36,13 @@ def test_the_instruments_are_the_trained_models_of_the_package():
 
 
 def test_the_scaled_experiments_are_all_but_those_of_a_model_of_their_own():
-    assert {path.stem for path in experiments().glob("*.yaml")} - set(SCALED) == {"bundled", "techniques", "ideal", "ideal_growth"}
+    assert {path.stem for path in experiments().glob("*.yaml")} - set(SCALED) == {
+        "bundled",
+        "correction",
+        "techniques",
+        "ideal",
+        "ideal_growth",
+    }
 
 
 @pytest.mark.parametrize("name", SCALED)
