@@ -5,6 +5,8 @@ BIN    := $(VENV)/bin
 ARGS   ?=
 # Idle OpenMP threads spin only briefly: with shared cores endless spinning costs a factor of 10.
 export GOMP_SPINCOUNT ?= 10000
+# So do threads of numpy's linear algebra, which scores need for a second or two: with one busy neighbour a score took minutes.
+export OPENBLAS_NUM_THREADS ?= 1
 
 .PHONY: install run report controls tables figure-1 figure-2 slurm test lint wheel docs bench
 
