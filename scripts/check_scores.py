@@ -25,7 +25,7 @@ import yaml
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from iec.io.datasets import load_cifar10, load_fashion_mnist, pad_to_32
+from iec.io.datasets import load_cifar10, load_fashion_mnist_32
 from iec.io.paths import user_path
 from iec.io.progress import reported, stage
 from iec.io.runtime import entry_point, keep_freed_memory, resolve_device
@@ -40,7 +40,7 @@ from iec.metrics.scores import Score, available
 
 TESTS: dict[str, Callable[[Path], np.ndarray]] = {
     "cifar10": lambda root: load_cifar10(root, train=False),
-    "fashion_mnist": lambda root: pad_to_32(load_fashion_mnist(root, train=False)),
+    "fashion_mnist": lambda root: load_fashion_mnist_32(root, train=False),
 }
 """Folder -> the test images; the reference is the training set, NAME_train."""
 

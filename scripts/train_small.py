@@ -42,7 +42,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from iec.errors import ArtifactError, ConfigError, NonFiniteError, WeightsError
-from iec.io.datasets import load_cifar10, load_fashion_mnist, pad_to_32
+from iec.io.datasets import load_cifar10, load_fashion_mnist_32
 from iec.io.files import write_atomic
 from iec.io.images import grid, save_png, to_uint8
 from iec.io.paths import user_path
@@ -88,7 +88,7 @@ class Recipe:
 
 RECIPES = {
     # Shoes point left: no flips.
-    "ddim_fashion_small": Recipe(lambda root: pad_to_32(load_fashion_mnist(root)), 1, (16, 64, 128), 2, False, 1e-3, 300),
+    "ddim_fashion_small": Recipe(load_fashion_mnist_32, 1, (16, 64, 128), 2, False, 1e-3, 300),
     "ddim_cifar_small": Recipe(load_cifar10, 3, (32, 64, 128, 128), 1, True, 6e-4, 500),
 }
 

@@ -129,6 +129,11 @@ def pad_to_32(images: np.ndarray) -> np.ndarray:
     return np.pad(images, ((0, 0), (2, 2), (2, 2)))[..., None]
 
 
+def load_fashion_mnist_32(root: Path | str, train: bool = True) -> np.ndarray:
+    """As the models and their references take them: uint8 [N, 32, 32, 1]. Raises what `load_fashion_mnist` raises."""
+    return pad_to_32(load_fashion_mnist(root, train))
+
+
 @dataclass(frozen=True)
 class Lmdb:
     """An lmdb folder whose values are image files: an `iec.metrics.images.encoded.Container`, with the keys as names."""

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from iec.errors import ConfigError, DatasetError
-from iec.io.datasets import HOW_TO_GET, HOW_TO_GET_FASHION, load_cifar10, load_fashion_mnist, pad_to_32, read_idx
+from iec.io.datasets import HOW_TO_GET, HOW_TO_GET_FASHION, load_cifar10, load_fashion_mnist_32, pad_to_32, read_idx
 from iec.io.files import sha256 as file_sha256
 from iec.models.cards import FOLDER, Card
 
 LOADERS: dict[str, tuple[Callable[[Path], np.ndarray], str]] = {
-    "fashion_mnist": (lambda root: pad_to_32(load_fashion_mnist(root)), HOW_TO_GET_FASHION),
+    "fashion_mnist": (load_fashion_mnist_32, HOW_TO_GET_FASHION),
     "cifar10": (load_cifar10, HOW_TO_GET),
 }
 """`Card.dataset` -> from its folder to the training images, uint8 [M, H, W, C], and how to get the folder."""

@@ -10,7 +10,7 @@ from PIL import Image
 from iec.errors import DatasetError
 from iec.io import datasets
 from iec.io.captions import load_coco_captions
-from iec.io.datasets import load_cifar10, load_fashion_mnist, pad_to_32
+from iec.io.datasets import load_cifar10, load_fashion_mnist, load_fashion_mnist_32, pad_to_32
 from iec.metrics.references.prepare import open_dataset
 
 
@@ -48,6 +48,7 @@ def test_fashion_mnist_is_an_idx_file(tmp_path, monkeypatch, name):
     images = load_fashion_mnist(tmp_path, train=False)
     assert np.array_equal(images, pixels)
     padded = pad_to_32(images)
+    assert np.array_equal(padded, load_fashion_mnist_32(tmp_path, train=False))
     assert padded.shape == (3, 32, 32, 1) and padded.sum() == images.sum() and np.array_equal(padded[:, 2:30, 2:30, 0], images)
 
     for damaged in (data[:-1], data[:10], b"\0\0\x08\x01" + data[4:]):

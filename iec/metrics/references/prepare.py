@@ -11,7 +11,7 @@ import torch
 
 from iec.errors import ArtifactError, DatasetError, MetricError
 from iec.io.captions import load_coco_captions
-from iec.io.datasets import Lmdb, load_cifar10, load_fashion_mnist, pad_to_32
+from iec.io.datasets import Lmdb, load_cifar10, load_fashion_mnist_32
 from iec.metrics.extractors.features import Extractor
 from iec.metrics.frechet import GaussianStatistics
 from iec.metrics.images.decode import Preprocess
@@ -27,8 +27,8 @@ from iec.metrics.references.reference import Reference, load_reference
 log = logging.getLogger(__name__)
 ARRAYS: dict[str, Callable[[Path], np.ndarray]] = {
     "cifar10_train": load_cifar10,
-    "fashion_mnist_train": lambda root: pad_to_32(load_fashion_mnist(root)),
-    "fashion_mnist_test": lambda root: pad_to_32(load_fashion_mnist(root, train=False)),
+    "fashion_mnist_train": load_fashion_mnist_32,
+    "fashion_mnist_test": lambda root: load_fashion_mnist_32(root, train=False),
 }
 """Data sets that are read whole, as they are: folder -> uint8 [N, H, W, C]."""
 
