@@ -64,7 +64,7 @@ def experiment_of(model: str, folders: dict[str, str], overrides: list[str]) -> 
 
 
 def draw(rows: list[Measured], images: list[str], path: Path, title: str) -> None:
-    """A panel for each score, a line for each correction, against the images seen (logarithmic)."""
+    """A panel for each score, a line for each correction, against the images seen (logarithmic); dotted: as many real images."""
     by_label = {row.label: row for row in rows}
     names = [name for name in rows[0].scores if all(name in row.scores for row in rows)]
     figure, axes = plt.subplots(1, len(names), figsize=(4.6 * len(names), 3.8), squeeze=False)
@@ -74,6 +74,8 @@ def draw(rows: list[Measured], images: list[str], path: Path, title: str) -> Non
             scores = [by_label[text + ending].scores[name] for text in images]
             axis.plot(x, [score.value for score in scores], line, color=colour, label=ending.strip(" +") or "no correction")
             axis.fill_between(x, [s.low for s in scores], [s.high for s in scores], color=colour, alpha=0.15, linewidth=0)
+        if name in rows[0].floors:
+            axis.axhline(rows[0].floors[name], color="#4c4c4c", linestyle=":", label="as many real images")
         axis.set(xscale="log", xlabel="images seen in training (millions)", title=name)
         axis.set_xticks(x, [text.removesuffix("M") for text in images])
         axis.xaxis.set_minor_formatter(NullFormatter())

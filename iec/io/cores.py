@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from threadpoolctl import threadpool_limits
 
 CGROUPS, OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 SLURM = ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE")
@@ -56,13 +57,16 @@ def _text(path: Path) -> str:
 
 @contextmanager
 def intra_op_threads(count: int | None) -> Iterator[None]:
-    """Let torch spread an operation over ``count`` threads within the block, and over as many as before after it. None: as before.
+    """Let torch, numpy and scipy spread an operation over ``count`` threads within the block, and over as many as before after it.
 
-    On a CPU the last bits of an operation depend on the number. It holds for the calling thread and what it calls.
+    None: as before. On a CPU the last bits of an operation depend on the number. For torch it holds for the calling thread and what
+    it calls, for the linear algebra of numpy and scipy (BLAS) in the whole process: with one busy neighbour, BLAS threads that wait
+    for each other made a score of seconds last minutes.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(before if count is None else count)
     try:
-        yield
+        with threadpool_limits(count, user_api="blas"):
+            yield
     finally:
         torch.set_num_threads(before)

@@ -185,6 +185,10 @@ class Experiment:
         """The shell command that computes a row alone."""
         return f"python -m iec run {shlex.join(self.rows[label])}"
 
+    def portable_command(self, label: str) -> str:
+        """The same without folders of this machine, for files that others read."""
+        return f"python -m iec run {shlex.join(text for text in self.rows[label] if not text.startswith('paths.'))}"
+
 
 def _cell(label: str, overrides: list[str]) -> Cell:
     try:

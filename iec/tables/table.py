@@ -70,7 +70,7 @@ def _entry(row: Row, drawn: Measured) -> dict[str, Any]:
 def _absent(experiment: Experiment, absent: Mapping[str, str]) -> list[str]:
     """A paragraph of Markdown for each row that is missing or failed, with the command that computes it."""
     return [
-        f"Not there: {markdown_text(label)} ({markdown_text(why)}): {markdown_code(experiment.command(label))}"
+        f"Not there: {markdown_text(label)} ({markdown_text(why)}): {markdown_code(experiment.portable_command(label))}"
         for label, why in absent.items()
     ]
 

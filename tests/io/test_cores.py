@@ -2,8 +2,10 @@
 
 import os
 
+import numpy as np
 import pytest
 import torch
+from threadpoolctl import threadpool_info
 
 import iec.io.cores
 from iec.io.cores import cgroup_quota, intra_op_threads, usable_cores
@@ -53,3 +55,17 @@ def test_the_number_of_threads_is_as_before_after_the_block():
             assert torch.get_num_threads() == before + 2
         raise KeyError
     assert torch.get_num_threads() == before
+
+
+def test_the_linear_algebra_of_numpy_takes_as_many_threads():
+    def blas() -> list[int]:
+        np.linalg.eigh(np.eye(2))  # loaded by now
+        return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+
+    before = blas()
+    assert before
+    with intra_op_threads(1):
+        assert set(blas()) == {1}
+        with intra_op_threads(None):
+            assert set(blas()) == {1}
+    assert blas() == before
