@@ -17,8 +17,8 @@ GRID_COLUMNS, GRID_ROWS = 12, 8
 
 
 def write_pictures(rows: list[Row], experiment: Experiment, folder: Path) -> list[Path]:
-    """grid.png, seconds.png, error.png (error-NAME.png for each of the experiment's figures), scores.png, cost.png, or map-SCORE.png;
-    those that have content. Of rows of several models each model has its own: grid-MODEL.png ...
+    """grid.png, seconds.png, error.png (error-NAME.png for each of the experiment's figures), scores.png, cost.png, or
+    map-SCORE.png; those that have content. Of rows of several models each model has its own: grid-MODEL.png ...
     """
     paths = []
     for model, part in experiment.by_model().items():
@@ -98,9 +98,8 @@ def _seconds(rows: Sequence[Measured], experiment: Experiment, folder: Path, mod
     panels = _panels(rows, seconds, simulated)
     if not panels or simulated.issuperset(seconds):
         return []
-    shown = {
-        label: replace(style, colour=GREY) if label in simulated else style for label, style in styles(experiment.rows).items()
-    }
+    shown = styles(experiment.rows)
+    shown |= {label: replace(shown[label], colour=GREY) for label in simulated}
     note = "; grey: simulated quantization, whose seconds are no integer kernel's" if simulated & seconds.keys() else ""
     title = f"{experiment.title}, N = {rows[0].images}"
     path = _path(folder, "seconds", model)

@@ -29,7 +29,9 @@ MARKS_OF_A_CURVE = 9
 
 @dataclass(frozen=True)
 class Panel:
-    """A plot of quality against cost. points: label -> (cost, finite score), one at least. outside: labels that no front leads to."""
+    """A plot of quality against cost. points: label -> (cost, finite score), one at least. outside: labels that the Pareto front
+    leaves out.
+    """
 
     points: Mapping[str, tuple[float, Interval]]
     higher_is_better: bool

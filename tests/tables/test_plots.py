@@ -188,7 +188,8 @@ def timed(arithmetic):
 
 def test_measured_seconds_are_the_first_plot_and_simulated_ones_are_grey_and_not_on_the_front(tmp_path, drawn):
     rows = timed({"FP": "sim.", "FP + IEC": "int8"})  # the two quickest, and the best by FID
-    assert [path.name for path in write_plots(rows, experiment(), tmp_path)][0] == "seconds.png"
+    first, *_ = write_plots(rows, experiment(), tmp_path)
+    assert first.name == "seconds.png"
     style, figure = styles(ROWS), drawn["seconds.png"]
     expected = {m.label: GREY if m.label == "FP" else style[m.label].colour for m in rows}
     assert {label: handle.get_color() for label, handle in legend(figure).items()} == expected
