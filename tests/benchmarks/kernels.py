@@ -5,8 +5,8 @@
     make bench ARGS="kernels compiled ddim_cifar_small"   beside torch.compile, which takes minutes for each network
 
 The parts: ``calls``: milliseconds and ratios; ``caching``: what DeepCache gains on top; ``compiled``; ``memory``: the peak of
-`ldm_imagenet` until its first call. Prints the CPU's instruction sets and Markdown tables. Weights and calibration do not change
-the time: those of large models are random.
+`ldm_imagenet` until its first call. One thread. Prints the CPU's instruction sets and Markdown tables. Weights and calibration do
+not change the time: those of large models are random.
 """
 
 import copy
@@ -52,13 +52,18 @@ with torch.no_grad():
 
 
 def in_turn(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median seconds of each, taken in turn, after one warm-up each."""
+    """Median seconds of each, taken in turn, after one warm-up each: CPU time of this process, of one thread, in which other work
+    on the machine does not count.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     for _ in range(repeats + 1):
         for name, run in runs.items():
-            began = time.perf_counter()
+            began = time.process_time()
             run()
-            seconds[name].append(time.perf_counter() - began)
+            seconds[name].append(time.process_time() - began)
+    torch.set_num_threads(threads)
     return {name: median(times[1:]) for name, times in seconds.items()}
 
 
@@ -167,10 +172,9 @@ def compiled(subject: Subject, folder: Path) -> list[list[str]]:
 def memory(folder: Path) -> list[list[str]]:
     """Of processes of their own: a first cell calibrates, and a later one reads what is stored."""
     lines = []
-    for kernels in ("simulated", "int8"):
-        for run in ("first", "later"):
-            gigabytes = peak_of(PREPARE.format(folder=str(folder / kernels), kernels=kernels))
-            lines.append([kernels, run, f"{gigabytes:.2f}"])
+    for kernels, run in (("simulated", "first"), ("int8", "first"), ("int8", "later")):
+        gigabytes = peak_of(PREPARE.format(folder=str(folder / kernels), kernels=kernels))
+        lines.append([kernels, run, f"{gigabytes:.2f}"])
     sizes = {path.name.split("-")[0]: path.stat().st_size / 1e9 for path in (folder / "int8").glob("*.safetensors")}
     return [*lines, *([f"file of {kind}", "", f"{size:.2f}"] for kind, size in sizes.items())]
 
@@ -205,6 +209,7 @@ def main(words: Sequence[str]) -> None:
     names = [word for word in words if word in BATCHES] or list(BATCHES)
     if unknown := set(words) - {*PARTS, "memory", *BATCHES}:
         raise SystemExit(f"unknown: {', '.join(sorted(unknown))}; choose {', '.join((*PARTS, 'memory', *BATCHES))}")
+    torch.set_num_threads(1)
     print(f"{describe_device(torch.device('cpu'))}; {', '.join(instruction_sets())}")
     with tempfile.TemporaryDirectory() as folder:
         for part in parts:
