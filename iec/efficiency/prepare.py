@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from iec.efficiency.integer import KIND, integer_tensors, require_kernels, require_machine, stored_network, with_kernels
 from iec.efficiency.quantization import (
     CalibrationCall,
     PTQConfig,
@@ -17,7 +18,7 @@ from iec.efficiency.quantization import (
     quantize_unet,
     reconstruct,
 )
-from iec.io.artifacts import artifact_path
+from iec.io.artifacts import artifact_path, cached
 from iec.io.paths import user_path
 from iec.io.progress import reported, stage
 from iec.models import Model
@@ -34,20 +35,47 @@ CALIBRATION_SEED = 2**40
 
 
 def quantize(
-    model: Model, config: PTQConfig, table: Timetable, *, artifacts: Path | str | None = None, artifact: Path | str | None = None
+    model: Model,
+    config: PTQConfig,
+    table: Timetable,
+    *,
+    artifacts: Path | str | None = None,
+    artifact: Path | str | None = None,
+    kernels: str = "simulated",
 ) -> QuantizedNetwork:
-    """The model's network with simulated quantization, calibrated for the steps of ``table``.
+    """The model's network quantized, and calibrated for the steps of ``table``.
 
-    * artifacts: a folder where calibrations are stored and found again; of several processes that need the same one, one computes
-      it. None: nothing is stored.
+    * artifacts: a folder where calibrations, integers and compiled passes are stored and found again; of several processes that
+      need the same one, one computes it. None: nothing is stored.
     * artifact: a calibration file that must be used.
+    * kernels: ``simulated`` computes in float arithmetic on the grid; ``int8`` on 8-bit integers, with compiled passes between
+      them; ``int8_unfused`` without. One calibration serves all.
 
     On a CPU the last bits of a calibration depend on torch's number of threads, which is left as it is (a cell uses 1).
 
-    Raises `ConfigError` for an ideal model, `ArtifactError` if a file is missing, damaged, or was computed from something else,
-    `StoreError` if it cannot be written.
+    Raises `ConfigError` for an ideal model, and for a quantization that the kernels do not have; `DeviceError` for a machine that
+    cannot run them; `ArtifactError` if a file is missing, damaged, or was computed from something else; `StoreError` if it cannot
+    be written.
     """
     require_unet(model.card)
+    require_kernels(kernels, config)
+    folder = None if artifacts is None else Path(artifacts)
+    require_machine(kernels, model.device, folder)
+
+    def simulated() -> QuantizedUNet:
+        return _simulated(model, config, table, folder, artifact)
+
+    if kernels == "simulated" or folder is None or artifact is not None:
+        return QuantizedNetwork(with_kernels(simulated(), kernels, folder))
+    fingerprint = calibration_fingerprint(model, config, table)
+    path = artifact_path(folder, KIND, fingerprint)
+    stored = cached(path, KIND, fingerprint, lambda: integer_tensors(simulated()))
+    return QuantizedNetwork(stored_network(model.unet, config, len(table), stored, path, kernels, folder))
+
+
+def _simulated(
+    model: Model, config: PTQConfig, table: Timetable, artifacts: Path | None, artifact: Path | str | None
+) -> QuantizedUNet:
     network = quantize_unet(model.unet, config, len(table))
     fingerprint = calibration_fingerprint(model, config, table)
     if artifact is not None:
@@ -55,10 +83,10 @@ def quantize(
     elif artifacts is None:
         _calibrate(network, model, config, table, None)
     else:
-        path = artifact_path(Path(artifacts), "ptq", fingerprint)
+        path = artifact_path(artifacts, "ptq", fingerprint)
         units = path.with_suffix(".units")
         cached_calibration(path, network, fingerprint, lambda: _calibrate(network, model, config, table, units))
-    return QuantizedNetwork(network)
+    return network
 
 
 def _calibrate(network: QuantizedUNet, model: Model, config: PTQConfig, table: Timetable, units: Path | None) -> None:

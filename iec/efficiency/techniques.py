@@ -6,17 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from iec.efficiency.cachequant import CacheQuantConfig, CorrectedCacheNetwork, prepare_cachequant
+from iec.efficiency.cachequant import CacheQuant as CalibratedCacheQuant
+from iec.efficiency.cachequant import CacheQuantConfig, CacheTables, CorrectedCacheNetwork, prepare_cachequant
 from iec.efficiency.caching import CachedUNetNetwork, Kind, find_cut
 from iec.efficiency.caching.config import CachingConfig
 from iec.efficiency.cost import FLOAT, CallCost, Cost, network_cost
-from iec.efficiency.integer import ARITHMETIC, require_kernels, with_kernels
-from iec.efficiency.prepare import CALIBRATION_SEED, float_batch, model_fingerprint, quantize
-from iec.efficiency.quantization import PTQConfig, QuantizedNetwork, weight_bytes
+from iec.efficiency.integer import ARITHMETIC, KIND, integer_tensors, require_kernels, require_machine, stored_network, with_kernels
+from iec.efficiency.prepare import CALIBRATION_SEED, calibration_fingerprint, float_batch, model_fingerprint, quantize
+from iec.efficiency.quantization import PTQConfig, QuantizedNetwork, QuantizedUNet, weight_bytes
 from iec.efficiency.technique import Prepared, Technique
 from iec.errors import ConfigError
+from iec.io.artifacts import artifact_path, cached
 from iec.io.paths import user_path
 from iec.models import Card, Model
 from iec.models.cards import require_unet
@@ -49,12 +51,34 @@ class FullPrecision(Technique):
         return Prepared(network, cost=model_cost(model, parameter_bytes(model.unet)))
 
 
-@dataclass(frozen=True)
-class PTQ(PTQConfig, Technique):
-    """Post-training quantization. artifact: a calibration file to use instead of one in the artifacts folder.
+class Quantizing(PTQConfig, Technique):
+    """A technique that quantizes.
 
     kernels: ``simulated`` computes in float arithmetic on the grid, ``int8`` on integers, with compiled passes between them,
     ``int8_unfused`` without; see `iec.efficiency.integer`.
+    """
+
+    kernels: str
+
+    @property
+    def ptq(self) -> PTQConfig:
+        """The quantization alone."""
+        return PTQConfig(**{f.name: getattr(self, f.name) for f in fields(PTQConfig)})
+
+    @property
+    def arithmetic(self) -> str:
+        return ARITHMETIC[self.kernels]
+
+    @property
+    def kernels_identity(self) -> dict[str, Any]:
+        """Cells from before there was a choice keep their identity."""
+        return {} if self.kernels == "simulated" else {"kernels": self.kernels}
+
+
+@dataclass(frozen=True)
+class PTQ(Quantizing):
+    """Post-training quantization. artifact: a calibration file to use instead of one in the artifacts folder. kernels: see
+    `Quantizing`.
     """
 
     artifact: str | None = None
@@ -62,36 +86,19 @@ class PTQ(PTQConfig, Technique):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_kernels(self.kernels, ptq_config(self))
-
-    @property
-    def arithmetic(self) -> str:
-        return ARITHMETIC[self.kernels]
+        require_kernels(self.kernels, self.ptq)
 
     def check(self, card: Card, skeleton: Callable[[], nn.Module], sampler: Solver) -> None:
         require_unet(card)
 
     def prepare(self, model: Model, table: Timetable, artifacts: Path) -> Prepared:
-        config = ptq_config(self)
-        network = quantize(model, config, table, artifacts=artifacts, artifact=self.artifact)
-        cost = model_cost(model, weight_bytes(network.quantized), config=config)
-        if self.kernels != "simulated":
-            network = QuantizedNetwork(with_kernels(network.quantized, self.kernels, artifacts))
+        network = quantize(model, self.ptq, table, artifacts=artifacts, artifact=self.artifact, kernels=self.kernels)
+        cost = model_cost(model, weight_bytes(network.quantized), config=self.ptq)
         return Prepared(network, cost, own_weights=True)
 
     def identity(self, card: Card, num_steps: int) -> dict[str, Any]:
         """Without the artifact: one of another configuration is refused."""
-        return {"technique": "ptq", **self.fingerprint(), **kernels_identity(self.kernels)}
-
-
-def ptq_config(settings: PTQConfig) -> PTQConfig:
-    """The quantization alone, of a technique that has more fields."""
-    return PTQConfig(**{f.name: getattr(settings, f.name) for f in fields(PTQConfig)})
-
-
-def kernels_identity(kernels: str) -> dict[str, Any]:
-    """Cells from before there was a choice keep their identity."""
-    return {} if kernels == "simulated" else {"kernels": kernels}
+        return {"technique": "ptq", **self.fingerprint(), **self.kernels_identity}
 
 
 @dataclass(frozen=True)
@@ -115,10 +122,11 @@ class DeepCache(CachingConfig, Technique):
 
 
 @dataclass(frozen=True)
-class CacheQuant(CachingConfig, PTQConfig, Technique):
+class CacheQuant(CachingConfig, Quantizing):
     """Feature caching and quantization together (arXiv 2503.01323); the fields after those of both: `CacheQuantConfig`.
 
-    schedule: also ``dps``: refresh steps found by dynamic programming on the model's features. artifact, kernels: see `PTQ`.
+    schedule: also ``dps``: refresh steps found by dynamic programming on the model's features. artifact: see `PTQ`. kernels: see
+    `Quantizing`.
     """
 
     dps_images: int = 128
@@ -134,11 +142,7 @@ class CacheQuant(CachingConfig, PTQConfig, Technique):
         CachingConfig.__post_init__(self)
         PTQConfig.__post_init__(self)
         self._config(0, frozenset({0}))  # refuses what it refuses
-        require_kernels(self.kernels, ptq_config(self))
-
-    @property
-    def arithmetic(self) -> str:
-        return ARITHMETIC[self.kernels]
+        require_kernels(self.kernels, self.ptq)
 
     @property
     def refresh_found_by_prepare(self) -> bool:
@@ -162,8 +166,36 @@ class CacheQuant(CachingConfig, PTQConfig, Technique):
 
     def prepare(self, model: Model, table: Timetable, artifacts: Path) -> Prepared:
         cut = self.cut_of(model.card)
-        config = self._config(cut, self.refresh(len(table)))
-        calibrated = prepare_cachequant(
+        quantized, tables = self._quantized(model, table, artifacts)
+        cost = model_cost(model, weight_bytes(quantized), cut, self.ptq)
+        network = QuantizedNetwork(quantized, CorrectedCacheNetwork(CachedUNetNetwork(quantized.unet, cut), tables))
+        return Prepared(network, cost, tables.refresh if self.refresh_found_by_prepare else None, own_weights=True)
+
+    def identity(self, card: Card, num_steps: int) -> dict[str, Any]:
+        config = self._config(self.cut_of(card), self.refresh(num_steps))
+        return {"technique": "cachequant", "cut": self.cut_of(card), **config.as_dict(), **self.kernels_identity}
+
+    def _quantized(self, model: Model, table: Timetable, artifacts: Path) -> tuple[QuantizedUNet, CacheTables]:
+        """The UNet on its kernels, and the correction of the cache error."""
+        require_machine(self.kernels, model.device, artifacts)
+        if self.kernels == "simulated" or self.artifact is not None:
+            calibrated = self._calibrated(model, table, artifacts)
+            return with_kernels(calibrated.network.quantized, self.kernels, artifacts), calibrated.tables
+
+        def integers() -> dict[str, Tensor]:
+            calibrated = self._calibrated(model, table, artifacts)
+            return integer_tensors(calibrated.network.quantized) | calibrated.tables.tensors()
+
+        config = self._config(self.cut_of(model.card), self.refresh(len(table)))
+        fingerprint = calibration_fingerprint(model, self.ptq, table) | {"cachequant": config.as_dict()}
+        path = artifact_path(artifacts, KIND, fingerprint)
+        stored = cached(path, KIND, fingerprint, integers)
+        unet = stored_network(model.unet, self.ptq, len(table), stored, path, self.kernels, artifacts)
+        return unet, CacheTables.of(stored)
+
+    def _calibrated(self, model: Model, table: Timetable, artifacts: Path) -> CalibratedCacheQuant:
+        config = self._config(self.cut_of(model.card), self.refresh(len(table)))
+        return prepare_cachequant(
             model.unet,
             config,
             table,
@@ -176,18 +208,7 @@ class CacheQuant(CachingConfig, PTQConfig, Technique):
             cond=model.cond(range(config.images)),
             guidance=model.guidance,
         )
-        network = calibrated.network
-        cost = model_cost(model, weight_bytes(network.quantized), cut, config.ptq)
-        if self.kernels != "simulated":
-            quantized = with_kernels(network.quantized, self.kernels, artifacts)
-            cached = CachedUNetNetwork(quantized.unet, cut)
-            network = QuantizedNetwork(quantized, CorrectedCacheNetwork(cached, calibrated.tables))
-        return Prepared(network, cost, calibrated.refresh if self.refresh_found_by_prepare else None, own_weights=True)
-
-    def identity(self, card: Card, num_steps: int) -> dict[str, Any]:
-        config = self._config(self.cut_of(card), self.refresh(num_steps))
-        return {"technique": "cachequant", "cut": self.cut_of(card), **config.as_dict(), **kernels_identity(self.kernels)}
 
     def _config(self, cut: int | Kind, refresh: frozenset[int] | None) -> CacheQuantConfig:
         own = {f.name: getattr(self, f.name) for f in fields(CacheQuantConfig) if f.name not in ("cut", "ptq", "refresh")}
-        return CacheQuantConfig(cut=cut, ptq=ptq_config(self), refresh=refresh, **own)
+        return CacheQuantConfig(cut=cut, ptq=self.ptq, refresh=refresh, **own)

@@ -13,6 +13,7 @@ from torch import nn
 
 from iec.efficiency.caching import CachedUNetNetwork, Kind, find_cut
 from iec.efficiency.caching.config import SCHEDULES, CachingConfig
+from iec.efficiency.integer import require_kernels, require_machine, with_kernels
 from iec.efficiency.quantization import CalibrationCall, PTQConfig, QuantizedUNet, calibrate, quantize_unet, reconstruct
 from iec.errors import ConfigError
 from iec.io.progress import reported
@@ -64,8 +65,9 @@ def apply(
     cache: CachingConfig | None = None,
     quantize: PTQConfig | None = None,
     calibration: Mapping[str, Any] | None = None,
+    kernels: str = "simulated",
 ) -> Applied:
-    """Put IEC, feature caching (DeepCache) and simulated quantization under a pipeline whose scheduler can be made a DDIM one.
+    """Put IEC, feature caching (DeepCache) and quantization under a pipeline whose scheduler can be made a DDIM one.
 
     * correction, placement: see `IECScheduler`; ``IECScheduler.from_config`` says which schedulers it can replace. If the
       pipeline has a VAE and its scheduler has no ``clip_sample``, x_0 is not clipped. With a correction and no placement all
@@ -78,18 +80,24 @@ def apply(
       with the cache if there is one: ``pipe(**calibration)``, e.g. ``{"prompt": [..], "generator":
       torch.Generator().manual_seed(0), "num_inference_steps": 50}``. This run has to call the UNet on ``calibration_images``
       inputs in each step; guidance makes two inputs of one image. Later runs must have the same timesteps.
+    * kernels: of the quantized UNet. ``simulated`` computes in float arithmetic on the grid; ``int8`` on 8-bit integers, with
+      compiled passes between them; ``int8_unfused`` without. On integers the UNet stays on the device where it was calibrated.
 
     Works for pipelines that call ``pipe.unet`` once for each entry of ``scheduler.timesteps`` (with guidance on one doubled
     batch). Hooks and wrappers on the UNet, put on before or after, either work or are refused by name, at the latest at the next
     call. So are switches of a quantized UNet. With a cache the UNet's repeated blocks can be compiled, with quantization nothing.
     Without cache and quantize only the scheduler is exchanged; then the network need not be a UNet (DiT).
     ``save_pretrained`` saves the scheduler, but no cache and no quantization: call `remove` before.
-    Raises `ConfigError` and then changes nothing.
+    Raises `ConfigError`, or `DeviceError` where the kernels do not run, and then changes nothing.
     """
     if getattr(pipe, HANDLE, None) is not None:
         raise ConfigError("This pipeline already has something applied to it. Call iec.remove(pipe) first.")
     if (quantize is None) != (calibration is None):
         raise ConfigError("quantize and calibration belong together: give both, or neither.")
+    if quantize is not None:
+        require_kernels(kernels, quantize)
+    elif kernels != "simulated":
+        raise ConfigError(f"kernels={kernels!r} are of a quantized network. Give quantize and calibration too, or leave it out.")
     scheduler = _scheduler(pipe, correction, placement)
     if cache is not None or quantize is not None or scheduler.placement.kind != "none":
         require_no_cache(pipe)
@@ -111,8 +119,9 @@ def apply(
         if quantize is None or calibration is None:
             forward = Forward(unet, scheduler, cut, cache_from)
         else:
+            require_machine(kernels, next(unet.parameters()).device, None)
             calls = _record(pipe, unet, scheduler, cut, quantize, calibration)
-            quantized = _calibrated(unet, quantize, cut, calls)
+            quantized = with_kernels(_calibrated(unet, quantize, cut, calls), kernels, None)
             copy = QuantizedCopy(unet, quantized.unet)
             forward = Forward(quantized.unet, scheduler, cut, cache_from, quantized, copy, tuple(c.step.timestep for c in calls))
     except BaseException:

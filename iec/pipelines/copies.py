@@ -7,6 +7,7 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0, SlicedAttnProcessor, XFormersAttnProcessor
 from torch import Tensor, nn
 
+from iec.efficiency.integer import IntegerLayer
 from iec.efficiency.quantization.layers import QuantLayer
 from iec.errors import ConfigError
 
@@ -25,18 +26,26 @@ class QuantizedCopy:
 
     Forward hooks belong to both: one put on either, before or after, is called in the copy and can be taken off by its handle.
     A quantized layer hands itself, not its Conv2d or Linear, to its hooks. `hand_back` takes dtype, device, layout, flags and
-    switches over to the original.
+    switches over to the original; of a layer on integers, which has no weight, dtype and device of the network.
     """
 
     def __init__(self, original: nn.Module, copy: nn.Module) -> None:
         self.original, self.copy = original, copy
         self.modules = dict(copy.named_modules())
         self.switches, self.processors = _switches(copy), _processors(copy)
+        on_integers = any(isinstance(module, IntegerLayer) for module in self.modules.values())
+        self.device = next(copy.parameters()).device if on_integers else None
         share_hooks(original, copy)
 
     def require_unchanged(self) -> None:
         """Raises `ConfigError` for anything switched on since the calibration, by name."""
         modules, processors = dict(self.copy.named_modules()), _processors(self.copy)
+        device = next(self.copy.parameters()).device
+        if self.device not in (None, device):
+            raise ConfigError(
+                f"The UNet computes on integers that lie on {self.device}, and has been moved to {device}. Move it back, or call "
+                "iec.remove(pipe), move it, and iec.apply again."
+            )
         for name, processor in processors.items():
             if processor is not self.processors.get(name):
                 raise ConfigError(
@@ -61,13 +70,16 @@ class QuantizedCopy:
 
     def hand_back(self) -> None:
         """Give the original what the pipeline did to the copy meanwhile."""
-        switched = dict(self._switched())
+        switched, first = dict(self._switched()), next(self.copy.parameters())
         for name, module in self.original.named_modules():
             copied = self.modules.get(name)
             if copied is None:  # the original's own attention processor, if it is a module
                 continue
             inner: Any = copied.layer if isinstance(copied, QuantLayer) else copied
             for key, value in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+                if isinstance(inner, IntegerLayer):
+                    value.data = value.data.to(first.device, first.dtype)
+                    continue
                 model = getattr(inner, key)
                 value.data = _like(value.data, model)
                 if isinstance(model, nn.Parameter) and model.requires_grad:

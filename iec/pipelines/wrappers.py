@@ -7,6 +7,7 @@ from typing import Any
 from diffusers import UNet2DConditionModel, UNet2DModel
 from torch import nn
 
+from iec.efficiency.integer import fused_parts
 from iec.efficiency.quantization.attention import QuantAttnProcessor
 from iec.errors import ConfigError
 
@@ -66,6 +67,12 @@ def require_called(unet: Any, *, quantize: bool, cache: bool) -> None:
             )
         if isinstance(module, QuantAttnProcessor) and _hooked(module):
             raise ConfigError(f"{name} is called without its hooks. Take them off, and put them on {name.rpartition('.')[0]}.")
+        for part in fused_parts(module):
+            if _hooked(module.get_submodule(part)):
+                raise ConfigError(
+                    f"{name}.{part} has a forward hook, and on integers the block computes this part without calling it. Take it "
+                    f"off, put it on {name}, or use kernels='simulated'."
+                )
     for name, block in _blocks(unet) if cache else ():
         if getattr(block, "s1", None):
             raise ConfigError("FreeU is switched on, and caching runs the up blocks without it. Call pipe.disable_freeu().")
@@ -144,6 +151,6 @@ def _hooked(module: nn.Module) -> bool:
 
 
 def _replaced_forward(module: nn.Module) -> Any:
-    """The forward that was put on this very module, None if there is none but its class's."""
+    """The forward that was put on this very module, None if there is none but its class's or that of a fused block."""
     own = vars(module).get("forward")
-    return None if getattr(own, "__func__", None) is type(module).forward else own
+    return None if fused_parts(module) or getattr(own, "__func__", None) is type(module).forward else own

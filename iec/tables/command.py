@@ -9,8 +9,9 @@
     python -m iec.tables experiments/*.yaml --status                # how far every row is
     python -m iec.tables experiments/table1.yaml --redraw --out DIR # the plots again, from DIR/table1/table.json
 
-Written to OUTPUT/tables/NAME-HASH, or to DIR/NAME with --out DIR: table.md, table.csv, table.tex, table.json, grid.png, error.png,
-scores.png, cost.png, or of a file with two axes of variants map-SCORE.png; of several models each for every model: grid-MODEL.png.
+Written to OUTPUT/tables/NAME-HASH, or to DIR/NAME with --out DIR: table.md, table.csv, table.tex, table.json, grid.png,
+seconds.png, error.png, scores.png, cost.png, or of a file with two axes of variants map-SCORE.png; of several models each for
+every model: grid-MODEL.png.
 Pictures that would have no content are left out.
 """
 

@@ -1,22 +1,24 @@
 """The pictures that come with a table: samples, error against step, scores, quality against cost, and maps of changes."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from iec.efficiency.integer import ARITHMETIC
 from iec.tables import plots
 from iec.tables.experiment import COSTS, Experiment
 from iec.tables.maps import change_maps
 from iec.tables.measured import Measured, measured
 from iec.tables.rows import PSNR, Row
-from iec.tables.styles import bases, styles
+from iec.tables.styles import GREY, bases, styles
 
 GRID_COLUMNS, GRID_ROWS = 12, 8
 
 
 def write_pictures(rows: list[Row], experiment: Experiment, folder: Path) -> list[Path]:
-    """grid.png, error.png (error-NAME.png for each of the experiment's figures), scores.png, cost.png, or map-SCORE.png; those that
-    have content. Of rows of several models each model has its own: grid-MODEL.png ...
+    """grid.png, seconds.png, error.png (error-NAME.png for each of the experiment's figures), scores.png, cost.png, or
+    map-SCORE.png; those that have content. Of rows of several models each model has its own: grid-MODEL.png ...
     """
     paths = []
     for model, part in experiment.by_model().items():
@@ -41,10 +43,10 @@ def grid_labels(rows: Sequence[Row], experiment: Experiment) -> list[str]:
 
 
 def write_plots(rows: Sequence[Measured], experiment: Experiment, folder: Path) -> list[Path]:
-    """The pictures without the samples; in a file with two axes of variants maps, for scores.png and cost.png of so many rows could
-    not be read.
+    """The pictures without the samples; in a file with two axes of variants maps, for plots of single rows, so many, could not be
+    read.
     """
-    draws = (_errors, _maps) if experiment.product else (_errors, _scores, _cost)
+    draws = (_errors, _maps) if experiment.product else (_seconds, _errors, _scores, _cost)
     paths = []
     for model, part in experiment.by_model().items():
         if shown := [row for row in rows if row.label in part.rows]:
@@ -89,21 +91,45 @@ def _scores(rows: Sequence[Measured], experiment: Experiment, folder: Path, mode
     return [path]
 
 
+def _seconds(rows: Sequence[Measured], experiment: Experiment, folder: Path, model: str) -> list[Path]:
+    """Quality against measured seconds, if any are real. Those of simulated rows are not: grey, and not on the front."""
+    seconds = {row.label: row.seconds for row in rows if row.seconds}
+    simulated = {row.label for row in rows if row.arithmetic == ARITHMETIC["simulated"]}
+    panels = _panels(rows, seconds, simulated)
+    if not panels or simulated.issuperset(seconds):
+        return []
+    shown = styles(experiment.rows)
+    shown |= {label: replace(shown[label], colour=GREY) for label in simulated}
+    note = "; grey: simulated quantization, whose seconds are no integer kernel's" if simulated & seconds.keys() else ""
+    title = f"{experiment.title}, N = {rows[0].images}"
+    path = _path(folder, "seconds", model)
+    plots.quality_against_cost(path, panels, bases(experiment.rows), shown, "measured seconds an image", title, note)
+    return [path]
+
+
 def _cost(rows: Sequence[Measured], experiment: Experiment, folder: Path, model: str) -> list[Path]:
-    """PSNR, and the first score that all rows have, of the rows whose cost is known."""
-    common = [name for name in rows[0].scores if all(name in row.scores for row in rows)]
-    known = [(row, COSTS[experiment.cost](row.cost)) for row in rows if row.cost is not None]
-    panels = {}
-    for name in (PSNR, *common[:1]):
-        points = {row.label: (cost, row.scores[name]) for row, cost in known if name in row.scores}
-        if points:
-            panels[name] = plots.Panel(points, all(row.higher_is_better[name] for row, _ in known if row.label in points))
+    """Quality against the counted cost, of the rows whose cost is known."""
+    panels = _panels(rows, {row.label: COSTS[experiment.cost](row.cost) for row in rows if row.cost is not None})
     if not panels:
         return []
     title = f"{experiment.title}, N = {rows[0].images}"
     path = _path(folder, "cost", model)
     plots.quality_against_cost(path, panels, bases(experiment.rows), styles(experiment.rows), experiment.cost, title)
     return [path]
+
+
+def _panels(rows: Sequence[Measured], costs: Mapping[str, float], outside: Collection[str] = ()) -> dict[str, plots.Panel]:
+    """Of PSNR, and of the first score that all rows have: those of its rows that have a cost. outside: labels of rows that are no
+    part of the front.
+    """
+    common = [name for name in rows[0].scores if all(name in row.scores for row in rows)]
+    panels = {}
+    for name in (PSNR, *common[:1]):
+        known = [row for row in rows if row.label in costs and name in row.scores]
+        if known:
+            points = {row.label: (costs[row.label], row.scores[name]) for row in known}
+            panels[name] = plots.Panel(points, all(row.higher_is_better[name] for row in known), frozenset(outside))
+    return panels
 
 
 def _maps(rows: Sequence[Measured], experiment: Experiment, folder: Path, model: str) -> list[Path]:

@@ -43,7 +43,8 @@ class Curve:
 class Measured:
     """scores: finite ones. changes: of the scores from those of the row without correction. higher_is_better: of each score. cost:
     of one image. distance: relative to the reference trajectory; difference: of the distance to that of the row without correction,
-    image by image; ``traced``: the images of both. floors: of scores, what as many real images score, where it is known.
+    image by image; ``traced``: the images of both. floors: of scores, what as many real images score, where it is known. seconds:
+    measured, of one image; None in older files. arithmetic: see `Technique.arithmetic`.
     """
 
     label: str
@@ -56,10 +57,12 @@ class Measured:
     traced: int
     changes: dict[str, Interval] = field(default_factory=dict)
     floors: dict[str, float] = field(default_factory=dict)
+    seconds: float | None = None
+    arithmetic: str = ""
 
     @classmethod
     def from_json(cls, entry: Mapping[str, Any]) -> "Measured":
-        """An entry of table.json. Older ones have no protocols beside and no floors."""
+        """An entry of table.json. Older ones have no protocols beside, no floors, and do not say whose seconds are real."""
         records = [record for record in (entry["record"], *entry.get("beside", ())) if record is not None]
         kinds = [(name, kind) for record in records for name, kind in record["scores"].items()]
         names = {kind["label"]: name for name, kind in kinds}
@@ -77,6 +80,8 @@ class Measured:
             traced=entry["trace_images"],
             changes={name: Interval(**change) for name, change in entry.get("changes", {}).items()},
             floors=entry.get("floors", {}),
+            seconds=entry["manifest"]["seconds_per_image"] if "arithmetic" in entry else None,
+            arithmetic=entry.get("arithmetic", ""),
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -90,6 +95,7 @@ class Measured:
             "paired_difference": None if self.difference is None else self.difference.as_json(),
             "trace_images": self.traced,
             "floors": self.floors,
+            "arithmetic": self.arithmetic,
         }
 
 
@@ -128,6 +134,8 @@ def measured(rows: Sequence[Row], bases: Mapping[str, str]) -> list[Measured]:
             traced=0 if row.errors is None else len(row.errors),
             changes=changes_of(row, by_label[bases[row.label]]) if bases.get(row.label) in by_label else {},
             floors=row.result.floors,
+            seconds=row.result.manifest.seconds_per_image,
+            arithmetic=row.result.cell.technique.arithmetic,
         )
         for row in rows
     ]

@@ -29,10 +29,13 @@ MARKS_OF_A_CURVE = 9
 
 @dataclass(frozen=True)
 class Panel:
-    """A plot of quality against cost. points: label -> (cost, finite score), one at least."""
+    """A plot of quality against cost. points: label -> (cost, finite score), one at least. outside: labels that the Pareto front
+    leaves out.
+    """
 
     points: Mapping[str, tuple[float, Interval]]
     higher_is_better: bool
+    outside: frozenset[str] = frozenset()
 
 
 def plain(text: str) -> str:
@@ -122,14 +125,17 @@ def quality_against_cost(
     styles: Mapping[str, Style],
     xlabel: str,
     title: str,
+    note: str = "",
 ) -> None:
-    """A panel for each metric; a line leads from a row to its corrections. Dotted: the Pareto front."""
+    """A panel for each metric; a line leads from a row to its corrections. Dotted: the Pareto front. note: below the title."""
     figure, axes = plt.subplots(1, len(panels), figsize=(6 * len(panels), 5), squeeze=False)
     for axis, (name, panel) in zip(axes[0], panels.items(), strict=True):
         places = {label: (cost, score.value) for label, (cost, score) in panel.points.items()}
-        front = [places[label] for label in pareto_front(places, panel.higher_is_better)]
+        inside = {label: place for label, place in places.items() if label not in panel.outside}
+        front = [places[label] for label in pareto_front(inside, panel.higher_is_better)]
         axis.set(xscale="log", xlabel=xlabel, ylabel=plain(name), xmargin=0.08)
-        axis.step(*zip(*front, strict=True), where="post", color="black", linestyle=":", linewidth=1, alpha=0.6)
+        if front:
+            axis.step(*zip(*front, strict=True), where="post", color="black", linestyle=":", linewidth=1, alpha=0.6)
         for label, (cost, score) in panel.points.items():
             if bases.get(label) in places:
                 line = zip(places[bases[label]], places[label], strict=True)
@@ -142,7 +148,7 @@ def quality_against_cost(
     shown = {label: style for label, style in styles.items() if any(label in panel.points for panel in panels.values())}
     _legend(figure, shown)
     hollow = "hollow: corrected; " if not all(style.filled for style in shown.values()) else ""
-    save(figure, path, title, f"\n{hollow}dotted: no other row is better at the same cost or less")
+    save(figure, path, title, f"\n{hollow}dotted: no other row is better at the same cost or less{note}")
 
 
 def pareto_front(places: Mapping[str, tuple[float, float]], higher_is_better: bool) -> list[str]:

@@ -11,6 +11,8 @@ import numpy as np
 from matplotlib.colors import to_hex, to_rgb
 
 HUES = ("#4c4c4c", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#6a3d9a", "#17a2b8", "#920000", "#7a7a00")
+GREY = "#b8b8b8"
+"""Of rows whose place in a plot is not what it seems."""
 MARKERS = "os^DvP*X<>pdh8"
 DARKEST, LIGHTEST = -0.3, 0.45
 """Of the shades of a hue: the part of black (negative) or white that is mixed in."""

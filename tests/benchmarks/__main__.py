@@ -6,7 +6,6 @@
 Run it while nothing else runs. Prints a Markdown table with the wanted bound; exits with 1 if a bound is missed.
 """
 
-import subprocess
 import sys
 import tempfile
 import time
@@ -38,10 +37,10 @@ from iec.sampling.noise import Noise
 from iec.sampling.placement import Placement
 from iec.sampling.timetable import NoiseSchedule, Timetable
 from tests.benchmarks import kernels
+from tests.benchmarks.memory import peak_of
 from tests.metrics.inception_networks import pytorch_fid_network, random_weights, torch_fidelity_network
 
 BATCH, STEPS = 32, 10
-ROOT = Path(__file__).parents[2]
 
 
 def interleaved(first: Callable[[], object], second: Callable[[], object], repeats: int = 5) -> float:
@@ -131,25 +130,12 @@ def peak_gigabytes(num_images: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         overrides = ["efficiency=w4a8", "iec=all_steps", "sampler.steps=4", f"num_images={num_images}", f"paths.output={folder}"]
         code = f"import sys, runpy; sys.argv = {['run.py', *overrides]!r}; runpy.run_path('run.py', run_name='__main__')"
-        return _peak_of(code)
-
-
-def _peak_of(code: str) -> float:
-    """Peak resident memory of a Python program, in GB.
-
-    On Linux from /proc: ru_maxrss there is at least the resident memory of the process that started the program.
-    """
-    linux = "next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM'))"
-    elsewhere = "__import__('resource').getrusage(0).ru_maxrss"
-    code += f"; print('peak', {linux if sys.platform.startswith('linux') else elsewhere})"
-    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    unit = 1e9 if sys.platform == "darwin" else 1e6  # bytes there, KiB on Linux
-    return int(out.split("peak")[-1]) / unit
+        return peak_of(code)
 
 
 def correction_statistics_gigabytes(images: int) -> float:
     """Peak resident memory of fitting CacheQuant's cache correction to the bundled model, in a process of its own."""
-    return _peak_of(
+    return peak_of(
         "import iec; from iec.efficiency.caching import CachedUNetNetwork as Cached; "
         "from iec.efficiency.cachequant import FloatRuns, fit_cache; "
         "model = iec.load_model(device='cpu'); table = iec.Timetable.spaced('quad', 10, model.card.schedule); "
@@ -201,7 +187,7 @@ def calibration_minutes(reconstruct: str) -> float:
 def main() -> None:
     keep_freed_memory()
     if sys.argv[1:2] == ["kernels"]:
-        kernels.table(compiled="compiled" in sys.argv)
+        kernels.main(sys.argv[2:])
         return
     print(f"Machine: {describe_device(torch.device('cpu'))}; batch {BATCH}, {STEPS} steps\n")
     print("| ratio | measured | wanted |\n|---|---|---|")

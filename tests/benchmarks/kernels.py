@@ -1,96 +1,233 @@
-"""Seconds of one network call at W8A8 on integers, beside the float network's, in turn in one process:
+"""Network calls at W8A8 on integers beside those of the float network, in turn in one process, and peak memory:
 
-    make bench ARGS=kernels               the bundled models and the CIFAR-10 architecture, batch 1, 8 and 32
-    make bench ARGS="kernels compiled"    and beside torch.compile, which takes minutes for each network
+    make bench ARGS=kernels                               all of it but ``compiled``
+    make bench ARGS="kernels calls ddim_cifar_small"      one part, of these models alone
+    make bench ARGS="kernels compiled ddim_cifar_small"   beside torch.compile, which takes minutes for each network
 
-Prints the CPU's instruction sets and a Markdown table of milliseconds and ratios. Weights and calibration do not change the time.
+The parts: ``calls``: milliseconds and ratios; ``caching``: what DeepCache gains on top; ``compiled``; ``memory``: the peak of
+`ldm_imagenet` until its first call. One thread. Prints the CPU's instruction sets and Markdown tables. Weights and calibration do
+not change the time: those of large models are random.
 """
 
 import copy
+import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from iec.efficiency.caching import CachedUNetNetwork
 from iec.efficiency.integer import with_kernels
 from iec.efficiency.quantization import CalibrationCall, PTQConfig, QuantizedNetwork, calibrate, quantize_unet
 from iec.io.environment import describe_device, instruction_sets
-from iec.models import load_model
+from iec.models import Model, load_model
 from iec.models.unet import UNetNetwork
-from iec.sampling.network import Network, Step
+from iec.sampling.network import FeatureCache, Network, Step
+from tests.benchmarks.memory import peak_of
 
-MODELS, BATCHES = ("ddim_cifar_small", "ddim_fashion_small", "ddim_cifar"), (1, 8, 32)
-STEP = Step(0, 500)
+BATCHES = {"ddim_cifar_small": (1, 8, 32), "ddim_fashion_small": (1, 8, 32), "ddim_cifar": (1, 8, 32), "ldm_imagenet": (1,)}
+"""By model."""
+LARGE = ("ddim_cifar", "ldm_imagenet")
+FULL, CACHED = Step(0, 500), Step(1, 499, "cached")
+INTERVAL = 5
+PREPARE = """
+import torch, iec
+from iec.sampling.network import Step
+model = iec.load_model("ldm_imagenet", random_weights=True, device="cpu")
+table = iec.Timetable.spaced("uniform", 2, model.card.schedule)
+config = iec.PTQConfig(scale_rule="max", calibration_images=1)
+network = iec.quantize(model, config, table, artifacts={folder!r}, kernels={kernels!r})
+x, cond = torch.randn(2, *model.card.shape), torch.randn(2, *model.card.tokens)
+del model
+with torch.no_grad():
+    network(x, Step(0, table.pairs[0][0]), cond)
+"""
+"""What a cell does until its first call, under guidance."""
 
 
 def in_turn(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median seconds of each, taken in turn, after one warm-up each."""
+    """Median seconds of each, taken in turn, after one warm-up each: CPU time of this process, of one thread, in which other work
+    on the machine does not count.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     for _ in range(repeats + 1):
         for name, run in runs.items():
-            began = time.perf_counter()
+            began = time.process_time()
             run()
-            seconds[name].append(time.perf_counter() - began)
+            seconds[name].append(time.process_time() - began)
+    torch.set_num_threads(threads)
     return {name: median(times[1:]) for name, times in seconds.items()}
 
 
-def integer(unet: nn.Module, shape: tuple[int, ...], folder: Path, kernels: str = "int8", **settings: object) -> Network:
-    """The network at W8A8, calibrated on noise."""
-    quantized = quantize_unet(unet, PTQConfig(calibration_images=1, scale_rule="max", **settings), 1)  # type: ignore[arg-type]
-    calibrate(quantized, UNetNetwork(quantized.unet), [CalibrationCall(torch.randn(1, *shape), STEP)])
-    return QuantizedNetwork(quantized if kernels == "simulated" else with_kernels(quantized, kernels, folder))
+@dataclass(frozen=True)
+class Subject:
+    """A model, and inputs for it."""
 
+    name: str
+    model: Model
 
-def networks(name: str, folder: Path, compiled: bool) -> tuple[dict[str, Network], tuple[int, ...]]:
-    """By their column, and the shape of an image."""
-    model = load_model(name, device="cpu", random_weights=name == "ddim_cifar")
-    unet, shape = model.unet, model.card.shape
-    half = copy.deepcopy(unet).to(torch.bfloat16).to(memory_format=torch.channels_last)
-    found: dict[str, Network] = {
-        "int8": integer(unet, shape, folder),
-        "int8, symmetric": integer(unet, shape, folder, weight_symmetric=True),
-        "int8 unfused": integer(unet, shape, folder, "int8_unfused"),
-        "simulated": integer(unet, shape, folder, "simulated"),
-        "float32": UNetNetwork(unet),
-        "bfloat16": UNetNetwork(half),
-    }
-    if compiled:
-        for column, module in (("float32 compiled", copy.deepcopy(unet)), ("bfloat16 compiled", copy.deepcopy(half))):
-            module.forward = torch.compile(module.forward)  # type: ignore[method-assign]
-            found[column] = UNetNetwork(module)
-    return found, shape
+    @classmethod
+    def of(cls, name: str) -> "Subject":
+        return cls(name, load_model(name, device="cpu", random_weights=name in LARGE))
 
+    def input(self, batch: int) -> tuple[Tensor, Tensor | None]:
+        """x and cond."""
+        card = self.model.card
+        return torch.randn(batch, *card.shape), None if card.tokens is None else torch.randn(batch, *card.tokens)
 
-@torch.no_grad()
-def call_seconds(found: dict[str, Network], shape: tuple[int, ...], batch: int, repeats: int = 3) -> dict[str, float]:
-    x = torch.randn(batch, *shape)
-    return in_turn({name: (lambda network=network: network(x, STEP)) for name, network in found.items()}, repeats)
+    def quantized(self, folder: Path, kernels: str = "int8", **settings: bool) -> QuantizedNetwork:
+        """At W8A8, calibrated on noise for a full and a cached step."""
+        quantized = quantize_unet(self.model.unet, PTQConfig(calibration_images=1, scale_rule="max", **settings), 2)
+        x, cond = self.input(1)
+        calibrate(quantized, UNetNetwork(quantized.unet), [CalibrationCall(x, Step(i, 500), cond) for i in range(2)])
+        return QuantizedNetwork(with_kernels(quantized, kernels, folder))
+
+    def bfloat16(self) -> nn.Module:
+        return copy.deepcopy(self.model.unet).to(torch.bfloat16).to(memory_format=torch.channels_last)
+
+    @torch.no_grad()
+    def seconds(self, networks: dict[str, Network], batch: int, repeats: int = 3) -> dict[str, float]:
+        x, cond = self.input(batch)
+        return in_turn({name: partial(network, x, FULL, cond) for name, network in networks.items()}, repeats)
 
 
 def float32_over_int8() -> float:
     """Of the CIFAR-10 architecture at batch 8."""
     with tempfile.TemporaryDirectory() as folder:
-        found, shape = networks("ddim_cifar", Path(folder), compiled=False)
-        seconds = call_seconds({name: found[name] for name in ("int8", "float32")}, shape, 8)
+        subject = Subject.of("ddim_cifar")
+        seconds = subject.seconds({"int8": subject.quantized(Path(folder)), "float32": UNetNetwork(subject.model.unet)}, 8)
     return seconds["float32"] / seconds["int8"]
 
 
-def table(compiled: bool, models: tuple[str, ...] = MODELS, batches: tuple[int, ...] = BATCHES) -> None:
-    print(f"{describe_device(torch.device('cpu'))}; {', '.join(instruction_sets())}\n")
+def calls(subject: Subject, folder: Path) -> list[list[str]]:
+    networks: dict[str, Network] = {
+        "int8": subject.quantized(folder),
+        "float32": UNetNetwork(subject.model.unet),
+        "bfloat16": UNetNetwork(subject.bfloat16()),
+    }
+    if subject.name != "ldm_imagenet":  # each takes as long again, and as much memory
+        networks["symmetric"] = subject.quantized(folder, weight_symmetric=True)
+        networks["unfused"] = subject.quantized(folder, "int8_unfused")
+        networks["simulated"] = subject.quantized(folder, "simulated")
+    lines = []
+    for batch in BATCHES[subject.name]:
+        seconds = subject.seconds(networks, batch)
+        times = [ms(seconds.get(column)) for column in ("int8", "symmetric", "unfused", "simulated", "float32", "bfloat16")]
+        ratios = [f"{seconds[column] / seconds['int8']:.2f}" for column in ("float32", "bfloat16")]
+        lines.append([f"`{subject.name}`", str(batch), *times, *ratios])
+    return lines
+
+
+@torch.no_grad()
+def caching(subject: Subject, folder: Path) -> list[list[str]]:
+    """Full and cached calls, and what an interval of `INTERVAL` steps gains."""
+    batch = 1 if subject.name == "ldm_imagenet" else 8
+    (x, cond), unet, quantized = subject.input(batch), subject.model.unet, subject.quantized(folder)
+    cut = subject.model.card.cut
+    networks: dict[str, Network] = {
+        "float32": CachedUNetNetwork(unet, cut),
+        "int8": QuantizedNetwork(quantized.quantized, CachedUNetNetwork(quantized.quantized.unet, cut)),
+    }
+    runs: dict[str, Callable[[], object]] = {}
+    for name, network in networks.items():
+        feature = network(x, FULL, cond, None).feature
+        assert feature is not None
+        runs[f"{name} full"] = partial(network, x, FULL, cond, None)
+        runs[f"{name} cached"] = partial(network, x, CACHED, cond, FeatureCache(feature, FULL))
+    seconds, lines = in_turn(runs, 3), []
+    for name in networks:
+        full, cached = seconds[f"{name} full"], seconds[f"{name} cached"]
+        mean = (full + (INTERVAL - 1) * cached) / INTERVAL
+        gains = [f"{full / mean:.2f}", f"{seconds['float32 full'] / mean:.2f}"]
+        lines.append([f"`{subject.name}`", str(batch), name, ms(full), ms(cached), *gains])
+    return lines
+
+
+def compiled(subject: Subject, folder: Path) -> list[list[str]]:
+    """At one batch size: others are compiled again."""
+    batch = 1 if subject.name == "ldm_imagenet" else 8
+    networks: dict[str, Network] = {"int8": subject.quantized(folder)}
+    minutes = {}
+    for name, unet in (("float32", copy.deepcopy(subject.model.unet)), ("bfloat16", subject.bfloat16())):
+        unet.forward = torch.compile(unet.forward, dynamic=False)  # type: ignore[method-assign]
+        networks[name] = UNetNetwork(unet)
+        began = time.perf_counter()
+        subject.seconds({name: networks[name]}, batch, repeats=1)
+        minutes[name] = (time.perf_counter() - began) / 60
+    seconds = subject.seconds(networks, batch)
+    best = min(minutes, key=seconds.__getitem__)
+    times = [ms(seconds[name]) for name in ("int8", "float32", "bfloat16")]
+    took = [f"{minutes[name]:.1f}" for name in ("float32", "bfloat16")]
+    return [[f"`{subject.name}`", str(batch), *times, *took, f"{seconds[best] / seconds['int8']:.2f}"]]
+
+
+def memory(folder: Path) -> list[list[str]]:
+    """Of processes of their own: a first cell calibrates, and a later one reads what is stored."""
+    lines = []
+    for kernels, run in (("simulated", "first"), ("int8", "first"), ("int8", "later")):
+        gigabytes = peak_of(PREPARE.format(folder=str(folder / kernels), kernels=kernels))
+        lines.append([kernels, run, f"{gigabytes:.2f}"])
+    sizes = {path.name.split("-")[0]: path.stat().st_size / 1e9 for path in (folder / "int8").glob("*.safetensors")}
+    return [*lines, *([f"file of {kind}", "", f"{size:.2f}"] for kind, size in sizes.items())]
+
+
+def ms(seconds: float | None) -> str:
+    return "" if seconds is None else f"{1e3 * seconds:.1f}"
+
+
+PARTS = {
+    "calls": (
+        calls,
+        ["model", "batch", "int8 (ms)", "symmetric", "unfused", "simulated", "float32", "bfloat16",
+         "float32 / int8", "bfloat16 / int8"],
+    ),
+    "caching": (
+        caching,
+        ["model", "batch", "kernels", "full call (ms)", "cached call",
+         f"full / mean of N = {INTERVAL}", "float32 full / that mean"],
+    ),
+    "compiled": (
+        compiled,
+        ["model", "batch", "int8 (ms)", "compiled float32", "compiled bfloat16",
+         "minutes to compile float32", "bfloat16", "best / int8"],
+    ),
+}  # fmt: skip
+DEFAULT = ("calls", "caching", "memory")
+
+
+def main(words: Sequence[str]) -> None:
+    """words: parts and models, see the module's docstring."""
+    parts = [word for word in words if word in (*PARTS, "memory")] or DEFAULT
+    names = [word for word in words if word in BATCHES] or list(BATCHES)
+    if unknown := set(words) - {*PARTS, "memory", *BATCHES}:
+        raise SystemExit(f"unknown: {', '.join(sorted(unknown))}; choose {', '.join((*PARTS, 'memory', *BATCHES))}")
+    torch.set_num_threads(1)
+    print(f"{describe_device(torch.device('cpu'))}; {', '.join(instruction_sets())}")
     with tempfile.TemporaryDirectory() as folder:
-        for k, name in enumerate(models):
-            found, shape = networks(name, Path(folder), compiled)
-            if not k:
-                print("| model | batch | " + " | ".join(f"{column} (ms)" for column in found), end=" | ")
-                print("float32 / int8 | bfloat16 / int8 | best compiled / int8 |")
-                print("|---" * (len(found) + 5) + "|")
-            for batch in batches:
-                seconds = call_seconds(found, shape, batch)
-                best = min((s for column, s in seconds.items() if "compiled" in column), default=float("nan"))
-                ratios = [other / seconds["int8"] for other in (seconds["float32"], seconds["bfloat16"], best)]
-                cells = [name, str(batch), *(f"{1e3 * s:.1f}" for s in seconds.values()), *(f"{ratio:.2f}" for ratio in ratios)]
-                print(f"| {' | '.join(cells)} |", flush=True)
+        for part in parts:
+            if part == "compiled" and shutil.which("g++") is None and shutil.which("clang++") is None:
+                print("\ncompiled: skipped, torch.compile needs a C++ compiler (g++ or clang++) on a CPU")
+            elif part == "memory":
+                head(["`ldm_imagenet`, W8A8", "run", "peak memory (GB)"])
+                show(memory(Path(folder)))
+            else:
+                measure, columns = PARTS[part]
+                head(columns)
+                for name in names:
+                    show(measure(Subject.of(name), Path(folder)))
+
+
+def head(columns: Sequence[str]) -> None:
+    print(f"\n| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
+
+
+def show(found: Sequence[Sequence[str]]) -> None:
+    print("\n".join(f"| {' | '.join(line)} |" for line in found), flush=True)

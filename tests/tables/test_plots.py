@@ -13,7 +13,7 @@ from iec.tables.experiment import Experiment
 from iec.tables.figures import grid_labels, write_plots
 from iec.tables.measured import Curve, Measured, changes_of
 from iec.tables.rows import Row
-from iec.tables.styles import bases, styles
+from iec.tables.styles import GREY, bases, styles
 
 ROWS = {
     "FP": ["efficiency=none", "iec=none"],
@@ -179,6 +179,32 @@ def test_infinite_scores_and_unknown_costs_have_no_place(tmp_path, drawn):
     drawn.clear()
     write_plots([Measured(**{**vars(m), "cost": None}) for m in rows], experiment(), tmp_path)
     assert "cost.png" not in drawn
+
+
+def timed(arithmetic):
+    """`measurements` with seconds; arithmetic: by label, of those that are no plain float."""
+    return [replace(m, seconds=1.0 + k, arithmetic=arithmetic.get(m.label, "")) for k, m in enumerate(measurements())]
+
+
+def test_measured_seconds_are_the_first_plot_and_simulated_ones_are_grey_and_not_on_the_front(tmp_path, drawn):
+    rows = timed({"FP": "sim.", "FP + IEC": "int8"})  # the two quickest, and the best by FID
+    first, *_ = write_plots(rows, experiment(), tmp_path)
+    assert first.name == "seconds.png"
+    style, figure = styles(ROWS), drawn["seconds.png"]
+    expected = {m.label: GREY if m.label == "FP" else style[m.label].colour for m in rows}
+    assert {label: handle.get_color() for label, handle in legend(figure).items()} == expected
+    (axis,) = (axis for axis in figure.axes if axis.get_ylabel() == "FID")
+    (front,) = (line for line in axis.lines if line.get_linestyle() == ":")
+    assert front.get_xdata()[0] == rows[1].seconds and rows[0].seconds < rows[1].seconds
+    assert "grey: simulated quantization" in figure.get_suptitle()
+    write_plots(timed({}), experiment(), tmp_path)
+    assert "grey" not in drawn["seconds.png"].get_suptitle()
+
+
+def test_seconds_that_are_all_simulated_or_unknown_are_no_plot(tmp_path, drawn):
+    write_plots(timed(dict.fromkeys(ROWS, "sim.")), experiment(), tmp_path)
+    write_plots(measurements(), experiment(), tmp_path)
+    assert "seconds.png" not in drawn and "cost.png" in drawn
 
 
 def test_a_grid_has_a_handful_of_rows():

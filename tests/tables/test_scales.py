@@ -42,6 +42,7 @@ def test_the_scaled_experiments_are_all_but_those_of_a_model_of_their_own():
         "techniques",
         "ideal",
         "ideal_growth",
+        "integer",
     }
 
 

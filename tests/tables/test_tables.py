@@ -110,12 +110,12 @@ def test_the_table_and_its_pictures(spec, capsys, caplog, monkeypatch):
     markdown = (folder / "table.md").read_text()
     assert "**a tiny table**" in markdown and markdown.count("\n| ") == 5 and "Seed 0" in markdown
     assert f"{real}: mean scores of as many, the bias of N images alone." in markdown
-    for name in ("grid", "error", "scores", "cost"):
+    for name in ("grid", "seconds", "error", "scores", "cost"):
         with Image.open(folder / f"{name}.png") as picture:
             assert np.asarray(picture).std() > 5
     assert "corrected" in capsys.readouterr().out
 
-    plots = {name: (folder / f"{name}.png").read_bytes() for name in ("error", "scores", "cost")}
+    plots = {name: (folder / f"{name}.png").read_bytes() for name in ("seconds", "error", "scores", "cost")}
     again = spec.parent / "again" / "tiny"
     again.mkdir(parents=True)
     (again / "table.json").write_text((folder / "table.json").read_text())
@@ -155,7 +155,7 @@ def test_variants_and_figures(tmp_path):
     path.write_text(VARIED)
     run(path, "--run")
     (folder,) = (tmp_path / "out" / "tables").iterdir()
-    assert {p.name for p in folder.glob("*.png")} == {"grid.png", "error-a.png", "error-b.png", "cost.png"}
+    assert {p.name for p in folder.glob("*.png")} == {"grid.png", "seconds.png", "error-a.png", "error-b.png", "cost.png"}
     body = {row["label"]: row for row in csv.DictReader((folder / "table.csv").open())}
     assert list(body) == ["full", "full + IEC", "cached", "cached + IEC"]
     assert body["cached + IEC"]["calls (full+cached+corr.)"] == "3 (1+1+1)"

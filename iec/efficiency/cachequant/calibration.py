@@ -77,7 +77,7 @@ def prepare_cachequant(
 def _assemble(work: "_Calibration", stored: dict[str, Tensor], path: Path) -> CacheQuant:
     quantized = work.quantized
     fill_calibration(quantized, _within(stored, "ptq."), path)
-    tables = CacheTables(frozenset(stored["refresh"].tolist()), stored["cache.a"], stored["cache.b"])
+    tables = CacheTables.of(stored)
     for name, alpha in _within(stored, "alpha.").items():
         quantized.layers()[name].set_correction(alpha, stored[f"beta.{name}"])
     return CacheQuant(QuantizedNetwork(quantized, work.deployed(tables)), tables.refresh, tables, path)
@@ -99,7 +99,7 @@ class _Calibration:
         tables = self.cache_tables(refresh)
         self.quantize(tables)
         config, tensors = self.config, {f"ptq.{name}": value for name, value in calibration_tensors(self.quantized).items()}
-        tensors |= {"refresh": _steps(refresh), "cache.a": tables.a, "cache.b": tables.b}
+        tensors |= tables.tensors()
         if config.dec_quant:
             options = {"official_divisors": config.official_divisors, "official_bias": config.official_bias}
             found = fit_quantization(self.runs, self.quantized, tables, config.dec_images, **options)

@@ -26,6 +26,15 @@ class CacheTables:
         """No correction: plain reuse of the feature."""
         return cls(refresh, torch.ones(num_steps, channels), torch.zeros(num_steps, channels))
 
+    @classmethod
+    def of(cls, stored: dict[str, Tensor]) -> "CacheTables":
+        """Of a file that holds the `tensors` of one."""
+        return cls(frozenset(stored["refresh"].tolist()), stored["cache.a"], stored["cache.b"])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """As they are stored."""
+        return {"refresh": torch.tensor(sorted(self.refresh), dtype=torch.int64), "cache.a": self.a, "cache.b": self.b}
+
     def to(self, device: torch.device | str) -> "CacheTables":
         return CacheTables(self.refresh, self.a.to(device), self.b.to(device))
 

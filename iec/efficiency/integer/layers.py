@@ -1,13 +1,38 @@
 """A quantized convolution or linear layer on integers."""
 
+from typing import Protocol
+
+import torch
 from torch import Tensor, nn
 
 from iec.efficiency.integer.codes import Codes, Geometry
 from iec.efficiency.integer.passes import Passes
 from iec.efficiency.integer.products import Product
-from iec.efficiency.integer.weights import IntegerWeight
-from iec.efficiency.quantization.layers import QuantLayer, SealedLayer
-from iec.efficiency.quantization.steps import ActivationQuantizer
+from iec.efficiency.integer.weights import IntegerWeight, packed_shape
+from iec.efficiency.quantization.layers import SealedLayer
+from iec.efficiency.quantization.steps import ActivationQuantizer, StepContext
+
+
+class Calibrated(Protocol):
+    """What an `IntegerLayer` is made of: a calibrated `QuantLayer`, or what was stored of one. layer: of which the geometry and the
+    bias are taken.
+    """
+
+    name: str
+    context: StepContext
+    parts: list[slice]
+    inputs: nn.ModuleList
+    split: int | None
+    weight_bits: int
+    weight_delta: Tensor
+    alpha: Tensor | None
+    beta: Tensor | None
+
+    @property
+    def layer(self) -> nn.Conv2d | nn.Linear: ...
+
+    def weight_codes(self) -> Tensor:
+        """k [O, I, ..], whole numbers: the weight is k delta."""
 
 
 class IntegerLayer(SealedLayer):
@@ -22,18 +47,26 @@ class IntegerLayer(SealedLayer):
     activation quantizers with their scales, and vectors; no float weight. Built on the device that it runs on.
     """
 
-    def __init__(self, layer: QuantLayer, product: type[Product], passes: Passes) -> None:
+    def __init__(self, layer: Calibrated, product: type[Product], passes: Passes) -> None:
         super().__init__()
         self.name, self.context, self.parts, self.inputs = layer.name, layer.context, layer.parts, layer.inputs
         self.split, self.passes, inner = layer.split, passes, layer.layer
         self.geometry = Geometry.of(inner) if isinstance(inner, nn.Conv2d) else None
-        k = layer.weight_codes()
+        k, self.weight_bits = layer.weight_codes(), layer.weight_bits
         weights = [IntegerWeight.of(k[:, part], delta) for part, delta in zip(self.parts, layer.weight_delta, strict=True)]
         self.products = [product(weight.codes, self.geometry) for weight in weights]
         self.offsets = [None if weight.offset is None else weight.offset.float() for weight in weights]
         self.deltas = [weight.delta for weight in weights]
         self.shift = None if inner.bias is None else inner.bias.detach().float()
         self.alpha, self.beta = layer.alpha, layer.beta
+
+    @property
+    def stored_bytes(self) -> int:
+        """With the weight in 4 bits, or in 8 bits, and a float32 delta and an int32 z per channel and part."""
+        count = sum(product.shape.numel() for product in self.products)
+        weights = packed_shape(torch.Size([count]), self.weight_bits).numel()
+        scales = 8 * sum(len(delta) for delta in self.deltas)
+        return weights + scales + (0 if self.shift is None else self.shift.nbytes)
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x if self.geometry is None else x.permute(0, 2, 3, 1)  # B x H x W x C

@@ -3,12 +3,14 @@
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from iec.efficiency.integer.attention import round_operands
 from iec.efficiency.integer.blocks import fuse_blocks
 from iec.efficiency.integer.layers import IntegerLayer
 from iec.efficiency.integer.passes import Passes, fused_passes
-from iec.efficiency.integer.products import OneDNN, PatchMatmul, Product
+from iec.efficiency.integer.products import OneDNN, PatchMatmul, Product, require_exact_sums
+from iec.efficiency.integer.stored import Tensors, integer_unet
 from iec.efficiency.quantization import PTQConfig, QuantizedUNet
 from iec.efficiency.quantization.layers import QuantLayer
 from iec.errors import ConfigError
@@ -39,13 +41,45 @@ def require_kernels(kernels: str, config: PTQConfig) -> None:
         )
 
 
-def with_kernels(quantized: QuantizedUNet, kernels: str, folder: Path) -> QuantizedUNet:
-    """``quantized`` with integer kernels. folder: where the compiled passes of ``int8`` are kept, on a CPU; a GPU has torch's.
+def require_machine(kernels: str, device: torch.device, folder: Path | None) -> None:
+    """Raises `DeviceError` where ``kernels`` do not run; before a calibration, which takes longer. folder: as of `with_kernels`."""
+    if kernels != "simulated" and device.type == "cpu":
+        require_exact_sums(OneDNN)
+        _passes(kernels, device, folder)
 
+
+def with_kernels(quantized: QuantizedUNet, kernels: str, folder: Path | None) -> QuantizedUNet:
+    """``quantized``, as `use_integers` makes it for these ``kernels``; ``simulated`` ones leave it as it is.
+
+    folder: where the compiled passes of ``int8`` are kept, on a CPU (a GPU has torch's). None compiles them for this process.
     Raises what `use_integers` and `fused_passes` raise.
     """
-    fused = kernels == "int8" and next(quantized.parameters()).device.type == "cpu"
-    return use_integers(quantized, passes=fused_passes(folder) if fused else Passes())
+    if kernels == "simulated":
+        return quantized
+    return use_integers(quantized, passes=_passes(kernels, _device(quantized.unet), folder))
+
+
+def stored_network(
+    unet: nn.Module, config: PTQConfig, num_steps: int, stored: Tensors, path: Path, kernels: str, folder: Path
+) -> QuantizedUNet:
+    """What `with_kernels` gives of the quantized UNet whose `integer_tensors` are ``stored``, without making that one; further
+    arguments as of `integer_unet`.
+    """
+    device = _device(unet)
+    passes = _passes(kernels, device, folder)
+    return _finished(integer_unet(unet, config, num_steps, stored, path, _product(device), passes), passes)
+
+
+def _passes(kernels: str, device: torch.device, folder: Path | None) -> Passes:
+    return fused_passes(folder) if kernels == "int8" and device.type == "cpu" else Passes()
+
+
+def _product(device: torch.device) -> type[Product]:
+    return OneDNN if device.type == "cpu" else PatchMatmul
+
+
+def _device(unet: nn.Module) -> torch.device:
+    return next(unet.parameters()).device
 
 
 def use_integers(quantized: QuantizedUNet, product: type[Product] | None = None, passes: Passes | None = None) -> QuantizedUNet:
@@ -57,10 +91,7 @@ def use_integers(quantized: QuantizedUNet, product: type[Product] | None = None,
     arithmetic. Raises `ConfigError` as `require_kernels` does, and `DeviceError` for a CPU without exact 8-bit sums.
     """
     require_kernels("int8", quantized.config)
-    if product is None:
-        on_cpu = next(quantized.parameters()).device.type == "cpu"
-        product = OneDNN if on_cpu else PatchMatmul
-    passes = passes or Passes()
+    product, passes = product or _product(_device(quantized.unet)), passes or Passes()
     replaced: dict[QuantLayer, IntegerLayer] = {}  # one layer can have two names
     with torch.no_grad():
         for path, module in list(quantized.unet.named_modules(remove_duplicate=False)):
@@ -69,6 +100,11 @@ def use_integers(quantized: QuantizedUNet, product: type[Product] | None = None,
                     replaced[module] = IntegerLayer(module, product, passes)
                 parent, _, child = path.rpartition(".")
                 setattr(quantized.unet.get_submodule(parent), child, replaced[module])
+    return _finished(quantized, passes)
+
+
+def _finished(quantized: QuantizedUNet, passes: Passes) -> QuantizedUNet:
+    """With all layers on integers: what lies between them."""
     fuse_blocks(quantized.unet)
     round_operands(quantized.unet, passes)
     return quantized

@@ -132,8 +132,9 @@ class FusedPasses(Passes):
         return y
 
 
-def fused_passes(folder: Path) -> FusedPasses:
-    """The library from ``folder``, compiled first where it is not there, by one process while others wait.
+def fused_passes(folder: Path | None) -> FusedPasses:
+    """The library from ``folder``, compiled first where it is not there, by one process while others wait. None: compiled for this
+    process alone.
 
     Its name tells the source, the compiler and the CPU's instruction sets. Raises `DeviceError` without a C++ compiler.
     """
@@ -143,6 +144,8 @@ def fused_passes(folder: Path) -> FusedPasses:
             "efficiency.kernels=int8 compiles its fused passes, and there is no C++ compiler (CXX, g++, clang++). Install one, or "
             "use efficiency.kernels=int8_unfused, which needs none and takes longer."
         )
+    if folder is None:
+        return _unkept(compiler)
     path = folder / f"passes-{_fingerprint(compiler)}.so"
     if not path.exists():
         with exclusive(path.with_suffix(".lock"), f"compiling {path.name}"), stage("compiling the fused passes", 1) as advance:
@@ -155,6 +158,15 @@ def fused_passes(folder: Path) -> FusedPasses:
 @functools.cache
 def _loaded(path: Path) -> FusedPasses:
     return FusedPasses(path)
+
+
+@functools.cache
+def _unkept(compiler: str) -> FusedPasses:
+    with tempfile.TemporaryDirectory(prefix="iec-") as folder, stage("compiling the fused passes", 1) as advance:
+        path = Path(folder) / "passes.so"
+        _compile(compiler, path)
+        advance()
+        return FusedPasses(path)  # which, once loaded, needs no file
 
 
 def _compile(compiler: str, path: Path) -> None:

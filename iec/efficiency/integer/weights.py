@@ -1,4 +1,4 @@
-"""Weights as 8-bit integers, with an offset for each output channel where their grid is no 8-bit one."""
+"""Weights as 8-bit integers, with an offset for each output channel where their grid is no 8-bit one; and as they are stored."""
 
 from dataclasses import dataclass
 
@@ -7,6 +7,8 @@ from torch import Tensor
 
 SMALLEST, LARGEST = -128, 127
 """Of an 8-bit weight."""
+NIBBLE = 4
+"""Bits of half a byte: weights of as many or fewer are stored two a byte, others one a byte."""
 
 
 @dataclass(frozen=True)
@@ -32,3 +34,28 @@ class IntegerWeight:
         offset = torch.where((low >= SMALLEST) & (high <= LARGEST), 0, low - SMALLEST)
         codes = (k - offset.view(-1, *[1] * (k.ndim - 1))).to(torch.int8)
         return cls(codes, offset.to(torch.int32) if bool(offset.any()) else None, delta.clone())
+
+
+def packed_shape(shape: torch.Size, bits: int) -> torch.Size:
+    """Of what `pack` gives for q of ``shape``."""
+    return torch.Size([(shape.numel() + 1) // 2]) if bits <= NIBBLE else shape
+
+
+def pack(q: Tensor, bits: int) -> Tensor:
+    """q = 0 .. 2^bits - 1 of any shape, as uint8: of 4 bits or fewer [ceil(n / 2)], the first of two in the low half; of more bits
+    in q's shape.
+    """
+    q = q.to(torch.uint8)
+    if bits > NIBBLE:
+        return q
+    flat = q.flatten()
+    flat = torch.cat([flat, flat.new_zeros(len(flat) % 2)])
+    return flat[::2] | flat[1::2] << NIBBLE
+
+
+def unpack(packed: Tensor, shape: torch.Size, bits: int) -> Tensor:
+    """What `pack` was given, uint8, of ``shape``."""
+    if bits > NIBBLE:
+        return packed.view(shape)
+    halves = torch.stack([packed & (1 << NIBBLE) - 1, packed >> NIBBLE], dim=1)
+    return halves.flatten()[: shape.numel()].view(shape)

@@ -23,6 +23,11 @@ class SealedLayer(nn.Module):
 
     name: str
 
+    @property
+    def stored_bytes(self) -> int:
+        """Of the weight with its scales, and of the bias, where they are kept on disk."""
+        raise NotImplementedError
+
     def __getattr__(self, name: str) -> Any:
         if name in ("weight", "bias"):
             raise NoWeightError(
@@ -62,20 +67,8 @@ class QuantLayer(SealedLayer, Float32Scales):
         super().__init__()
         self.layer, self.name, self.context, self.split = layer, name, context, split
         self.weight_bits, self.activation_bits = config.bits_of(name)
-        edges = [0, layer.weight.shape[1]] if split is None else [0, split, layer.weight.shape[1]]
-        self.parts = [slice(a, b) for a, b in pairwise(edges)]  # of the input channels
-        labels = ["input"] if split is None else ["input[h]", "input[skip]"]
-        self.inputs = nn.ModuleList(
-            ActivationQuantizer(
-                f"{name}.{label}",
-                self.activation_bits,
-                config,
-                context,
-                part.stop - part.start if config.activation_granularity == "channel" else None,
-            )
-            for label, part in zip(labels, self.parts, strict=True)
-            if self.activation_bits != OFF
-        )
+        self.parts = parts_of(layer, split)
+        self.inputs = input_quantizers(name, config, context, self.parts)
         found = [self._search(layer.weight[:, part], config) for part in self.parts]
         self.register_buffer("weight_delta", torch.stack([delta for delta, _ in found]))
         self.register_buffer("weight_zero_point", torch.stack([zero_point for _, zero_point in found]))
@@ -86,6 +79,14 @@ class QuantLayer(SealedLayer, Float32Scales):
         self.learning: LearnedRounding | None = None
         self.refresh()
         self.register_load_state_dict_post_hook(lambda module, _: module.refresh())
+
+    @property
+    def stored_bytes(self) -> int:
+        """With the weight at its bits, a float32 delta and an int32 z per channel and part."""
+        weight, bias = self.layer.weight, 0 if self.layer.bias is None else self.layer.bias.nbytes
+        if self.weight_bits == OFF:
+            return weight.nbytes + bias
+        return (weight.numel() * self.weight_bits + 7) // 8 + self.weight_delta.numel() * 8 + bias
 
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = self.operands()
@@ -187,3 +188,20 @@ class QuantLayer(SealedLayer, Float32Scales):
         for quantizer, part in zip(self.inputs, self.parts, strict=True):
             quantizer(x[:, part], out=out[:, part])
         return out.to(x.dtype)
+
+
+def parts_of(layer: nn.Conv2d | nn.Linear, split: int | None) -> list[slice]:
+    """Of the input channels: the whole, or those before and after ``split``."""
+    edges = [0, layer.weight.shape[1]] if split is None else [0, split, layer.weight.shape[1]]
+    return [slice(a, b) for a, b in pairwise(edges)]
+
+
+def input_quantizers(name: str, config: PTQConfig, context: StepContext, parts: list[slice]) -> nn.ModuleList:
+    """An `ActivationQuantizer` for each part of the input of the layer ``name``; none if its activations stay float."""
+    labels, bits = ["input"] if len(parts) == 1 else ["input[h]", "input[skip]"], config.bits_of(name)[1]
+    channels = [part.stop - part.start if config.activation_granularity == "channel" else None for part in parts]
+    if bits == OFF:
+        return nn.ModuleList()
+    return nn.ModuleList(
+        ActivationQuantizer(f"{name}.{label}", bits, config, context, count) for label, count in zip(labels, channels, strict=True)
+    )

@@ -1,14 +1,15 @@
 """A diffusers UNet with every convolution, linear layer and attention product fake-quantized."""
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from iec.efficiency.quantization.attention import QuantAttnProcessor, require_supported
-from iec.efficiency.quantization.config import OFF, PTQConfig
-from iec.efficiency.quantization.layers import QuantLayer
+from iec.efficiency.quantization.config import PTQConfig
+from iec.efficiency.quantization.layers import QuantLayer, SealedLayer
 from iec.efficiency.quantization.steps import ActivationQuantizer, StepContext
 from iec.errors import ConfigError
 from iec.models.unet import UNetNetwork, parameter_bytes
@@ -58,9 +59,20 @@ def quantize_unet(unet: nn.Module, config: PTQConfig, num_steps: int) -> Quantiz
     beside the quantized ones, for calibration. Choose dtype and device before: scales are kept in float32. Raises
     `ConfigError` for a UNet with layers that are none of these.
     """
+    return with_layers(copy.deepcopy(unet), config, num_steps, QuantLayer)
+
+
+LayerMaker = Callable[[nn.Conv2d | nn.Linear, str, PTQConfig, StepContext, int | None], SealedLayer]
+"""From a layer, its name, the config, what all layers share, and where its input is split."""
+
+
+def with_layers(unet: nn.Module, config: PTQConfig, num_steps: int, make: LayerMaker) -> QuantizedUNet:
+    """``unet``, in place, with every Conv2d and Linear replaced by what ``make`` makes of it, and with quantized attention. Raises
+    `ConfigError` as `quantize_unet` does.
+    """
     from diffusers.models.attention_processor import Attention
 
-    unet = copy.deepcopy(unet).eval().requires_grad_(False)
+    unet = unet.eval().requires_grad_(False)
     context = StepContext(num_steps)
     splits = skip_splits(unet) if config.split_skips else {}
     for name, module in list(unet.named_modules()):
@@ -69,11 +81,11 @@ def quantize_unet(unet: nn.Module, config: PTQConfig, num_steps: int) -> Quantiz
             module.set_processor(QuantAttnProcessor(name, config, context))  # type: ignore[arg-type]  # a stub names one class
         elif isinstance(module, _ConvNd) and not isinstance(module, nn.Conv2d):
             raise ConfigError(f"{name} is a {type(module).__name__}; only Conv2d and Linear layers can be quantized.")
-    replaced: dict[nn.Module, QuantLayer] = {}  # one layer can have two names
+    replaced: dict[nn.Module, SealedLayer] = {}  # one layer can have two names
     for name, module in list(unet.named_modules(remove_duplicate=False)):
         if isinstance(module, nn.Conv2d | nn.Linear):
             if module not in replaced:
-                replaced[module] = QuantLayer(module, name, config, context, splits.get(name))
+                replaced[module] = make(module, name, config, context, splits.get(name))
             parent, _, child = name.rpartition(".")
             setattr(unet.get_submodule(parent), child, replaced[module])
     quantized = QuantizedUNet(unet, config, context)
@@ -109,16 +121,12 @@ def skip_splits(unet: Any) -> dict[str, int]:
 
 def weight_bytes(quantized: QuantizedUNet) -> int:
     """Bytes that all weights of the network need: quantized ones at their bits with a float32 delta and an int32 z per channel
-    and part, everything else (biases, norms, embeddings) as it is stored. Activation scales are not counted.
+    and part (on integers: in 4 bits, or in 8 bits), everything else (biases, norms, embeddings) as it is stored. Activation scales
+    are not counted.
     """
-    layers = quantized.layers().values()
-    total = parameter_bytes(quantized)
-    for layer in layers:
-        if layer.weight_bits != OFF:
-            weight = layer.layer.weight
-            total -= weight.numel() * weight.element_size()
-            total += (weight.numel() * layer.weight_bits + 7) // 8 + layer.weight_delta.numel() * 8
-    return total
+    layers = [module for module in quantized.modules() if isinstance(module, SealedLayer)]
+    own = sum(parameter_bytes(layer) for layer in layers)
+    return parameter_bytes(quantized) - own + sum(layer.stored_bytes for layer in layers)
 
 
 def describe(quantized: QuantizedUNet) -> str:

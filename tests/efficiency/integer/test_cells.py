@@ -2,9 +2,15 @@
 
 import numpy as np
 import pytest
+import torch
 
+import iec
+from iec.efficiency import prepare as preparation
+from iec.efficiency import techniques
+from iec.errors import ConfigError
 from iec.runs.runner import run_cell
 from iec.runs.sampling import prepare
+from iec.sampling.network import Step
 
 SMALL = ("sampler.steps=5", "num_images=3", "batch_size=3", "metrics=none", "processes=1", "trace_images=3")
 QUICK = ("efficiency.calibration_images=2", "efficiency.scale_rule=max")
@@ -45,3 +51,41 @@ def test_a_run_releases_the_float_weights(make_cell, tmp_path):
     assert prepared.own_weights
     assert {p.data_ptr() for p in model.unet.parameters()}.isdisjoint(p.data_ptr() for p in prepared.network.quantized.parameters())
     assert sum(p.numel() for p in prepared.network.quantized.parameters()) < 0.01 * sum(p.numel() for p in model.unet.parameters())
+
+
+def refuse(*_, **__):
+    raise AssertionError("not needed: the integers are stored")
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("options", [("efficiency=w4a8", *QUICK), CACHEQUANT], ids=lambda options: options[0])
+def test_a_later_process_reads_the_integers_and_makes_no_simulated_network(make_cell, tmp_path, monkeypatch, options):
+    cell = make_cell("sampler.steps=3", *options, "efficiency.kernels=int8_unfused")
+    model, table = cell.model.load("cpu"), cell.sampler.timetable
+    x = torch.randn(1, *model.card.shape)
+
+    def later():
+        prepared = cell.technique.prepare(model, table, tmp_path)
+        return prepared, prepared.network(x, Step(0, table.pairs[0][0])).eps
+
+    first, expected = later()
+    monkeypatch.setattr(preparation, "quantize_unet", refuse)
+    monkeypatch.setattr(techniques, "prepare_cachequant", refuse)
+    second, eps = later()
+    assert torch.equal(eps, expected)
+    assert (second.cost, second.refresh) == (first.cost, first.refresh)
+    assert len([path for path in tmp_path.iterdir() if path.name.startswith("integers-")]) == 1
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_the_library_quantizes_on_integers_with_and_without_a_folder(tmp_path):
+    model = iec.load_model("ddim_fashion_small", device="cpu")
+    table = iec.Timetable.spaced("quad", 3, model.card.schedule)
+    config = iec.PTQConfig(calibration_images=2, scale_rule="max", weight_bits=4)
+    x, step = torch.randn(2, *model.card.shape), Step(0, table.pairs[0][0])
+    stored = iec.quantize(model, config, table, artifacts=tmp_path, kernels="int8")
+    assert torch.equal(iec.quantize(model, config, table, kernels="int8")(x, step).eps, stored(x, step).eps)
+    refused = {"weight_bits=16 has no form": ("int8", iec.PTQConfig(weight_bits=16)), "choose simulated": ("int4", config)}
+    for message, (kernels, unfit) in refused.items():
+        with pytest.raises(ConfigError, match=message):
+            iec.quantize(model, unfit, table, kernels=kernels)
