@@ -15,7 +15,7 @@ from iec.models.unet import UNetNetwork
 from iec.pipelines import unet as unet_module
 from iec.pipelines.apply import apply, remove
 from iec.pipelines.scheduler import IECScheduler
-from iec.sampling.correction import Correction, keep
+from iec.sampling.correction import Correction, kept
 from iec.sampling.ddim import Sampler
 from iec.sampling.network import FeatureCache, Prediction, Step
 from iec.sampling.placement import Placement
@@ -132,7 +132,7 @@ def test_converged_images_keep_their_feature_as_in_our_sampler(pipe, request, mo
     """At the first tolerance at which one image of the batch converges before the other."""
     kind, masks = request.node.callspec.params["pipe"], []
     cut = 0 if kind == "Stable Diffusion" else 1
-    monkeypatch.setattr(unet_module, "keep", lambda frozen, *values: masks.append(frozen) or keep(frozen, *values))
+    monkeypatch.setattr(unet_module, "kept", lambda frozen, *caches: masks.append(frozen) or kept(frozen, *caches))
     for tolerance in torch.logspace(-2, 2, 60).tolist():
         correction = Correction(3, tolerance=tolerance)
         with apply(pipe, correction=correction, placement=ALL, cache=CachingConfig(3, cut=cut)):
