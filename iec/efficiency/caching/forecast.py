@@ -80,8 +80,8 @@ class Forecast:
         return 0
 
     def feature(self, cache: FeatureCache, step: Step, probe: Tensor | None) -> Tensor:
-        """F [B, C, h, w] for a cached call at ``step``. probe: the skip tensor of the cut in this call,
-        [B, C', h, w], where it is needed.
+        """F [B, C, h, w] for a cached call at ``step``. probe: the skip tensor of the cut in this call, [B, C', h, w], where it is
+        needed.
 
         An image's feature depends on this image alone.
         """
