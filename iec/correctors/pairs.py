@@ -15,7 +15,7 @@ from iec.io.artifacts import artifact_path, cached
 from iec.io.progress import stage
 from iec.sampling.corrector import Corrector
 from iec.sampling.ddim import Sampler
-from iec.sampling.network import FeatureCache, Network, Step
+from iec.sampling.network import FeatureCache, Network, Step, renewed
 from iec.sampling.noise import Noise
 from iec.sampling.timetable import Timetable
 
@@ -127,12 +127,11 @@ class PairedRuns:
             yield _Batch(noise, self.cond(indices), noise.initial(self.sampler.dtype, self.device))
 
     def _pair(self, i: int, batch: _Batch) -> tuple[Tensor, Tensor]:
-        """(e, f) at the batch's state, [B, C, H, W]; keeps the feature of a full call."""
+        """(e, f) at the batch's state, [B, C, H, W]; renews its cache."""
         t = self.sampler.timetable.pairs[i][0]
         step = Step(i, t, self.sampler.mode(i))
         prediction = self.network(batch.x, step, batch.cond, batch.cache)
-        if prediction.feature is not None:
-            batch.cache = FeatureCache(prediction.feature, step)
+        batch.cache = renewed(batch.cache, prediction, step)
         return prediction.eps, self.reference(batch.x, Step(i, t), batch.cond).eps
 
     def _next(self, i: int, batch: _Batch, eps: Tensor) -> Tensor:

@@ -6,12 +6,14 @@ float), the convention of quantization papers: a W8A8 call has 1/16 of the BOPs 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from iec.efficiency.caching.cut import Kind
+from iec.efficiency.caching.cut import Cut, Kind, find_cut
+from iec.efficiency.caching.forecast import REUSE, Forecast
 from iec.efficiency.caching.network import CachedUNetNetwork
 from iec.efficiency.quantization import PTQConfig
 from iec.models.unet import UNetNetwork
@@ -39,11 +41,14 @@ class CallCost:
 
 @dataclass(frozen=True)
 class Cost:
-    """weight_bytes: of all weights, stored at their bits. full, cached: of a call on one image; None without caching."""
+    """weight_bytes: of all weights, stored at their bits. full, cached: of a call on one image; None without caching. cache_bytes:
+    what the sampling loop stores of one image between calls, features and probes; None where it is not known.
+    """
 
     weight_bytes: int
     full: CallCost
     cached: CallCost | None = None
+    cache_bytes: int | None = None
 
     def per_image(self, calls: Mapping[str, float]) -> CallCost:
         """Of a whole image, from the measured calls by kind (the fields of `iec.sampling.network.Calls`)."""
@@ -74,10 +79,12 @@ def network_cost(
     cut: int | Kind | None = None,
     config: PTQConfig = FLOAT,
     branches: int = 1,
+    forecast: Forecast = REUSE,
 ) -> Cost:
     """The cost of ``unet`` quantized as ``config`` says and cached at ``cut``; arguments as of `operations`.
 
-    branches: how often an image goes through the UNet, 2 under guidance.
+    branches: how often an image goes through the UNet, 2 under guidance. forecast: how many features the loop has to store. (The
+    weighted sum of them, in cached calls, is no product of layers and is not counted.)
     """
 
     def total(calls: list[Operation]) -> CallCost:
@@ -85,7 +92,16 @@ def network_cost(
         return CallCost(sum(o.macs for o in calls), sum(o.macs * a * b for o, (a, b) in zip(calls, bits, strict=True))) * branches
 
     full, cached = operations(unet, shape, cond, cut)
-    return Cost(weight_bytes, total(full), None if cut is None else total(cached))
+    if cut is None:
+        return Cost(weight_bytes, total(full))
+    stored = stored_values(find_cut(unet, cut), shape, forecast) * branches * unet.dtype.itemsize
+    return Cost(weight_bytes, total(full), total(cached), stored)
+
+
+def stored_values(cut: Cut, shape: tuple[int, ...], forecast: Forecast) -> int:
+    """Numbers that the sampling loop stores of one image of ``shape`` (C, H, W) between calls."""
+    channels = cut.channels + (cut.skip_channels if forecast.needs_probe else 0)
+    return (forecast.history + 1) * channels * prod(-(-size // cut.factor) for size in shape[1:])
 
 
 def operations(

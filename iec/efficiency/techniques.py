@@ -12,6 +12,7 @@ from iec.efficiency.cachequant import CacheQuant as CalibratedCacheQuant
 from iec.efficiency.cachequant import CacheQuantConfig, CacheTables, CorrectedCacheNetwork, prepare_cachequant
 from iec.efficiency.caching import CachedUNetNetwork, Kind, find_cut
 from iec.efficiency.caching.config import CachingConfig
+from iec.efficiency.caching.forecast import REUSE, Forecast
 from iec.efficiency.cost import FLOAT, CallCost, Cost, network_cost
 from iec.efficiency.integer import ARITHMETIC, KIND, integer_tensors, require_kernels, require_machine, stored_network, with_kernels
 from iec.efficiency.prepare import CALIBRATION_SEED, calibration_fingerprint, float_batch, model_fingerprint, quantize
@@ -24,14 +25,21 @@ from iec.models import Card, Model
 from iec.models.cards import require_unet
 from iec.models.ideal import IdealNetwork
 from iec.models.unet import parameter_bytes
+from iec.sampling.ddim import Sampler
 from iec.sampling.solver import Solver
 from iec.sampling.timetable import Timetable
 
 
-def model_cost(model: Model, weight_bytes: int, cut: int | Kind | None = None, config: PTQConfig = FLOAT) -> Cost:
+def model_cost(
+    model: Model,
+    weight_bytes: int,
+    cut: int | Kind | None = None,
+    config: PTQConfig = FLOAT,
+    forecast: Forecast = REUSE,
+) -> Cost:
     """Of network calls on an image of the model; under guidance both branches count."""
     cond = None if model.card.tokens is None else torch.empty(1, *model.card.tokens)
-    return network_cost(model.unet, model.card.shape, weight_bytes, cond, cut, config, branches=model.branches)
+    return network_cost(model.unet, model.card.shape, weight_bytes, cond, cut, config, model.branches, forecast)
 
 
 def ideal_cost(network: IdealNetwork) -> Cost:
@@ -103,7 +111,7 @@ class PTQ(Quantizing):
 
 @dataclass(frozen=True)
 class DeepCache(CachingConfig, Technique):
-    """DeepCache (arXiv 2312.00858): steps between two refreshes reuse the deep feature of the last full call."""
+    """DeepCache (arXiv 2312.00858): steps between two refreshes reuse the deep feature of the last full call, or forecast it."""
 
     def check(self, card: Card, skeleton: Callable[[], nn.Module], sampler: Solver) -> None:
         find_cut(skeleton(), self.cut_of(card))
@@ -113,12 +121,14 @@ class DeepCache(CachingConfig, Technique):
 
     def prepare(self, model: Model, table: Timetable, artifacts: Path) -> Prepared:
         cut = self.cut_of(model.card)
-        cost = model_cost(model, parameter_bytes(model.unet), cut=cut)
-        return Prepared(CachedUNetNetwork(model.unet, cut), cost)
+        forecast = self.forecast_of(table.abar_t)
+        cost = model_cost(model, parameter_bytes(model.unet), cut, forecast=forecast)
+        return Prepared(CachedUNetNetwork(model.unet, cut, forecast), cost)
 
     def identity(self, card: Card, num_steps: int) -> dict[str, Any]:
         """By the refresh steps, however they were found."""
-        return {"technique": "deepcache", "refresh": sorted(self.refresh(num_steps)), "cut": self.cut_of(card)}
+        refresh = sorted(self.refresh(num_steps))
+        return {"technique": "deepcache", "refresh": refresh, "cut": self.cut_of(card), **self.forecast_identity()}
 
 
 @dataclass(frozen=True)
@@ -160,6 +170,11 @@ class CacheQuant(CachingConfig, Quantizing):
                 "iec.cached_steps=full makes full calls at cached steps, and CacheQuant calibrates those steps for cached calls "
                 "only: the deep layers have no activation scales there. Use iec.cached_steps=cached, or skip."
             )
+        if self.forecasts and isinstance(sampler, Sampler) and any(sampler.corrector.restarts(i, sampler) for i in range(steps)):
+            raise ConfigError(
+                "corrector=restart goes back to a refresh step without the features before it, and CacheQuant calibrates what is "
+                "forecast from them. Use efficiency.forecast=none, or another corrector."
+            )
 
     def refresh(self, num_steps: int) -> frozenset[int] | None:
         return None if self.refresh_found_by_prepare else self.steps_of(num_steps)
@@ -167,8 +182,9 @@ class CacheQuant(CachingConfig, Quantizing):
     def prepare(self, model: Model, table: Timetable, artifacts: Path) -> Prepared:
         cut = self.cut_of(model.card)
         quantized, tables = self._quantized(model, table, artifacts)
-        cost = model_cost(model, weight_bytes(quantized), cut, self.ptq)
-        network = QuantizedNetwork(quantized, CorrectedCacheNetwork(CachedUNetNetwork(quantized.unet, cut), tables))
+        forecast = self.forecast_of(table.abar_t)
+        cost = model_cost(model, weight_bytes(quantized), cut, self.ptq, forecast)
+        network = QuantizedNetwork(quantized, CorrectedCacheNetwork(CachedUNetNetwork(quantized.unet, cut, forecast), tables))
         return Prepared(network, cost, tables.refresh if self.refresh_found_by_prepare else None, own_weights=True)
 
     def identity(self, card: Card, num_steps: int) -> dict[str, Any]:
@@ -210,5 +226,6 @@ class CacheQuant(CachingConfig, Quantizing):
         )
 
     def _config(self, cut: int | Kind, refresh: frozenset[int] | None) -> CacheQuantConfig:
-        own = {f.name: getattr(self, f.name) for f in fields(CacheQuantConfig) if f.name not in ("cut", "ptq", "refresh")}
-        return CacheQuantConfig(cut=cut, ptq=self.ptq, refresh=refresh, **own)
+        parts = ("cut", "ptq", "refresh", "forecast")
+        own = {f.name: getattr(self, f.name) for f in fields(CacheQuantConfig) if f.name not in parts}
+        return CacheQuantConfig(cut=cut, ptq=self.ptq, refresh=refresh, forecast=self.forecast_config(), **own)

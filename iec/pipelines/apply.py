@@ -13,6 +13,8 @@ from torch import nn
 
 from iec.efficiency.caching import CachedUNetNetwork, Kind, find_cut
 from iec.efficiency.caching.config import SCHEDULES, CachingConfig
+from iec.efficiency.caching.forecast import Forecast
+from iec.efficiency.caching.forecast_config import ForecastConfig
 from iec.efficiency.integer import require_kernels, require_machine, with_kernels
 from iec.efficiency.quantization import CalibrationCall, PTQConfig, QuantizedUNet, calibrate, quantize_unet, reconstruct
 from iec.errors import ConfigError
@@ -75,7 +77,7 @@ def apply(
       its own correction and placement stay.
     * cache: the interval counts sampling steps; calls that corrections and guidance add do not count. A correction at a refresh
       step runs the full network, and ``correction.cache_from`` says whose feature is stored. ``placement.cached_steps`` says what
-      happens at cached steps. cut None: ``latent`` for a pipeline with a VAE, else ``pixel``.
+      happens at cached steps. cut None: ``latent`` for a pipeline with a VAE, else ``pixel``. Features are reused or forecast.
     * quantize: the activation scales of each step are calibrated on a run of the pipeline itself, in float, without corrections,
       with the cache if there is one: ``pipe(**calibration)``, e.g. ``{"prompt": [..], "generator":
       torch.Generator().manual_seed(0), "num_inference_steps": 50}``. This run has to call the UNet on ``calibration_images``
@@ -113,17 +115,19 @@ def apply(
             "cached_steps='full' makes full calls at cached steps, for which the deep layers of a quantized network are not "
             "calibrated. Use cached_steps='cached' or 'skip'."
         )
-    cache_from = (correction or Correction()).cache_from
+    forecast, cache_from = cache or ForecastConfig(), (correction or Correction()).cache_from
     undo: list[Callable[[], object]] = [restorer(unet)]
     try:
         if quantize is None or calibration is None:
-            forward = Forward(unet, scheduler, cut, cache_from)
+            forward = Forward(unet, scheduler, cut, forecast, cache_from)
         else:
             require_machine(kernels, next(unet.parameters()).device, None)
-            calls = _record(pipe, unet, scheduler, cut, quantize, calibration)
-            quantized = with_kernels(_calibrated(unet, quantize, cut, calls), kernels, None)
+            calls = _record(pipe, unet, scheduler, cut, forecast, quantize, calibration)
+            timesteps = tuple(call.step.timestep for call in calls)
+            calibrated = _calibrated(unet, quantize, cut, forecast.forecast_of(scheduler.abar(timesteps)), calls)
+            quantized = with_kernels(calibrated, kernels, None)
             copy = QuantizedCopy(unet, quantized.unet)
-            forward = Forward(quantized.unet, scheduler, cut, cache_from, quantized, copy, tuple(c.step.timestep for c in calls))
+            forward = Forward(quantized.unet, scheduler, cut, forecast, cache_from, quantized, copy, timesteps)
     except BaseException:
         undo.pop()()
         raise
@@ -167,7 +171,13 @@ def _cut(pipe: Any, unet: nn.Module, cache: CachingConfig) -> int:
 
 
 def _record(
-    pipe: Any, unet: nn.Module, scheduler: IECScheduler, cut: int | None, config: PTQConfig, calibration: Mapping[str, Any]
+    pipe: Any,
+    unet: nn.Module,
+    scheduler: IECScheduler,
+    cut: int | None,
+    forecast: ForecastConfig,
+    config: PTQConfig,
+    calibration: Mapping[str, Any],
 ) -> list[CalibrationCall]:
     """The calls of a float run of the pipeline, without corrections."""
     calls: list[CalibrationCall] = []
@@ -188,15 +198,17 @@ def _record(
 
     plain = IECScheduler.from_config(scheduler.config, placement="none", fraction=None, count=None, steps=None)
     plain.refresh_of = scheduler.refresh_of
-    with _exchange(pipe, plain, Forward(unet, plain, cut, record=record), []):
+    with _exchange(pipe, plain, Forward(unet, plain, cut, forecast, record=record), []):
         pipe(**calibration)
     return calls
 
 
-def _calibrated(unet: nn.Module, config: PTQConfig, cut: int | None, calls: list[CalibrationCall]) -> QuantizedUNet:
+def _calibrated(
+    unet: nn.Module, config: PTQConfig, cut: int | None, forecast: Forecast, calls: list[CalibrationCall]
+) -> QuantizedUNet:
     quantized = quantize_unet(unet, config, len(calls))
     share_hooks(unet, quantized.unet, inner=True)  # those of the whole UNet have acted on what was recorded
-    network: Network = UNetNetwork(quantized.unet) if cut is None else CachedUNetNetwork(quantized.unet, cut)
+    network: Network = UNetNetwork(quantized.unet) if cut is None else CachedUNetNetwork(quantized.unet, cut, forecast)
     with reported("calibrating") as report:
         calibrate(quantized, network, calls, report)
     if config.reconstruct != "none":

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler, DDIMSchedulerOutput
@@ -152,6 +153,10 @@ class IECScheduler(DDIMScheduler):
         self.num_inference_steps: Any = len(table)
         self.order = self.run.order
         self.position, self._pending = None, None
+
+    def abar(self, timesteps: Sequence[int]) -> np.ndarray:
+        """abar at each, float64."""
+        return self.alphas_cumprod[list(timesteps)].double().cpu().numpy()
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """For pipelines that run ``timesteps[begin_index:]`` only. Raises `ConfigError` where that is not what they mean."""

@@ -13,20 +13,21 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import Tensor, nn
 
 from iec.efficiency.caching import CachedUNetNetwork
+from iec.efficiency.caching.forecast_config import ForecastConfig
 from iec.efficiency.quantization import CalibrationCall, QuantizedUNet
 from iec.errors import ConfigError
 from iec.pipelines.copies import QuantizedCopy
 from iec.pipelines.scheduler import IECScheduler, Run
 from iec.pipelines.wrappers import require_called, require_uncompiled
-from iec.sampling.correction import keep
-from iec.sampling.network import FeatureCache, Step
+from iec.sampling.correction import kept
+from iec.sampling.network import FeatureCache, Step, renewed
 
 
 class Forward:
     """The ``forward`` of a pipeline's UNet: asks the scheduler which step and correction a call belongs to.
 
-    The feature of the last refresh lives from there to the end of the run, and is forgotten when the next one is laid out. Where
-    the batch changes in between (guidance switched off), it is computed anew. Nothing is computed if somebody else's hook or
+    The features of the last refreshes live from there to the end of the run, and are forgotten when the next one is laid out. Where
+    the batch changes in between (guidance switched off), they begin anew. Nothing is computed if somebody else's hook or
     switch on the UNet would be passed over: `require_called`, `QuantizedCopy.require_unchanged`.
     """
 
@@ -35,6 +36,7 @@ class Forward:
         unet: nn.Module,
         scheduler: IECScheduler,
         cut: int | None,
+        forecast: ForecastConfig,
         cache_from: str = "last",
         quantized: QuantizedUNet | None = None,
         copy: QuantizedCopy | None = None,
@@ -42,7 +44,7 @@ class Forward:
         record: Callable[[CalibrationCall], None] | None = None,
     ) -> None:
         self.conditional = isinstance(unet, UNet2DConditionModel)
-        self.unet, self.scheduler, self.cut, self.cache_from = unet, scheduler, cut, cache_from
+        self.unet, self.scheduler, self.cut, self.forecast, self.cache_from = unet, scheduler, cut, forecast, cache_from
         self.quantized, self.copy, self.timesteps, self.record = quantized, copy, timesteps, record
         # of diffusers, also where a subclass hides it
         self.signature = inspect.signature((UNet2DConditionModel if self.conditional else UNet2DModel).forward)
@@ -94,7 +96,7 @@ class Forward:
                 )
             self.run, self.position, self.cache = run, None, None
             # made here, since the pipeline may have changed its device or dtype
-            self.network = None if self.cut is None else CachedUNetNetwork(self.unet, self.cut)
+            self.network = None if self.cut is None else self._network(self.cut, run)
         if self.position == self.scheduler.position and self.cut is not None:
             raise ConfigError(
                 "The UNet was called twice within one call of the scheduler (guidance as two calls, or another scheduler): the "
@@ -104,27 +106,30 @@ class Forward:
         return step
 
     def _cached(self, network: CachedUNetNetwork, x: Tensor, step: Step, cond: Tensor | None) -> Tensor:
-        if step.mode == "cached" and self.cache is not None and len(self.cache.feature) != len(x):
-            if self.quantized is not None:
+        if self.cache is not None and len(self.cache.feature) != len(x):
+            if self.quantized is not None and step.mode == "cached":
                 raise ConfigError(
                     f"The UNet is called on {len(x)} images, and the cached feature is of {len(self.cache.feature)} (guidance "
                     "switched off in mid-run?). The deep layers are not calibrated for this step: switch it at a refresh step, or "
                     "leave quantization out, which refreshes here."
                 )
-            step = replace(step, mode="full")
+            step, self.cache = replace(step, mode="full"), None
         prediction = network(x, step, cond, self.cache)
-        if prediction.feature is not None and (step.correction == 0 or self.cache_from == "last"):
-            self.cache = FeatureCache(self._kept(prediction.feature), step)
+        if step.correction == 0 or self.cache_from == "last":
+            self.cache = self._kept(renewed(self.cache, prediction, step))
         if self.run is not None and self.position == len(self.run.calls) - 1:  # nobody reuses it
             self.cache = None
         return prediction.eps
 
-    def _kept(self, feature: Tensor) -> Tensor:
-        """``feature``; for images that converged earlier in this step the one from before they did, as in `iec.Sampler`."""
+    def _kept(self, cache: FeatureCache | None) -> FeatureCache | None:
+        """``cache``; for images that converged earlier in this step with what was stored before they did, as in `iec.Sampler`."""
         frozen = self.scheduler.frozen
-        if frozen is None or self.cache is None or not bool(frozen.any()):
-            return feature
-        return keep(frozen.repeat(len(feature) // len(frozen)), self.cache.feature, feature)  # under guidance: both branches
+        if frozen is None or cache is None or not bool(frozen.any()):
+            return cache
+        return kept(frozen.repeat(len(cache.feature) // len(frozen)), self.cache, cache)  # under guidance: both branches
+
+    def _network(self, cut: int, run: Run) -> CachedUNetNetwork:
+        return CachedUNetNetwork(self.unet, cut, self.forecast.forecast_of(self.scheduler.abar([t for t, _ in run.pairs])))
 
 
 def _require_plain_call(given: Mapping[str, Any]) -> None:

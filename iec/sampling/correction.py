@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from iec.errors import ConfigError
+from iec.sampling.network import FeatureCache
 
 PRESETS = ("paper", "official_ddpm", "official_latent")
 
@@ -136,3 +137,11 @@ def none_frozen(y: Tensor) -> Tensor:
 def keep(frozen: Tensor, old: Tensor, new: Tensor) -> Tensor:
     """[B, ...]: old for the frozen images [B], new for the others."""
     return torch.where(frozen.view(-1, *[1] * (new.ndim - 1)), old, new)
+
+
+def kept(frozen: Tensor, old: FeatureCache | None, new: FeatureCache | None) -> FeatureCache | None:
+    """The cache after a correction: what was stored of the frozen images [B] before it, and what is new of the others."""
+    if old is None or new is None or new is old:
+        return new
+    probe = new.probe if old.probe is None or new.probe is None else keep(frozen, old.probe, new.probe)
+    return replace(new, feature=keep(frozen, old.feature, new.feature), probe=probe)

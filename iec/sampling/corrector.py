@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -100,9 +101,14 @@ def predict(
     order, parts = [], []
     for t in timesteps.unique().tolist():
         images = (timesteps == t).nonzero().flatten()
-        own = None if cache is None else FeatureCache(cache.feature[images], cache.step)
+        own = None if cache is None else cache.changed(itemgetter(images))
         parts.append(network(x[images], replace(step, timestep=t), None if cond is None else cond[images], own))
         order.append(images)
     back = torch.cat(order).argsort()
-    features = [part.feature for part in parts if part.feature is not None]
-    return Prediction(torch.cat([part.eps for part in parts])[back], torch.cat(features)[back] if features else None)
+
+    def joined(of_parts: list[Tensor | None]) -> Tensor | None:
+        made = [value for value in of_parts if value is not None]
+        return torch.cat(made)[back] if made else None
+
+    eps = torch.cat([part.eps for part in parts])[back]
+    return Prediction(eps, joined([p.feature for p in parts]), joined([p.probe for p in parts]), parts[0].history)

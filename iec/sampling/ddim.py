@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from iec.errors import ConfigError
-from iec.sampling.correction import Correction, keep, none_frozen, renormed, update
+from iec.sampling.correction import Correction, kept, none_frozen, renormed, update
 from iec.sampling.corrector import NO_CORRECTOR, Corrector, Taken, predict
-from iec.sampling.network import FeatureCache, Mode, Network, Step, require_finite
+from iec.sampling.network import FeatureCache, Mode, Network, Step, renewed, require_finite
 from iec.sampling.noise import Noise
 from iec.sampling.placement import Placement
 from iec.sampling.solver import Solver
@@ -99,11 +99,11 @@ class Sampler(Solver):
         corrector = NO_CORRECTOR if table.is_noop(i) else self.corrector
         timesteps, scale = corrector.timestep(x, ordinary, table), float(table.B[i]) / self.epsilon_scale
 
-        def evaluate(y: Tensor, step: Step, told: int | Tensor) -> tuple[Tensor, Tensor | None]:
+        def evaluate(y: Tensor, step: Step, told: int | Tensor) -> tuple[Tensor, FeatureCache | None]:
             prediction = predict(network, y, step, told, cond, carried.cache)
-            return corrector.eps(prediction.eps.to(x.dtype), step, table), prediction.feature
+            return corrector.eps(prediction.eps.to(x.dtype), step, table), renewed(carried.cache, prediction, ordinary)
 
-        eps, feature = evaluate(x, ordinary, timesteps)
+        eps, cache = evaluate(x, ordinary, timesteps)
         x = corrector.before(x, eps, ordinary, table, carried.last)
         fixed = float(table.A[i]) * x  # all of the update that the network has no part in
         if table.sigma[i] > 0:
@@ -113,15 +113,14 @@ class Sampler(Solver):
         for again in self._corrections(ordinary):
             eps, newer = evaluate(y, again, timesteps if self.correction.evaluate_at == "t" else again.timestep)
             target = moved(fixed, scale, eps, again)
-            if newer is not None and self.correction.cache_from == "last":
-                feature = newer if feature is None else keep(frozen, feature, newer)
+            if self.correction.cache_from == "last":
+                cache = kept(frozen, cache, newer)
             y, frozen = update(y, target, again.correction, self.correction, frozen)
             if self.correction.tolerance and bool(frozen.all()):  # a device is waited for only where it can be so
                 break
         if self.correction.renorm and y is not uncorrected:
             y = fixed + renormed(y - fixed, uncorrected - fixed)
         taken = Taken(i, x, fixed, y, float(table.B[i]))
-        cache = carried.cache if feature is None else FeatureCache(feature, ordinary)
         last = carried.last if corrector.single_steps else taken
         return corrector.after(taken, table), Carried(cache, last)
 

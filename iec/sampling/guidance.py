@@ -15,7 +15,7 @@ class GuidedNetwork:
     """eps = eps_u + w (eps_c - eps_u), both branches in one batch, the unconditional one first.
 
     network: evaluates branches. scale: w; with w = 1 only the conditional branch is evaluated, as in the original code. cond:
-    [B, 2, ..], of the unconditional and the conditional branch of each image. The feature of a caching network, [C, h, w] for each
+    [B, 2, ..], of the unconditional and the conditional branch of each image. What a caching network stores, [C, h, w] for each
     branch, is folded to [branches, C, h, w] for each image, so that the sampler can tell the images apart. Raises `ConfigError`
     for another cond.
     """
@@ -31,15 +31,17 @@ class GuidedNetwork:
                 f"Guidance needs cond [{len(x)}, 2, ...], of an unconditional and a conditional branch for each image, not {given}."
             )
         if cache is not None:
-            cache = FeatureCache(_unfold(cache.feature), cache.step)
+            cache = cache.changed(_unfold)
         prediction = self.network(torch.cat([x] * self.branches), step, _unfold(cond[:, -self.branches :]), cache)
-        eps, feature = prediction.eps, prediction.feature
-        if feature is not None:
-            feature = feature.unflatten(0, (self.branches, len(x))).transpose(0, 1)
+        eps = prediction.eps
         if self.branches == 2:
             unconditional, conditional = eps.chunk(2)
             eps = unconditional + self.scale * (conditional - unconditional)
-        return Prediction(eps, feature)
+        return Prediction(eps, self._folded(prediction.feature), self._folded(prediction.probe), prediction.history)
+
+    def _folded(self, value: Tensor | None) -> Tensor | None:
+        """[branches B, ...] -> [B, branches, ...], the inverse of `_unfold`."""
+        return None if value is None else value.unflatten(0, (self.branches, -1)).transpose(0, 1)
 
 
 def num_branches(scale: float | None) -> int:

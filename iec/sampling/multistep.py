@@ -22,7 +22,7 @@ from iec.errors import ConfigError
 from iec.sampling.correction import Correction
 from iec.sampling.corrector import NO_CORRECTOR, Corrector
 from iec.sampling.ddim import DDIM, Sampler
-from iec.sampling.network import FeatureCache, Network, Step, require_finite
+from iec.sampling.network import FeatureCache, Network, Step, renewed, require_finite
 from iec.sampling.noise import Noise
 from iec.sampling.placement import Placement
 from iec.sampling.solver import Solver
@@ -91,12 +91,10 @@ class MultistepSampler(Solver):
         self, scheduler: Any, network: Network, step: Step, x: Tensor, cond: Tensor | None, cache: FeatureCache | None
     ) -> tuple[Tensor, FeatureCache | None]:
         prediction = network(x, step, cond, cache)
-        if prediction.feature is not None:
-            cache = FeatureCache(prediction.feature, step)
         if not self.timetable.is_noop(step.index):
             x = scheduler.step(prediction.eps.to(x.dtype), step.timestep, x, return_dict=False)[0]
             require_finite(x, step)
-        return x, cache
+        return x, renewed(cache, prediction, step)
 
     def scheduler(self) -> Any:
         """A new one, at the first of the timetable's steps that change something."""

@@ -4,7 +4,8 @@ A network is any callable ``network(x, step, cond, cache) -> Prediction``. All t
 no network remembers which step it is on.
 """
 
-from dataclasses import astuple, dataclass, field
+from collections.abc import Callable
+from dataclasses import astuple, dataclass, field, replace
 from typing import Literal, Protocol
 
 import torch
@@ -33,18 +34,57 @@ class Step:
 
 @dataclass(frozen=True)
 class FeatureCache:
-    """The feature that cached steps reuse (leading dimension: images) and the step it came from. Owned by the sampling loop."""
+    """What cached steps reuse, or forecast from. Owned by the sampling loop, which renews it after every call (`renewed`).
+
+    feature: of the last refresh, [B, ...], an entry an image. step: the step it came from. probe: what else the network keeps of
+    that call, [B, ...]; None without. earlier: of the refreshes before, the newest first, without ``earlier`` of their own: as many
+    as the network asks for (`Prediction.history`).
+    """
 
     feature: Tensor
     step: Step
+    probe: Tensor | None = None
+    earlier: tuple["FeatureCache", ...] = ()
+
+    @property
+    def stored(self) -> tuple["FeatureCache", ...]:
+        """Of each refresh, the newest first."""
+        return replace(self, earlier=()), *self.earlier
+
+    def changed(self, change: Callable[[Tensor], Tensor], probes: bool = True) -> "FeatureCache":
+        """Every feature, and with ``probes`` every probe, replaced by ``change`` of it."""
+        probe = change(self.probe) if probes and self.probe is not None else self.probe
+        return FeatureCache(change(self.feature), self.step, probe, tuple(cache.changed(change, probes) for cache in self.earlier))
+
+    def after(self, cache: "FeatureCache | None", history: int) -> "FeatureCache":
+        """This in front of what ``cache`` stores, of which at most ``history`` are kept.
+
+        What was stored by this step or a later one is left out: a correction replaces the feature of its own step, and steps that
+        are made again (a restart) do not look at what lies ahead of them.
+        """
+        before = () if cache is None else tuple(stored for stored in cache.stored if stored.step.index < self.step.index)
+        return replace(self, earlier=before[:history])
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """eps [B, ...] like x, in the network's dtype; ``feature`` [B, ...] if a full call of a caching network made one."""
+    """eps [B, ...] like x, in the network's dtype.
+
+    feature, probe: [B, ...], what a full call of a caching network leaves for cached ones, see `FeatureCache`. history: how many
+    features of earlier refreshes it wants beside this one.
+    """
 
     eps: Tensor
     feature: Tensor | None = None
+    probe: Tensor | None = None
+    history: int = 0
+
+
+def renewed(cache: FeatureCache | None, prediction: Prediction, step: Step) -> FeatureCache | None:
+    """The cache after a call at ``step``: as it was, or with the feature that the call made in front."""
+    if prediction.feature is None:
+        return cache
+    return FeatureCache(prediction.feature, step, prediction.probe).after(cache, prediction.history)
 
 
 class Network(Protocol):

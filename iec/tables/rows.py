@@ -78,6 +78,7 @@ def _digits(value: float) -> str:
 def _cost(cost: Cost, image: CallCost) -> dict[str, str]:
     return {
         "weights (MB)": f"{cost.weight_bytes / 1e6:.2f}",
+        "cache (KB / image)": f"{cost.cache_bytes / 1e3:.1f}" if cost.cache_bytes else "",
         "GMACs / image": _digits(image.macs / 1e9),
         "TBOPs / image": _digits(image.bops / 1e12),
     }

@@ -42,7 +42,8 @@ def table_of(rows: list[Row], experiment: Experiment) -> tuple[list[str], list[l
     lines = [{"": label, **_published(experiment, label), **measured.get(label, {})} for label in experiment.labels]
     lines = [line for line in lines if len(line) > 1]
     first = ["", *_published_columns(experiment)]
-    header = [column for column in dict.fromkeys([*first, *(c for line in lines for c in line)]) if any(column in x for x in lines)]
+    columns = dict.fromkeys([*first, *(column for line in lines for column in line)])
+    header = [column for column in columns if any(line.get(column) for line in lines)]
     body = [[line.get(column, "") for column in header] for line in lines]
     return header, body
 

@@ -15,9 +15,9 @@ from iec.models.unet import UNetNetwork
 from iec.pipelines import unet as unet_module
 from iec.pipelines.apply import apply, remove
 from iec.pipelines.scheduler import IECScheduler
-from iec.sampling.correction import Correction, keep
+from iec.sampling.correction import Correction, kept
 from iec.sampling.ddim import Sampler
-from iec.sampling.network import FeatureCache, Prediction, Step
+from iec.sampling.network import Prediction, Step
 from iec.sampling.placement import Placement
 from tests.tiny_pipelines import (
     GUIDANCE,
@@ -64,11 +64,11 @@ class Doubled:
 
     def __call__(self, x, step, cond=None, cache=None):
         if cache is not None:
-            cache = FeatureCache(cache.feature.transpose(0, 1).flatten(0, 1), cache.step)
+            cache = cache.changed(lambda value: value.transpose(0, 1).flatten(0, 1))
         out = self.network(torch.cat([x, x]), step, self.cond, cache)
         without, text = out.eps.chunk(2)
-        feature = None if out.feature is None else out.feature.unflatten(0, (2, len(x))).transpose(0, 1)
-        return Prediction(without + GUIDANCE * (text - without), feature)
+        made = [None if v is None else v.unflatten(0, (2, len(x))).transpose(0, 1) for v in (out.feature, out.probe)]
+        return Prediction(without + GUIDANCE * (text - without), *made, out.history)
 
 
 def network_of(kind, pipe, plain):
@@ -127,12 +127,33 @@ def test_cache_and_correction_equal_our_sampler(pipe, case, request):
     assert torch.equal(last, again)  # nothing is left from one run to the next
 
 
+NEWTON = {"forecast": "newton", "forecast_order": 2, "forecast_clock": "log_snr"}
+
+
+@pytest.mark.parametrize(("options", "least"), [(NEWTON, 1e-3), ({"forecast": "probe"}, 0)])
+@pytest.mark.parametrize("pipe", ["DDIM", "Stable Diffusion"], indirect=True)
+def test_forecasts_equal_our_sampler(pipe, options, least, request):
+    """Also after corrections and in a second run. least: what the forecast changes at least."""
+    kind = request.node.callspec.params["pipe"]
+    caching = CachingConfig(2, cut=0 if kind == "Stable Diffusion" else 1, **options)
+    with apply(pipe, correction=FIXED, placement=ALL, cache=caching):
+        start, last, _ = go(pipe, **KINDS[kind][1])
+        again = go(pipe, **KINDS[kind][1])[1]
+        abar = pipe.scheduler.abar([t for t, _ in pipe.scheduler.run.pairs])
+    network = CachedUNetNetwork(pipe.unet, caching.cut, caching.forecast_of(abar))
+    expected = reference(kind, pipe, network, start, FIXED, ALL, frozenset({0, 2, 4, 6}))
+    torch.testing.assert_close(last, expected, rtol=1e-4, atol=1e-4)
+    assert torch.equal(last, again)
+    reused = reference(kind, pipe, CachedUNetNetwork(pipe.unet, caching.cut), start, FIXED, ALL, frozenset({0, 2, 4, 6}))
+    assert (reused - expected).abs().max() > least
+
+
 @pytest.mark.parametrize("pipe", ["DDIM", "Stable Diffusion"], indirect=True)
 def test_converged_images_keep_their_feature_as_in_our_sampler(pipe, request, monkeypatch):
     """At the first tolerance at which one image of the batch converges before the other."""
     kind, masks = request.node.callspec.params["pipe"], []
     cut = 0 if kind == "Stable Diffusion" else 1
-    monkeypatch.setattr(unet_module, "keep", lambda frozen, *values: masks.append(frozen) or keep(frozen, *values))
+    monkeypatch.setattr(unet_module, "kept", lambda frozen, *caches: masks.append(frozen) or kept(frozen, *caches))
     for tolerance in torch.logspace(-2, 2, 60).tolist():
         correction = Correction(3, tolerance=tolerance)
         with apply(pipe, correction=correction, placement=ALL, cache=CachingConfig(3, cut=cut)):

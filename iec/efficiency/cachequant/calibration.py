@@ -65,7 +65,8 @@ def prepare_cachequant(
     missing, damaged or was made from something else.
     """
     config.require_fits(len(table), cond)
-    runs = FloatRuns(CachedUNetNetwork(unet, config.cut), table, shape, seed, batch_size, cond, guidance)
+    network = CachedUNetNetwork(unet, config.cut, config.forecast.forecast_of(table.abar_t))
+    runs = FloatRuns(network, table, shape, seed, batch_size, cond, guidance)
     work = _Calibration(runs, config, quantize_unet(unet, config.ptq, len(table)), fingerprint, artifacts)
     whole = {**work.base, "cachequant": config.as_dict()}
     if artifact is not None:
@@ -108,7 +109,7 @@ class _Calibration:
         return tensors
 
     def refresh_steps(self) -> frozenset[int]:
-        """Stage 1: the schedule."""
+        """Stage 1: the schedule. The distances are those of reused features, also where cached steps forecast theirs."""
         config, steps = self.config, len(self.runs.table)
         if config.refresh is not None:
             return config.refresh
@@ -160,7 +161,7 @@ class _Calibration:
 
     def deployed(self, tables: CacheTables) -> CorrectedCacheNetwork:
         """How the quantized UNet is evaluated, in calibration and in sampling."""
-        return CorrectedCacheNetwork(CachedUNetNetwork(self.quantized.unet, self.config.cut), tables)
+        return CorrectedCacheNetwork(CachedUNetNetwork(self.quantized.unet, self.config.cut, self.runs.network.forecast), tables)
 
     @cached_property
     def base(self) -> dict[str, Any]:
@@ -181,7 +182,8 @@ class _Calibration:
     def _cache_fingerprint(self, refresh: frozenset[int]) -> dict[str, Any]:
         """Of the features that cached calls get."""
         fitted = {"dec_images": self.config.dec_images, "official_divisors": self.config.official_divisors}
-        return {"refresh": sorted(refresh), "dec_cache": fitted if self.config.dec_cache else None}
+        forecast = self.config.forecast.forecast_identity()
+        return {"refresh": sorted(refresh), "dec_cache": fitted if self.config.dec_cache else None, **forecast}
 
     def _stage(
         self, name: str, fingerprint: dict[str, Any], make: Callable[[], dict[str, Tensor]]

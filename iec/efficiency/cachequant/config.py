@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from iec.efficiency.caching import Kind, explicit
+from iec.efficiency.caching.forecast_config import ForecastConfig
 from iec.efficiency.quantization import PTQConfig
 from iec.errors import ConfigError
 from iec.sampling.refresh import require_interval
@@ -21,6 +22,7 @@ class CacheQuantConfig:
         quantization correction, whose tables were fitted to nearest rounding; here they are fitted to the weights as they are
         deployed, so that both can be on.
     refresh: the refresh steps; None: found by dynamic programming (DPS, `cheapest_refreshes`) on ``dps_images`` images.
+    forecast: of the cached feature. Both corrections are then fitted to what it leaves.
     dec_cache: correct the cached feature. dec_quant: correct the first half of the layers that take it; needs
         ``ptq.split_skips``. Both are fitted on ``dec_images`` images.
     official_bias, official_divisors: the released code's variants, see `fit_quantization` and `AffineRegression.solve`.
@@ -30,6 +32,7 @@ class CacheQuantConfig:
     cut: int | Kind
     ptq: PTQConfig = field(default_factory=PTQConfig)
     refresh: frozenset[int] | None = None
+    forecast: ForecastConfig = field(default_factory=ForecastConfig)
     dps_images: int = 128
     dec_images: int = 512
     dec_cache: bool = True
@@ -74,9 +77,10 @@ class CacheQuantConfig:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values, without the cut, whose number depends on the UNet, and without settings of what is not in use."""
-        unused = {"cut"}
+        unused = {"cut", "forecast"}
         unused |= set() if self.refresh is None else {"dps_images"}
         unused |= set() if self.dec_quant else {"official_bias"}
         unused |= set() if self.dec_cache or self.dec_quant else {"dec_images", "official_divisors"}
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in unused}
-        return values | {"ptq": self.ptq.fingerprint(), "refresh": "dps" if self.refresh is None else sorted(self.refresh)}
+        values |= {"ptq": self.ptq.fingerprint(), "refresh": "dps" if self.refresh is None else sorted(self.refresh)}
+        return values | self.forecast.forecast_identity()

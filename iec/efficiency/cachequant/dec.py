@@ -1,7 +1,8 @@
 """Decoupled error correction (CacheQuant, arXiv 2503.01323): the two tables, fitted on full-precision runs.
 
-F_i [B, C, h, w] is the feature at step i and s the last refresh step up to i. Each fit takes one pass over the runs and holds
-one feature of the current batch.
+F_i [B, C, h, w] is the feature at step i and s the last refresh step up to i. With a forecast its result, from the features of the
+last refresh steps, takes the place of F_s. Each fit takes one pass over the runs and holds the features of the current batch that
+can still be used.
 """
 
 from typing import Any
@@ -20,7 +21,7 @@ from iec.efficiency.quantization import QuantizedUNet
 def fit_cache(runs: FloatRuns, refresh: frozenset[int], count: int, official_divisors: bool = False) -> CacheTables:
     """(a_i, b_i): least squares of F_i on F_s per channel, over ``count`` images and all pixels, for every i not in ``refresh``."""
     regression = AffineRegression(len(runs.table), runs.network.cut.channels, runs.network.device)
-    for call, source in with_source(runs.calls(count, "cache correction"), refresh):
+    for call, source in with_source(runs.calls(count, "cache correction"), refresh, runs.network.forecast):
         if call.step.index not in refresh:
             regression.add(call.step.index, source, call.feature)
     return CacheTables(refresh, *regression.solve(official_divisors))
@@ -51,7 +52,7 @@ def fit_quantization(
     regressions = {
         name: AffineRegression(steps, len(layer.quantized_weight), runs.network.device) for name, layer in deployed.items()
     }
-    for call, source in with_source(runs.calls(count, "quantization correction"), tables.refresh):
+    for call, source in with_source(runs.calls(count, "quantization correction"), tables.refresh, runs.network.forecast):
         i = call.step.index
         feature = source if i in tables.refresh else tables.apply(i, source)
         for name, u in consumer.inputs(feature).items():

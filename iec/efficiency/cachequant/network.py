@@ -1,6 +1,7 @@
 """The correction of the cache error, and the network that applies it."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,7 +13,8 @@ from iec.sampling.network import FeatureCache, Prediction, Step
 
 @dataclass(frozen=True)
 class CacheTables:
-    """F_i ~ a_i F_s + b_i: what the cached step i gets in place of F_s, the feature of s, the last refresh step before it.
+    """F_i ~ a_i F_s + b_i: what the cached step i gets in place of F_s, the feature of s, the last refresh step before it, or of
+    what is forecast from the features of the last ones.
 
     refresh: the refresh steps S, with 0 among them. a, b: [T, C]; a = 1 and b = 0 at the steps of S.
     """
@@ -52,6 +54,8 @@ class CacheTables:
 class CorrectedCacheNetwork:
     """A caching network whose cached calls at step i get a_i F + b_i; full calls pass through.
 
+    Every stored feature is corrected. The weights of a forecast have the sum 1, so that this corrects what is forecast.
+
     Inside ``QuantizedNetwork(quantized, network)`` this is the network of CacheQuant. The tables hold for the schedule they were
     fitted to: sample with ``Sampler(refresh=tables.refresh)``. Raises `ConfigError` for cached calls of another schedule, and
     `ArtifactError` for a step that has none.
@@ -74,7 +78,7 @@ class CorrectedCacheNetwork:
             )
         if step.mode == "cached" and cache is not None:
             self._require_schedule(step.index, cache.step.index)
-            cache = FeatureCache(self.tables.apply(step.index, cache.feature), cache.step)
+            cache = cache.changed(partial(self.tables.apply, step.index), probes=False)
         return self.network(x, step, cond, cache)
 
     def _require_schedule(self, i: int, origin: int) -> None:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from iec.efficiency.caching.cut import Kind
+from iec.efficiency.caching.forecast_config import ForecastConfig
 from iec.errors import ConfigError
 from iec.models.cards import Card
 from iec.sampling.refresh import centred, explicit, quadratic, require_interval, uniform
@@ -14,7 +15,7 @@ QUADRATIC_POWER, CENTRED_POWER = 1.5, 1.4
 
 
 @dataclass(frozen=True)
-class CachingConfig:
+class CachingConfig(ForecastConfig):
     """Feature caching: see `iec.sampling.refresh` for the schedules and `find_cut` for the cut.
 
     * interval: N; about one in N steps runs the full network: n = ceil(T / N) refresh steps (unless ``explicit``).
@@ -22,6 +23,7 @@ class CachingConfig:
       them around step ``centre``) or ``explicit`` (the list ``steps``, which has to contain 0).
     * power: of the quadratic and the centred curve, above 1; None: 1.5 for quadratic, 1.4 for centred.
     * cut: a skip connection by number, 0 is the shallowest, or ``pixel`` or ``latent``; None: that of the model's kind.
+    * forecast, forecast_order, forecast_clock, forecast_sigma, forecast_clip: see `ForecastConfig`.
     """
 
     interval: int = 5
@@ -32,6 +34,7 @@ class CachingConfig:
     steps: list[int] | None = None
 
     def __post_init__(self) -> None:
+        ForecastConfig.__post_init__(self)
         if self.schedule not in self._schedules():
             raise ConfigError(f"Unknown efficiency.schedule {self.schedule!r}; choose {', '.join(self._schedules())}.")
         takers = {"power": ("quadratic", "centred"), "centre": ("centred",), "steps": ("explicit",)}

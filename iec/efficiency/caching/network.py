@@ -1,4 +1,4 @@
-"""A diffusers UNet that can reuse its deep feature: DeepCache (arXiv 2312.00858) as a `Network`."""
+"""A diffusers UNet that can reuse its deep feature, or forecast it: DeepCache (arXiv 2312.00858) as a `Network`."""
 
 from typing import Any
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from iec.efficiency.caching.cut import Kind, find_cut
+from iec.efficiency.caching.forecast import REUSE, Forecast
 from iec.efficiency.caching.structure import Signals, structure_of
 from iec.errors import ConfigError
 from iec.sampling.network import FeatureCache, Prediction, Step
@@ -15,21 +16,23 @@ class CachedUNetNetwork:
     """Full calls run the whole UNet and return F, what enters the consumer of the cut's skip; cached calls start there.
 
     module: a UNet2DModel or UNet2DConditionModel, float or the ``unet`` of a quantized one; its own modules are run, in its own
-    dtype. Build this after the UNet has been quantized. cut: see `find_cut`.
+    dtype. Build this after the UNet has been quantized. cut: see `find_cut`. forecast: what cached calls take for F, given those of
+    the last refreshes.
     cond: class labels [B] of a UNet2DModel with a class embedding, text embeddings [B, tokens, width] of a UNet2DConditionModel.
 
     A full call equals ``module(x, t, cond).sample`` bit for bit, if the UNet and its down and up blocks have no hooks and no
     forward of their own: their parts are run, and they are not called. A hook on a deep module fires in full calls only. A cached
     call at the x and timestep that F was made with equals the full call. F [B, C, h, w] comes in with ``cache`` and goes out with
-    the prediction; nothing is kept between calls. F has one entry an image of x, so that a wrapper that doubles the batch
+    the prediction, as do the skip tensor of the cut, if the forecast needs it, and how many earlier F it looks back at; nothing is
+    kept between calls. F has one entry an image of x, so that a wrapper that doubles the batch
     (guidance) can fold both branches of an image into one, and a wrapper that corrects F can do so before it hands it in. Raises
     `ConfigError`.
     """
 
-    def __init__(self, module: nn.Module, cut: int | Kind) -> None:
+    def __init__(self, module: nn.Module, cut: int | Kind, forecast: Forecast = REUSE) -> None:
         from diffusers import UNet2DConditionModel
 
-        self.cut = find_cut(module, cut)
+        self.cut, self.forecast = find_cut(module, cut), forecast
         self.module: Any = module.eval().requires_grad_(False)
         self.structure = structure_of(module)
         self.conditional = isinstance(module, UNet2DConditionModel)
@@ -43,17 +46,18 @@ class CachedUNetNetwork:
             x = 2 * x - 1.0
         signals = self._signals(x, timesteps, cond)
         start = len(self.structure.up) - 1 - self.cut.index  # the up stage that F enters
-        feature = None
+        feature = probe = None
         if step.mode == "full":
             h, skips = self._down(x, signals, len(self.structure.down))
+            probe = skips[self.cut.index] if self.forecast.needs_probe else None
             h = self.structure.run_mid(h, signals)
             h = self._up(h, skips, signals, 0, start)
             feature = h
         else:
             _, skips = self._down(x, signals, self.cut.index + 1)
-            h = self._feature(cache, skips[-1])
+            h = self._feature(cache, step, skips[-1])
         h = self._up(h, skips, signals, start, len(self.structure.up))
-        return Prediction(self._output(h, timesteps), feature)
+        return Prediction(self._output(h, timesteps), feature, probe, self.forecast.history)
 
     def _down(self, h: Tensor, signals: Signals, stages: int) -> tuple[Tensor, list[Tensor]]:
         skips = []
@@ -69,7 +73,7 @@ class CachedUNetNetwork:
             h = stage(h, signals, skips[-1].shape[-2:] if skips else None)  # the next skip's size, also where it was odd
         return h
 
-    def _feature(self, cache: FeatureCache | None, skip: Tensor) -> Tensor:
+    def _feature(self, cache: FeatureCache | None, step: Step, skip: Tensor) -> Tensor:
         if cache is None:
             raise ConfigError("A cached call needs the feature of an earlier full call. Make the first step a refresh step.")
         expected = (len(skip), self.cut.channels, *skip.shape[-2:])
@@ -78,7 +82,7 @@ class CachedUNetNetwork:
                 f"The cached feature is {list(cache.feature.shape)}; cut {self.cut.index} at {self.cut.consumer} takes "
                 f"{list(expected)}. Use the network that made it, and the images it was made from."
             )
-        return cache.feature
+        return self.forecast.feature(cache, step, skip)
 
     def _signals(self, x: Tensor, timesteps: Tensor, cond: Tensor | None) -> Signals:
         """Time embedding, class embedding and text, as the UNet's own forward makes them."""

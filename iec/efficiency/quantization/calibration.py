@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
 
 import torch
 from torch import Tensor
@@ -42,7 +43,7 @@ class CalibrationCall:
             self,
             x=self.x[images],
             cond=None if self.cond is None else self.cond[images],
-            cache=None if self.cache is None else replace(self.cache, feature=self.cache.feature[images]),
+            cache=None if self.cache is None else self.cache.changed(itemgetter(images)),
         )
 
 

@@ -136,9 +136,11 @@ def _digest(quantized: QuantizedUNet, calls: Sequence[CalibrationCall]) -> str:
     digest = hashlib.sha256()
     tensors = [*quantized.unet.parameters(), *calibration_tensors(quantized).values()]
     for call in calls:
-        feature, made = (None, None) if call.cache is None else (call.cache.feature, call.cache.step)
-        digest.update(repr((call.step, made)).encode())
-        tensors += [value for value in (call.x, call.cond, feature) if value is not None]
+        stored = () if call.cache is None else call.cache.stored
+        steps = tuple(cache.step for cache in stored) or (None,)
+        digest.update(repr((call.step, *steps)).encode())
+        values = [call.x, call.cond, *(value for cache in stored for value in (cache.feature, cache.probe))]
+        tensors += [value for value in values if value is not None]
     for tensor in tensors:
         digest.update(repr((tensor.shape, tensor.dtype)).encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
