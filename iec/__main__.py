@@ -9,6 +9,7 @@ COMMANDS = {
     "table": ("iec.tables", "a table and its pictures from an experiment file"),
     "score": ("iec.metrics", "scores of anyone's images"),
     "convert": ("iec.models.checkpoints", "convert an original checkpoint to safetensors"),
+    "export": ("iec.efficiency.engine", "write the network of a cell as an ONNX file for an engine"),
     "report": ("iec.report", "one HTML page of all that is finished"),
 }
 """Command -> its module, and what it does."""

@@ -36,11 +36,19 @@ def guarded(program, *argv, forbidden=LARGE, cwd=ROOT):
     return subprocess.run(command, capture_output=True, text=True, env={**ENV, "PYTHONPATH": str(ROOT)}, cwd=cwd)
 
 
+MODULES = {"yaml": "pyyaml", "markdown_it": "markdown-it-py", "PIL": "pillow", "hydra": "hydra-core", "google": "protobuf"}
+"""Imported module -> distribution, where they are called differently."""
+
+
 def distribution(requirement):
     """The name alone, of a line of requirements or of an imported module."""
-    requirement = {"yaml": "pyyaml", "markdown_it": "markdown-it-py", "PIL": "pillow", "hydra": "hydra-core"}.get(
-        requirement, requirement
-    )
+    requirement = {
+        "yaml": "pyyaml",
+        "markdown_it": "markdown-it-py",
+        "PIL": "pillow",
+        "hydra": "hydra-core",
+        "google": "protobuf",
+    }.get(requirement, requirement)
     return re.split(r"[<>=\[ ]", requirement)[0].lower().replace("_", "-")
 
 
@@ -83,7 +91,7 @@ def test_the_package_and_the_list_of_commands_load_no_library():
         forbidden=("torch", "numpy", "hydra"),
     )
     assert result.returncode == 0, result.stderr
-    assert all(f"iec {name}" in result.stdout for name in ("run", "table", "score", "convert", "report"))
+    assert all(f"iec {name}" in result.stdout for name in ("run", "table", "score", "convert", "export", "report"))
 
 
 @pytest.mark.parametrize(("words", "code"), [([], 2), (["tabel"], 2)])

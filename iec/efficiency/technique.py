@@ -15,7 +15,7 @@ from iec.sampling.network import Network
 from iec.sampling.solver import Solver
 from iec.sampling.timetable import Timetable
 
-BUILT_IN = ("iec.efficiency.techniques", "iec.efficiency.added_errors")
+BUILT_IN = ("iec.efficiency.techniques", "iec.efficiency.added_errors", "iec.efficiency.engine.technique")
 """The modules whose techniques are versioned with this package."""
 
 
@@ -43,8 +43,8 @@ class Technique(ABC):
 
     @property
     def arithmetic(self) -> str:
-        """Of the products, where it is no plain float arithmetic: ``int8``, or ``sim.`` where it is only imitated, so that the
-        time of a run says nothing about the technique. Tables write it beside the seconds.
+        """Of the products, where it is no plain float arithmetic of torch: ``int8``, an engine's name, or ``sim.`` where it is only
+        imitated, so that the time of a run says nothing about the technique. Tables write it beside the seconds.
         """
         return ""
 

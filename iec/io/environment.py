@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-PACKAGES = ("torch", "diffusers", "numpy", "scipy", "timm", "safetensors", "hydra-core")
+PACKAGES = ("torch", "diffusers", "numpy", "scipy", "timm", "safetensors", "hydra-core", "onnxruntime")
 INSTRUCTION_SETS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm")
 
 

@@ -17,6 +17,7 @@ from iec.correctors.stepback import Stepback
 from iec.correctors.timeshift import TimeShift
 from iec.correctors.unic import UniC
 from iec.efficiency.added_errors import ErrorGain, ErrorNoise, ErrorRounding, ErrorSmooth, ErrorStale
+from iec.efficiency.engine.technique import Engine
 from iec.efficiency.technique import Technique
 from iec.efficiency.techniques import PTQ, CacheQuant, DeepCache, FullPrecision
 from iec.sampling.corrector import Corrector
@@ -173,6 +174,7 @@ def register() -> None:
         "ptq": schema(PTQ),
         "deepcache": schema(DeepCache),
         "cachequant": schema(CacheQuant),
+        "engine": schema(Engine),
         "error_rounding": schema(ErrorRounding),
         "error_gain": schema(ErrorGain),
         "error_noise": schema(ErrorNoise),

@@ -14,7 +14,7 @@ from iec.io.runtime import entry_point
 
 PATHS = (
     *("paths.output", "paths.artifacts", "paths.cell"),
-    *("model.weights", "model.data", "model.prompts", "metrics.clip", "efficiency.artifact"),
+    *("model.weights", "model.data", "model.prompts", "metrics.clip", "efficiency.artifact", "efficiency.file"),
 )
 """Keys of files and folders."""
 
