@@ -13,7 +13,7 @@ from iec.efficiency.caching import CachedUNetNetwork, Kind, find_cut
 from iec.efficiency.caching.config import CachingConfig
 from iec.efficiency.cost import FLOAT, CallCost, Cost, network_cost
 from iec.efficiency.integer import ARITHMETIC, require_kernels, with_kernels
-from iec.efficiency.prepare import CALIBRATION_SEED, float_batch, model_fingerprint, quantize
+from iec.efficiency.prepare import CALIBRATION_SEED, calibration_calls, float_batch, model_fingerprint, quantize
 from iec.efficiency.quantization import PTQConfig, QuantizedNetwork, weight_bytes
 from iec.efficiency.technique import Prepared, Technique
 from iec.errors import ConfigError
@@ -77,7 +77,7 @@ class PTQ(PTQConfig, Technique):
         cost = model_cost(model, weight_bytes(network.quantized), config=config)
         if self.kernels != "simulated":
             network = QuantizedNetwork(with_kernels(network.quantized, self.kernels, artifacts))
-        return Prepared(network, cost, own_weights=True)
+        return Prepared(network, cost, own_weights=True, calibration_calls=calibration_calls(config, table))
 
     def identity(self, card: Card, num_steps: int) -> dict[str, Any]:
         """Without the artifact: one of another configuration is refused."""
@@ -182,7 +182,8 @@ class CacheQuant(CachingConfig, PTQConfig, Technique):
             quantized = with_kernels(network.quantized, self.kernels, artifacts)
             cached = CachedUNetNetwork(quantized.unet, cut)
             network = QuantizedNetwork(quantized, CorrectedCacheNetwork(cached, calibrated.tables))
-        return Prepared(network, cost, calibrated.refresh if self.refresh_found_by_prepare else None, own_weights=True)
+        refresh = calibrated.refresh if self.refresh_found_by_prepare else None
+        return Prepared(network, cost, refresh, own_weights=True, calibration_calls=config.calibration_calls(len(table)))
 
     def identity(self, card: Card, num_steps: int) -> dict[str, Any]:
         config = self._config(self.cut_of(card), self.refresh(num_steps))

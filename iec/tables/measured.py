@@ -15,7 +15,7 @@ from iec.tables.rows import Row, paired_directions
 
 @dataclass(frozen=True)
 class Curve:
-    """A mean over images against the state, [T + 1], and the ends of its 95 % interval; None where it is not known."""
+    """A mean over images against the state, [T + 1], or the step, and the ends of its 95 % interval; None where it is not known."""
 
     mean: np.ndarray
     low: np.ndarray | None = None
@@ -23,7 +23,7 @@ class Curve:
 
     @classmethod
     def of(cls, values: np.ndarray) -> "Curve":
-        """values: [n, T + 1]."""
+        """values: [n, T + 1], or a column for each step."""
         return cls(values.mean(axis=0), *mean_interval(values))
 
     @classmethod
@@ -43,7 +43,8 @@ class Curve:
 class Measured:
     """scores: finite ones. changes: of the scores from those of the row without correction. higher_is_better: of each score. cost:
     of one image. distance: relative to the reference trajectory; difference: of the distance to that of the row without correction,
-    image by image; ``traced``: the images of both. floors: of scores, what as many real images score, where it is known.
+    image by image; ``traced``: the images of both. floors: of scores, what as many real images score, where it is known. noise: see
+    `iec.tables.noise`.
     """
 
     label: str
@@ -56,10 +57,11 @@ class Measured:
     traced: int
     changes: dict[str, Interval] = field(default_factory=dict)
     floors: dict[str, float] = field(default_factory=dict)
+    noise: Curve | None = None
 
     @classmethod
     def from_json(cls, entry: Mapping[str, Any]) -> "Measured":
-        """An entry of table.json. Older ones have no protocols beside and no floors."""
+        """An entry of table.json. Older ones have no protocols beside, no floors and no noise."""
         records = [record for record in (entry["record"], *entry.get("beside", ())) if record is not None]
         kinds = [(name, kind) for record in records for name, kind in record["scores"].items()]
         names = {kind["label"]: name for name, kind in kinds}
@@ -77,6 +79,7 @@ class Measured:
             traced=entry["trace_images"],
             changes={name: Interval(**change) for name, change in entry.get("changes", {}).items()},
             floors=entry.get("floors", {}),
+            noise=None if entry.get("noise_ratio") is None else Curve.from_json(entry["noise_ratio"]),
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -90,6 +93,7 @@ class Measured:
             "paired_difference": None if self.difference is None else self.difference.as_json(),
             "trace_images": self.traced,
             "floors": self.floors,
+            "noise_ratio": None if self.noise is None else self.noise.as_json(),
         }
 
 
@@ -128,6 +132,7 @@ def measured(rows: Sequence[Row], bases: Mapping[str, str]) -> list[Measured]:
             traced=0 if row.errors is None else len(row.errors),
             changes=changes_of(row, by_label[bases[row.label]]) if bases.get(row.label) in by_label else {},
             floors=row.result.floors,
+            noise=None if row.noise is None else Curve.of(row.noise),
         )
         for row in rows
     ]
