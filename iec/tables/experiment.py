@@ -20,7 +20,7 @@ from iec.models.cards import card
 from iec.runs.cell import Cell
 from iec.runs.config import register
 from iec.tables.scales import Scale
-from iec.tables.variants import axes_of, bases_of, times_variants
+from iec.tables.variants import axes_of, bases_of, times_variants, with_ending
 
 log = logging.getLogger(__name__)
 E = TypeVar("E", bound=Exception)
@@ -86,9 +86,10 @@ class Experiment:
         """path: a file, or the name of one of the project's. ``extra`` overrides apply to every row, after its own. Raises
         `ConfigError`.
 
-        The file's ``variants``, ending of the label -> overrides, make several rows of each; a list of two such axes makes their
-        product. A variant of some rows alone is {of: [label, ..], overrides: [..]}. Its ``scales``: name -> {overrides, replace,
-        instruments_for}, see `Scale`. scale, models: which of them, with which instruments, see `Scale.of`.
+        The file's ``compare_to`` is the ending of the variants whose rows the others are compared with, and ``noise`` may name
+        endings, too. Its ``variants``, ending of the label -> overrides, make several rows of each; a list of two such axes makes
+        their product. A variant of some rows alone is {of: [label, ..], overrides: [..]}. Its ``scales``: name -> {overrides,
+        replace, instruments_for}, see `Scale`. scale, models: which of them, with which instruments, see `Scale.of`.
         """
         path = experiment_file(path)
         entry = read_yaml(path)
@@ -112,7 +113,8 @@ class Experiment:
         if len(dict(pairs)) < len(pairs):
             raise ConfigError(f"{path}: two rows have the same label, an ending of the variants included. Rename one.")
         figures, published = entry.get("figures") or {}, entry.get("published") or {}
-        grid, noise, to = entry.get("grid") or [], entry.get("noise") or [], entry.get("compare_to")
+        grid, to = entry.get("grid") or [], entry.get("compare_to")
+        noise = with_ending(dict(pairs), entry["rows"], axes, entry.get("noise") or [])
         origins = {} if to is None else bases_of(path, dict(pairs), entry["rows"], axes, to)
         cost, paired = entry.get("cost", cls.cost), tuple(entry.get("paired") or cls.paired)
         _check(path, cost, paired, figures)

@@ -31,7 +31,7 @@ variants:
 rows:
   full: [efficiency=none]
   cached: [efficiency=deepcache]
-noise: [cached, "cached, IEC"]
+noise: [cached, ", IEC"]
 """
 
 
@@ -91,6 +91,14 @@ def test_every_row_is_compared_with_the_plain_one_of_its_technique(experiment):
     labels = ["a-1", "a-1+", "a-2", "a-2+"]
     assert bases_of(Path("x"), labels, ["a"], axes, "") == {"a-1+": "a-1", "a-2+": "a-2"}
     assert bases_of(Path("x"), labels[1:], ["a"], axes, "") == {"a-2+": "a-2"}  # without a plain row there is nothing to say
+
+
+def test_rows_are_named_by_their_ending_as_well(experiment, tmp_path):
+    assert experiment.noise == ("cached", "full, IEC", "cached, IEC")
+    path = tmp_path / "few.yaml"
+    path.write_text(SPEC.replace('noise: [cached, ", IEC"]', 'noise: [", Heun"]'))
+    with pytest.raises(ConfigError, match=r"noise names \[', Heun'\], which are not rows"):
+        Experiment.read(path)
 
 
 def test_an_ending_that_is_none_is_refused_and_the_named_ones_work(tmp_path):

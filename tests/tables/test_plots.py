@@ -88,6 +88,14 @@ def test_colour_is_the_technique_and_filling_and_marker_the_corrector():
     assert found["W8A8, Heun"].marker != found["W8A8"].marker != found["W8A8, 2T"].marker
 
 
+def test_colour_is_the_corrector_where_there_is_one_technique():
+    ways = {"plain": [], "IEC": ["iec=all_steps"], "UniC": ["corrector=unic"], "2T": ["sampler.steps=40"]}
+    found = styles(ways)
+    assert len({style.colour for style in found.values()}) == len({style.marker for style in found.values()}) + 1 == 4
+    varied = styles({"a": ["efficiency.interval=5"], "b": ["efficiency.interval=9"]})
+    assert varied["a"].colour != varied["b"].colour and varied["a"].marker != varied["b"].marker
+
+
 def test_a_row_is_paired_with_the_row_that_lacks_its_corrector_alone():
     pairs = {"FP + IEC": "FP", "W8A8 + IEC": "W8A8", "W8A8, Heun": "W8A8", "N=5 + IEC": "N=5"}
     assert bases(ROWS) == pairs
