@@ -13,6 +13,7 @@ BUILT_IN = (
     "iec.correctors.affine",
     "iec.correctors.dcw",
     "iec.correctors.es",
+    "iec.correctors.es_search",
     "iec.correctors.restart",
     "iec.correctors.stepback",
     "iec.correctors.timeshift",

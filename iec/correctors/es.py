@@ -46,11 +46,7 @@ class EpsilonScaling(Corrector):
 
     def attach(self, sampler: Sampler, shape: tuple[int, ...]) -> Sampler:
         steps = len(sampler.timetable)
-        if sampler.epsilon_scale != 1:
-            raise ConfigError(
-                f"iec.epsilon_scale={sampler.epsilon_scale} and corrector=es are one method. Use corrector=es alone, with "
-                f"corrector.b={sampler.epsilon_scale} (or iec.epsilon_scale=1)."
-            )
+        require_unscaled(sampler, "es")
         ends = [self.divisor(i, steps) for i in (0, steps - 1)]
         if not all(0.5 <= divisor <= 2 for divisor in ends):
             raise ConfigError(
@@ -58,3 +54,12 @@ class EpsilonScaling(Corrector):
                 "[0.5, 2]. Use a smaller corrector.k."
             )
         return replace(sampler, epsilon_scale=self.b) if self.k == 0 else super().attach(sampler, shape)
+
+
+def require_unscaled(sampler: Sampler, name: str) -> None:
+    """Raises `ConfigError` for a sampler that divides by ``iec.epsilon_scale``, too. name: of the corrector."""
+    if sampler.epsilon_scale != 1:
+        raise ConfigError(
+            f"iec.epsilon_scale={sampler.epsilon_scale} and corrector={name} are one method. Use corrector=es alone, with "
+            f"corrector.b={sampler.epsilon_scale} (or iec.epsilon_scale=1)."
+        )

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,13 @@ from torch import Tensor
 from iec.efficiency.moments import Moments, PairSums
 from iec.errors import ConfigError, NonFiniteError
 from iec.io.artifacts import artifact_path, cached
-from iec.io.progress import stage
+from iec.io.progress import Advance, stage
 from iec.sampling.corrector import Corrector
 from iec.sampling.ddim import Sampler
 from iec.sampling.network import FeatureCache, Network, Step, renewed
 from iec.sampling.noise import Noise
+from iec.sampling.placement import Placement
+from iec.sampling.solver import Solver
 from iec.sampling.timetable import Timetable
 
 KIND = "corrector"
@@ -43,6 +45,10 @@ class CalibratedCorrector(Corrector):
     def fitted(self, runs: "PairedRuns") -> Corrector:
         """The corrector to sample with."""
 
+    def calibration_calls(self, sampler: Solver) -> int:
+        """Two a step and image."""
+        return 2 * self.calibration_images * calling_steps(sampler)
+
     def eps(self, eps: Tensor, step: Step, table: Timetable) -> Tensor:
         """Raises `ConfigError`: only what `fitted` gives has hooks."""
         raise ConfigError(f"{type(self).__name__} has to be fitted before it is sampled with: see iec.correctors.prepare.fitted.")
@@ -54,6 +60,11 @@ class CalibratedCorrector(Corrector):
                 "steps. Use iec.cached_steps=cached, or skip."
             )
         return super().attach(sampler, shape)
+
+
+def calling_steps(sampler: Solver) -> int:
+    """The steps that call the network."""
+    return sum(not sampler.makes_no_call(i) for i in range(len(sampler.timetable)))
 
 
 @dataclass
@@ -92,12 +103,44 @@ class PairedRuns:
         The states are those of the full-precision run; with ``correct`` those of the efficient run, whose every step is corrected
         by it. depends: what ``correct`` depends on, JSON values. Two calls a step and image. Raises `NonFiniteError`.
         """
+        return Moments(**self._stored(KIND, lambda: self._measured(images, correct).tensors(), images=images, **depends))
+
+    def final_errors(self, correctors: Sequence[Corrector], images: int, **depends: Any) -> Tensor:
+        """Mean square of the distance between the final states of the efficient run with each of the ``correctors`` and those of
+        the full-precision run, over ``images`` runs and all pixels: float64 [len(correctors)], stored and found again. depends:
+        what tells the correctors, JSON values. A call for each corrector, step and image, and one of the reference. Raises
+        `NonFiniteError`.
+        """
+
+        def measured() -> dict[str, Tensor]:
+            return {"errors": self._final_errors(correctors, images)}
+
+        return self._stored(f"{KIND}-finals", measured, images=images, **depends)["errors"]
+
+    def _stored(self, kind: str, measure: Callable[[], dict[str, Tensor]], **depends: Any) -> dict[str, Tensor]:
         if self.artifacts is None:
-            return self._measured(images, correct)
-        fingerprint = {**self.fingerprint, "seed": SEED, "images": images, **depends}
-        path = artifact_path(self.artifacts, KIND, fingerprint)
-        stored = cached(path, KIND, fingerprint, lambda: self._measured(images, correct).tensors())
-        return Moments(**{name: tensor.to(self.device) for name, tensor in stored.items()})
+            return measure()
+        fingerprint = {**self.fingerprint, "seed": SEED, **depends}
+        stored = cached(artifact_path(self.artifacts, kind, fingerprint), kind, fingerprint, measure)
+        return {name: tensor.to(self.device) for name, tensor in stored.items()}
+
+    def _final_errors(self, correctors: Sequence[Corrector], images: int) -> Tensor:
+        exact = Sampler(self.sampler.timetable, dtype=self.sampler.dtype)
+        runs = [(exact, self.reference)]
+        runs += [(replace(self.sampler, placement=Placement(), corrector=own), self.network) for own in correctors]
+        errors, batches = torch.zeros(len(correctors), dtype=torch.float64, device=self.device), list(self._batches(images))
+        with stage("searching the corrector", len(batches) * len(runs) * len(self.sampler.timetable)) as advance:
+            for batch in batches:
+                finals = [self._final(sampler, network, batch, advance) for sampler, network in runs]
+                errors += torch.stack([(x - finals[0]).double().square().sum() for x in finals[1:]])
+        return errors / (images * batches[0].x[0].numel())
+
+    def _final(self, sampler: Sampler, network: Network, batch: _Batch, advance: Advance) -> Tensor:
+        states = sampler.trajectory(network, batch.noise, batch.cond, self.device)
+        x = next(states)
+        for x in states:  # noqa: B007  # the last one is wanted
+            advance()
+        return x
 
     @torch.no_grad()
     def _measured(self, images: int, correct: Correct | None) -> Moments:

@@ -101,6 +101,14 @@ def _calibrate(network: QuantizedUNet, model: Model, config: PTQConfig, table: T
             reconstruct(network, evaluate, model.unet, model.network, calls, progress=report, checkpoint=units)
 
 
+def calibration_calls(config: PTQConfig, table: Timetable) -> int | None:
+    """Of `quantize`: full-precision trajectories, then each step of the quantized network. None with ``reconstruct``, which runs
+    parts of the network many times.
+    """
+    steps = sum(not table.is_noop(i) for i in range(len(table))) + len(table)
+    return config.calibration_images * steps if config.reconstruct == "none" else None
+
+
 def calibration_fingerprint(model: Model, config: PTQConfig, table: Timetable) -> dict[str, Any]:
     """Everything a calibration depends on."""
     return {

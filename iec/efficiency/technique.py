@@ -25,12 +25,15 @@ class Prepared:
 
     cost: of its calls, where it is known. refresh: the refresh steps, from a technique that finds them in `Technique.prepare`
     (``refresh_found_by_prepare``); else None. own_weights: the network uses none of the model's UNet, which may be released.
+    calibration_calls: network calls that finding the network takes, images times steps, counted as `iec.sampling.network.Calls`
+    counts (under guidance an image is one), whether they were made now or a calibration on disk was taken; None: not known.
     """
 
     network: Network
     cost: Cost | None = None
     refresh: frozenset[int] | None = None
     own_weights: bool = False
+    calibration_calls: int | None = 0
 
 
 class Technique(ABC):

@@ -15,7 +15,14 @@ from iec.efficiency.caching.config import CachingConfig
 from iec.efficiency.caching.forecast import REUSE, Forecast
 from iec.efficiency.cost import FLOAT, CallCost, Cost, network_cost
 from iec.efficiency.integer import ARITHMETIC, KIND, integer_tensors, require_kernels, require_machine, stored_network, with_kernels
-from iec.efficiency.prepare import CALIBRATION_SEED, calibration_fingerprint, float_batch, model_fingerprint, quantize
+from iec.efficiency.prepare import (
+    CALIBRATION_SEED,
+    calibration_calls,
+    calibration_fingerprint,
+    float_batch,
+    model_fingerprint,
+    quantize,
+)
 from iec.efficiency.quantization import PTQConfig, QuantizedNetwork, QuantizedUNet, weight_bytes
 from iec.efficiency.technique import Prepared, Technique
 from iec.errors import ConfigError
@@ -102,7 +109,7 @@ class PTQ(Quantizing):
     def prepare(self, model: Model, table: Timetable, artifacts: Path) -> Prepared:
         network = quantize(model, self.ptq, table, artifacts=artifacts, artifact=self.artifact, kernels=self.kernels)
         cost = model_cost(model, weight_bytes(network.quantized), config=self.ptq)
-        return Prepared(network, cost, own_weights=True)
+        return Prepared(network, cost, own_weights=True, calibration_calls=calibration_calls(self.ptq, table))
 
     def identity(self, card: Card, num_steps: int) -> dict[str, Any]:
         """Without the artifact: one of another configuration is refused."""
@@ -185,7 +192,9 @@ class CacheQuant(CachingConfig, Quantizing):
         forecast = self.forecast_of(table.abar_t)
         cost = model_cost(model, weight_bytes(quantized), cut, self.ptq, forecast)
         network = QuantizedNetwork(quantized, CorrectedCacheNetwork(CachedUNetNetwork(quantized.unet, cut, forecast), tables))
-        return Prepared(network, cost, tables.refresh if self.refresh_found_by_prepare else None, own_weights=True)
+        refresh = tables.refresh if self.refresh_found_by_prepare else None
+        calls = self._config(cut, self.refresh(len(table))).calibration_calls(len(table))
+        return Prepared(network, cost, refresh, own_weights=True, calibration_calls=calls)
 
     def identity(self, card: Card, num_steps: int) -> dict[str, Any]:
         config = self._config(self.cut_of(card), self.refresh(num_steps))

@@ -12,6 +12,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from iec.correctors.affine import Affine
 from iec.correctors.dcw import DCW
 from iec.correctors.es import EpsilonScaling
+from iec.correctors.es_search import EpsilonSearch
 from iec.correctors.restart import Restart
 from iec.correctors.stepback import Stepback
 from iec.correctors.timeshift import TimeShift
@@ -185,6 +186,7 @@ def register() -> None:
         "affine": schema(Affine),
         "dcw": schema(DCW),
         "es": schema(EpsilonScaling),
+        "es_search": schema(EpsilonSearch),
         "restart": schema(Restart),
         "stepback": schema(Stepback),
         "timeshift": schema(TimeShift),

@@ -50,10 +50,18 @@ class Result:
         return self.records[0] if self.records else None
 
     @cached_property
+    def _prepared(self) -> PreparedRecord | None:
+        return read_record(self.cell.folder / PREPARED, PreparedRecord)
+
+    @property
     def cost(self) -> Cost | None:
         """Of the network's calls; None where the technique does not tell."""
-        prepared = read_record(self.cell.folder / PREPARED, PreparedRecord)
-        return None if prepared is None else prepared.cost
+        return None if self._prepared is None else self._prepared.cost
+
+    @property
+    def calibration_calls(self) -> int | None:
+        """Network calls before the sampling, of the technique and the corrector; None where they are not known."""
+        return None if self._prepared is None else self._prepared.calibration_calls
 
     @property
     def scores(self) -> tuple[Score, ...]:

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from iec.correctors.prepare import fitted
-from iec.efficiency.cost import Cost
 from iec.efficiency.technique import Prepared
 from iec.errors import StoreError
 from iec.io.cores import intra_op_threads
@@ -41,7 +40,7 @@ def sample_batches(cell: Cell, store: Store, batches: Sequence[Batch], advance: 
         prepared, sampler = prepare(cell, model)
         if prepared.own_weights:
             model.unet.to("meta")  # where nothing is stored; its dtype and configuration stay known
-    _record_prepared(cell, store, sampler, prepared.cost)
+    _record_prepared(cell, store, prepared, sampler)
     smaller = f"Try batch_size={cell.batch_size // 2} (a cell of its own)" if cell.batch_size > 1 else "Try model.dtype=bfloat16"
     with memory_errors(f"sampling micro-batches of {cell.batch_size}", f"{smaller}, or a device with more memory."):
         for indices in batches:
@@ -60,7 +59,13 @@ def prepare(cell: Cell, model: Model) -> tuple[Prepared, Solver]:
         return prepared, fitted(sampler, model, prepared.network, technique=technique, artifacts=cell.artifacts)
 
 
-def _record_prepared(cell: Cell, store: Store, sampler: Solver, cost: Cost | None) -> None:
+def calibration_calls(cell: Cell, prepared: Prepared, sampler: Solver) -> int | None:
+    """Of the technique and of the cell's corrector; sampler: with its refresh steps."""
+    of_technique = prepared.calibration_calls
+    return None if of_technique is None else of_technique + cell.sampler.corrector.calibration_calls(sampler)
+
+
+def _record_prepared(cell: Cell, store: Store, prepared: Prepared, sampler: Solver) -> None:
     """Write prepared.json. Raises `StoreError` if images are there that were made with other refresh steps."""
     refresh = None if sampler.refresh is None else sorted(sampler.refresh)
     stored = read_record(store.folder / PREPARED, PreparedRecord)
@@ -69,7 +74,8 @@ def _record_prepared(cell: Cell, store: Store, sampler: Solver, cost: Cost | Non
             f"{store.folder} has images with the refresh steps {stored.refresh}, and the calibration now finds {refresh}. Use the "
             "artifacts folder that they were made with (paths.artifacts=DIR), or another cell folder (paths.cell=DIR)."
         )
-    write_json(store.folder / PREPARED, asdict(PreparedRecord(refresh, cost)))
+    record = PreparedRecord(refresh, prepared.cost, calibration_calls(cell, prepared, sampler))
+    write_json(store.folder / PREPARED, asdict(record))
 
 
 def _requested(cell: Cell, indices: Batch) -> tuple[int, int]:

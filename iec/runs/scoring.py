@@ -10,10 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from iec.errors import ArtifactError, MetricError
 from iec.metrics.clip_score import CLIPScorer, clip_score
 from iec.metrics.evaluation import Evaluation
 from iec.metrics.extractors.features import Features
+from iec.metrics.fid import FID
+from iec.metrics.frechet import GaussianStatistics
+from iec.metrics.influence import influence
 from iec.metrics.protocol import protocol
 from iec.metrics.record import Record
 from iec.metrics.references.reference import load_reference, reference_path
@@ -103,6 +108,21 @@ class Scorer:
         prompts, n = prompts_of(cell.model.prompts), cell.num_images
         captions = [prompts.of(k) for k in range(n)]
         return clip_score(store.read_images(cell.batches, n), captions, scorer, _metrics(cell).bootstrap)
+
+
+def fid_influence(cell: Cell, store: Store) -> tuple[str, np.ndarray] | None:
+    """(label of the FID of the cell's protocol, what each image moves it by to first order [N], see `iec.metrics.influence`). None
+    for a cell without that score. Features that are not kept are extracted.
+    """
+    if cell.metrics is None:
+        return None
+    evaluation = next(_evaluations(cell))
+    if FID.name not in evaluation.names or evaluation.reference.pooled is None:
+        return None
+    name = evaluation.protocol.name
+    features = features_of(cell, store, {name: evaluation.extractor})[name].pooled
+    moved = influence(features, GaussianStatistics.of(features), evaluation.reference.pooled)
+    return FID.label.format(evaluation.extractor.label), moved
 
 
 def _evaluations(cell: Cell) -> Iterator[Evaluation]:

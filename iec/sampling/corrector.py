@@ -13,6 +13,7 @@ from iec.sampling.timetable import Timetable
 
 if TYPE_CHECKING:
     from iec.sampling.ddim import Sampler
+    from iec.sampling.solver import Solver
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,10 @@ class Corrector:
     def attach(self, sampler: "Sampler", shape: tuple[int, ...]) -> "Sampler":
         """The sampler with this corrector. shape: (C, H, W) of a state. Raises `ConfigError` for what does not fit together."""
         return replace(sampler, corrector=self)
+
+    def calibration_calls(self, sampler: "Solver") -> int:
+        """Network calls that its fit takes, images times steps; sampler: with its refresh steps."""
+        return 0
 
     def label(self, name: str) -> str:
         """How the name of a cell mentions it. name: of its configuration."""

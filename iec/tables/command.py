@@ -9,10 +9,10 @@
     python -m iec.tables experiments/*.yaml --status                # how far every row is
     python -m iec.tables experiments/table1.yaml --redraw --out DIR # the plots again, from DIR/table1/table.json
 
-Written to OUTPUT/tables/NAME-HASH, or to DIR/NAME with --out DIR: table.md, table.csv, table.tex, table.json, grid.png,
-seconds.png, error.png, scores.png, cost.png, or of a file with two axes of variants map-SCORE.png; of several models each for
-every model: grid-MODEL.png.
-Pictures that would have no content are left out.
+Written to OUTPUT/tables/NAME-HASH, or to DIR/NAME with --out DIR: table.md, table.csv, table.tex, table.json, grid.png, seconds.png,
+error.png, noise.png, scores.png, cost.png, or of a file with two axes of variants map-SCORE.png; of several models each for every
+model: grid-MODEL.png, and of rows that are compared with others for every technique. Pictures that would have no content are left
+out.
 """
 
 import argparse
@@ -28,6 +28,7 @@ from iec.runs.cell import Cell
 from iec.runs.runner import Result, finished_result, run_cell
 from iec.runs.status import progress_of
 from iec.runs.tracking import log_cell
+from iec.tables.comparison import compared
 from iec.tables.experiment import Experiment
 from iec.tables.figures import write_pictures, write_plots
 from iec.tables.formats import show
@@ -154,7 +155,7 @@ def _show(
     output = next(iter(cells.values())).paths.output
     key = canonical_hash([cells[label].slug for label in results])[:10]
     folder = out / experiment.name if out else output / "tables" / f"{experiment.name}-{key}"
-    rows = build_rows(results, experiment.references, experiment.paired)
+    rows = compared(build_rows(results, experiment.references, experiment.paired), experiment)
     header, body = write_table(rows, experiment, folder, absent)
     pictures = write_pictures(rows, experiment, folder)
     show(header, body, experiment.title)

@@ -20,7 +20,7 @@ from iec.models.cards import card
 from iec.runs.cell import Cell
 from iec.runs.config import register
 from iec.tables.scales import Scale
-from iec.tables.variants import axes_of, times_variants
+from iec.tables.variants import axes_of, bases_of, times_variants, with_ending
 
 log = logging.getLogger(__name__)
 E = TypeVar("E", bound=Exception)
@@ -58,7 +58,9 @@ class Experiment:
     -> column -> value, from ``source``. labels: all rows, those included that this scale cannot compute. scale, replaced: see
     `Scale`. left_out: why -> labels of rows whose technique an ideal model, chosen as an instrument, does not take. product: in a
     file with two axes of variants the labels of its rows and the endings of either axis, whose every combination may be a row.
-    paired: names of the paired scores that are shown, keys of `iec.metrics.paired.PAIRED`.
+    paired: names of the paired scores that are shown, keys of `iec.metrics.paired.PAIRED`. compared: row -> the row of its
+    technique that it is compared with, see `iec.tables.comparison`; such a family has pictures of its own. noise: labels of the
+    rows whose noise is drawn, see `iec.tables.noise`.
     """
 
     name: str
@@ -76,15 +78,18 @@ class Experiment:
     left_out: dict[str, list[str]] = field(default_factory=dict)
     product: tuple[tuple[str, ...], ...] = ()
     paired: tuple[str, ...] = (PSNR.name,)
+    compared: dict[str, str] = field(default_factory=dict)
+    noise: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, path: Path, extra: Sequence[str] = (), scale: str | None = None, models: Sequence[str] = ()) -> "Experiment":
         """path: a file, or the name of one of the project's. ``extra`` overrides apply to every row, after its own. Raises
         `ConfigError`.
 
-        The file's ``variants``, ending of the label -> overrides, make several rows of each; a list of two such axes makes their
-        product. A variant of some rows alone is {of: [label, ..], overrides: [..]}. Its ``scales``: name -> {overrides, replace,
-        instruments_for}, see `Scale`. scale, models: which of them, with which instruments, see `Scale.of`.
+        The file's ``compare_to`` is the ending of the variants whose rows the others are compared with, and ``noise`` may name
+        endings, too. Its ``variants``, ending of the label -> overrides, make several rows of each; a list of two such axes makes
+        their product. A variant of some rows alone is {of: [label, ..], overrides: [..]}. Its ``scales``: name -> {overrides,
+        replace, instruments_for}, see `Scale`. scale, models: which of them, with which instruments, see `Scale.of`.
         """
         path = experiment_file(path)
         entry = read_yaml(path)
@@ -107,10 +112,14 @@ class Experiment:
         references = [given] if isinstance(given, str) else given
         if len(dict(pairs)) < len(pairs):
             raise ConfigError(f"{path}: two rows have the same label, an ending of the variants included. Rename one.")
-        figures, published, grid = entry.get("figures") or {}, entry.get("published") or {}, entry.get("grid") or []
+        figures, published = entry.get("figures") or {}, entry.get("published") or {}
+        grid, to = entry.get("grid") or [], entry.get("compare_to")
+        noise = with_ending(dict(pairs), entry["rows"], axes, entry.get("noise") or [])
+        origins = {} if to is None else bases_of(path, dict(pairs), entry["rows"], axes, to)
         cost, paired = entry.get("cost", cls.cost), tuple(entry.get("paired") or cls.paired)
         _check(path, cost, paired, figures)
-        for key, labels in [("reference", references), ("grid", grid), ("published", published), *figures.items()]:
+        named = {"reference": references, "grid": grid, "noise": noise, "published": published}
+        for key, labels in [*named.items(), *figures.items()]:
             if unknown := sorted(set(labels) - dict(pairs).keys()):
                 raise ConfigError(f"{path}: {key} names {unknown}, which are not rows. Correct the labels.")
         rows = scale.rows(pairs, published)
@@ -122,6 +131,12 @@ class Experiment:
         def at_scale(used: Iterable[str]) -> list[str]:
             return [row.label for label in used for row in rows if row.origin == label]
 
+        places = {(row.origin, _value(row.overrides or (), "model")): row.label for row in rows}
+        compared = {
+            label: places[origins[origin], model]
+            for (origin, model), label in places.items()
+            if (origins.get(origin), model) in places
+        }
         return cls(
             name=path.stem,
             title=entry["title"],
@@ -137,6 +152,8 @@ class Experiment:
             grid=tuple(at_scale(grid)),
             product=(tuple(entry["rows"]), *map(tuple, axes)) if len(axes) == 2 else (),
             paired=paired,
+            compared=compared,
+            noise=tuple(at_scale(noise)),
         )
 
     def _fitting(self, models: Collection[str]) -> "Experiment":

@@ -1,4 +1,4 @@
-"""The pictures that come with a table: samples, error against step, scores, quality against cost, and maps of changes."""
+"""The pictures that come with a table: samples, error and noise against step, scores, quality against cost, maps of changes."""
 
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -17,11 +17,12 @@ GRID_COLUMNS, GRID_ROWS = 12, 8
 
 
 def write_pictures(rows: list[Row], experiment: Experiment, folder: Path) -> list[Path]:
-    """grid.png, seconds.png, error.png (error-NAME.png for each of the experiment's figures), scores.png, cost.png, or
-    map-SCORE.png; those that have content. Of rows of several models each model has its own: grid-MODEL.png ...
+    """grid.png, seconds.png, error.png (error-NAME.png for each of the experiment's figures), noise.png, scores.png, cost.png, or
+    map-SCORE.png; those that have content. Of rows of several models each model has its own, and of rows that are compared each
+    family: grid-MODEL.png ...
     """
     paths = []
-    for model, part in experiment.by_model().items():
+    for model, part in by_picture(experiment).items():
         if shown := [row for row in rows if row.label in part.rows]:
             labels = grid_labels(shown, part)
             samples = {row.label: row.result.first_images(GRID_COLUMNS) for row in shown if row.label in labels}
@@ -46,12 +47,31 @@ def write_plots(rows: Sequence[Measured], experiment: Experiment, folder: Path) 
     """The pictures without the samples; in a file with two axes of variants maps, for plots of single rows, so many, could not be
     read.
     """
-    draws = (_errors, _maps) if experiment.product else (_seconds, _errors, _scores, _cost)
+    draws = (_errors, _noise, _maps) if experiment.product else (_seconds, _errors, _noise, _scores, _cost)
     paths = []
-    for model, part in experiment.by_model().items():
+    for model, part in by_picture(experiment).items():
         if shown := [row for row in rows if row.label in part.rows]:
             paths += [path for draw in draws for path in draw(shown, part, folder, model)]
     return paths
+
+
+def by_picture(experiment: Experiment) -> dict[str, Experiment]:
+    """Word of the names of files -> what shares pictures: the rows of a model; of rows that are compared each family's."""
+    parts = {}
+    for model, part in experiment.by_model().items():
+        families: dict[str, dict[str, list[str]]] = {}
+        for label, overrides in part.rows.items():
+            base = part.compared.get(label, label if label in part.compared.values() else "")
+            families.setdefault(base, {})[label] = overrides
+        for base, rows in families.items():
+            title = f"{part.title}, {base}" if base else part.title
+            parts[_slug(base) or model] = replace(part, title=title, rows=rows)
+    return parts
+
+
+def _slug(text: str) -> str:
+    """For the name of a file."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
 def _path(folder: Path, *words: str) -> Path:
@@ -77,6 +97,18 @@ def _errors(rows: Sequence[Measured], experiment: Experiment, folder: Path, mode
             paths.append(_path(folder, "error", name, model))
             plots.error_against_step(paths[-1], distances, differences, styles(experiment.rows), title)
     return paths
+
+
+def _noise(rows: Sequence[Measured], experiment: Experiment, folder: Path, model: str) -> list[Path]:
+    curves = {row.label: row.noise for row in rows if row.noise is not None and row.label in experiment.noise}
+    if not curves:
+        return []
+    references = "' or '".join(experiment.references)
+    traced = next(row.traced for row in rows if row.label in curves)
+    title = f"{experiment.title}\nnoise that a step takes, beside '{references}' from the same noise, mean of {traced} images"
+    path = _path(folder, "noise", model)
+    plots.noise_against_step(path, curves, styles(experiment.rows), title)
+    return [path]
 
 
 def _scores(rows: Sequence[Measured], experiment: Experiment, folder: Path, model: str) -> list[Path]:
@@ -148,7 +180,7 @@ def _maps(rows: Sequence[Measured], experiment: Experiment, folder: Path, model:
         renamed = {key: {(y, _trimmed(x)): c for (y, x), c in panel.items()} for key, panel in panels.items()}
         better = next(row.higher_is_better[name] for row in rows if name in row.changes)
         title = f"{experiment.title}\nchange of {name}, N = {rows[0].images}"
-        paths.append(_path(folder, "map", re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-"), model))
+        paths.append(_path(folder, "map", _slug(name), model))
         change_maps(paths[-1], renamed, shown_y, [_trimmed(x) for x in shown_x], better, title)
     return paths
 

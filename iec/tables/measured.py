@@ -15,7 +15,7 @@ from iec.tables.rows import Row, paired_directions
 
 @dataclass(frozen=True)
 class Curve:
-    """A mean over images against the state, [T + 1], and the ends of its 95 % interval; None where it is not known."""
+    """A mean over images against the state, [T + 1], or the step, and the ends of its 95 % interval; None where it is not known."""
 
     mean: np.ndarray
     low: np.ndarray | None = None
@@ -23,7 +23,7 @@ class Curve:
 
     @classmethod
     def of(cls, values: np.ndarray) -> "Curve":
-        """values: [n, T + 1]."""
+        """values: [n, T + 1], or a column for each step."""
         return cls(values.mean(axis=0), *mean_interval(values))
 
     @classmethod
@@ -44,7 +44,7 @@ class Measured:
     """scores: finite ones. changes: of the scores from those of the row without correction. higher_is_better: of each score. cost:
     of one image. distance: relative to the reference trajectory; difference: of the distance to that of the row without correction,
     image by image; ``traced``: the images of both. floors: of scores, what as many real images score, where it is known. seconds:
-    measured, of one image; None in older files. arithmetic: see `Technique.arithmetic`.
+    measured, of one image; None in older files. arithmetic: see `Technique.arithmetic`. noise: see `iec.tables.noise`.
     """
 
     label: str
@@ -59,10 +59,11 @@ class Measured:
     floors: dict[str, float] = field(default_factory=dict)
     seconds: float | None = None
     arithmetic: str = ""
+    noise: Curve | None = None
 
     @classmethod
     def from_json(cls, entry: Mapping[str, Any]) -> "Measured":
-        """An entry of table.json. Older ones have no protocols beside, no floors, and do not say whose seconds are real."""
+        """An entry of table.json. Older ones have no protocols beside, no floors, no noise, and do not say whose seconds are real."""
         records = [record for record in (entry["record"], *entry.get("beside", ())) if record is not None]
         kinds = [(name, kind) for record in records for name, kind in record["scores"].items()]
         names = {kind["label"]: name for name, kind in kinds}
@@ -82,6 +83,7 @@ class Measured:
             floors=entry.get("floors", {}),
             seconds=entry["manifest"]["seconds_per_image"] if "arithmetic" in entry else None,
             arithmetic=entry.get("arithmetic", ""),
+            noise=None if entry.get("noise_ratio") is None else Curve.from_json(entry["noise_ratio"]),
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -96,6 +98,7 @@ class Measured:
             "trace_images": self.traced,
             "floors": self.floors,
             "arithmetic": self.arithmetic,
+            "noise_ratio": None if self.noise is None else self.noise.as_json(),
         }
 
 
@@ -136,6 +139,7 @@ def measured(rows: Sequence[Row], bases: Mapping[str, str]) -> list[Measured]:
             floors=row.result.floors,
             seconds=row.result.manifest.seconds_per_image,
             arithmetic=row.result.cell.technique.arithmetic,
+            noise=None if row.noise is None else Curve.of(row.noise),
         )
         for row in rows
     ]

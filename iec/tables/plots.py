@@ -65,15 +65,7 @@ def error_against_step(
     panels = [distances, differences] if differences else [distances]
     figure, axes = plt.subplots(1, len(panels), figsize=(6 * len(panels), 4.3), squeeze=False)
     for axis, curves in zip(axes[0], panels, strict=True):
-        for k, (label, curve) in enumerate(curves.items()):
-            style, steps = styles[label], np.arange(len(curve.mean))
-            every = max(1, len(steps) // MARKS_OF_A_CURVE)
-            marks: dict[str, Any] = {"marker": style.marker, "mfc": style.face, "ms": 4, "markevery": (k % every, every)}
-            axis.plot(steps, curve.mean, style.line, color=style.colour, **marks)
-            if curves is panels[-1] and curve.low is not None and curve.high is not None:
-                axis.fill_between(steps, curve.low, curve.high, alpha=0.15, color=style.colour, linewidth=0)
-        axis.set(xlabel=STEP)
-        steps_and_grid(axis)
+        _curves(axis, curves, styles, bands=curves is panels[-1])
     axes[0, 0].set_ylabel(r"$\|x_i - r_i\| / \|r_i\|$")
     if differences:
         axes[0, 1].set_ylabel("the same, minus that without correction")
@@ -83,6 +75,29 @@ def error_against_step(
         axes[0, 0].set_title("distance", fontsize=10)
     _legend(figure, {label: styles[label] for label in distances}, lines=True)
     save(figure, path, title)
+
+
+def noise_against_step(path: Path, ratios: Mapping[str, Curve], styles: Mapping[str, Style], title: str) -> None:
+    """The ratios of `iec.tables.noise`, with 95 % intervals. The steps are those that change something."""
+    figure, axis = plt.subplots(figsize=(6.5, 4.3))
+    _curves(axis, ratios, styles, bands=True)
+    axis.axhline(1, color="black", linewidth=0.8, linestyle=":")
+    axis.set_ylabel(r"$\|\epsilon_i\| / \|\epsilon_i^{ref}\|$")
+    _legend(figure, {label: styles[label] for label in ratios}, lines=True)
+    save(figure, path, title)
+
+
+def _curves(axis: Axes, curves: Mapping[str, Curve], styles: Mapping[str, Style], bands: bool) -> None:
+    """Lines with markers against the step, and with ``bands`` their intervals."""
+    for k, (label, curve) in enumerate(curves.items()):
+        style, steps = styles[label], np.arange(len(curve.mean))
+        every = max(1, len(steps) // MARKS_OF_A_CURVE)
+        marks: dict[str, Any] = {"marker": style.marker, "mfc": style.face, "ms": 4, "markevery": (k % every, every)}
+        axis.plot(steps, curve.mean, style.line, color=style.colour, **marks)
+        if bands and curve.low is not None and curve.high is not None:
+            axis.fill_between(steps, curve.low, curve.high, alpha=0.15, color=style.colour, linewidth=0)
+    axis.set(xlabel=STEP)
+    steps_and_grid(axis)
 
 
 def scores_with_intervals(

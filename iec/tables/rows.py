@@ -11,14 +11,32 @@ from iec.metrics import paired as pairs
 from iec.metrics.interval import Interval
 from iec.metrics.references.floors import real_images
 from iec.runs.runner import Result
+from iec.tables.noise import noise_ratio
 
 PSNR = pairs.PSNR.label
+CALIBRATION, COST_GROUP = "calibration calls", "cost group"
+"""Columns that are shown where a row has something in them."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """change: of a score from that of another row. p: of a change as large by chance. adjusted: for all that were compared."""
+
+    change: Interval
+    p: float
+    adjusted: float = np.nan
+
+    def __str__(self) -> str:
+        low, high = (f"{end:+.3g}" for end in (self.change.low, self.change.high))
+        return f"{self.change.value:+.3g} [{low}, {high}], p {'< 0.0001' if self.adjusted < 1e-4 else f'= {self.adjusted:.2g}'}"
 
 
 @dataclass(frozen=True)
 class Row:
     """One line of a table. scores, and the paired ones beside the reference row, as label -> interval. paired: the latter for each
-    image, label -> [N]; those that are defined for half of the images or more.
+    image, label -> [N]; those that are defined for half of the images or more. noise: see `iec.tables.noise`; None where it is not
+    known. comparisons: of the scores with the row that it is compared with; cost_group: the letter of its group; see
+    `iec.tables.comparison`.
     """
 
     label: str
@@ -27,6 +45,9 @@ class Row:
     errors: np.ndarray | None
     """Relative distance to the reference trajectory, [n, T + 1]; None where the number of steps differs."""
     paired: dict[str, np.ndarray] = field(default_factory=dict)
+    noise: np.ndarray | None = None
+    comparisons: dict[str, Comparison] = field(default_factory=dict)
+    cost_group: str = ""
 
     @property
     def higher_is_better(self) -> dict[str, bool]:
@@ -44,14 +65,17 @@ class Row:
         manifest = self.result.manifest
         calls = manifest.calls_per_image
         corrections = calls["correction"] + calls["cached_correction"]
-        cost, image = self.result.cost, self.image_cost
+        cost, image, calibration = self.result.cost, self.image_cost, self.result.calibration_calls
         return {
             "": self.label,
             "N": str(manifest.num_images),
             "calls (full+cached+corr.)": f"{calls['total']:g} ({calls['full']:g}+{calls['cached']:g}+{corrections:g})",
+            CALIBRATION: "" if calibration is None else str(calibration),
             "s / image": f"{manifest.seconds_per_image:.3f} {self.result.cell.technique.arithmetic}".rstrip(),
             **({} if cost is None or image is None else _cost(cost, image)),
+            COST_GROUP: self.cost_group,
             **{name: _text(score) for name, score in self.scores.items()},
+            **{f"change of {name}": str(change) for name, change in self.comparisons.items()},
         }
 
 
@@ -118,13 +142,15 @@ def build_rows(results: dict[str, Result], references: Sequence[str], paired: Se
         reference = bases.get(result.cell.card.name)
         base = None if reference is None else results[reference]
         scores = {score.label: Interval(*score) for score in result.scores}
-        errors, values = None, {}
+        errors, values, noise = None, {}, None
         if base is not None and label != reference and result.cell.num_images == base.cell.num_images:
             values = _paired(result, base, paired)
             scores |= {name: pairs.mean_of_pairs(of_images) for name, of_images in values.items()}
             if result.cell.trace_images and len(result.cell.sampler.timetable) == len(base.cell.sampler.timetable):
-                errors = pairs.relative_distance(result.states(), base.states())
-        rows.append(Row(label, result, scores, errors, values))
+                states, others = result.states(), base.states()
+                errors = pairs.relative_distance(states, others)
+                noise = noise_ratio(states, others, result.cell.sampler.timetable, base.cell.sampler.timetable)
+        rows.append(Row(label, result, scores, errors, values, noise))
     return rows
 
 

@@ -1,6 +1,6 @@
 """How a row is drawn. It follows from the overrides of all rows, so a row looks the same in every plot of an experiment, whichever
-other rows are there: the hue is the technique, the shade its setting, the marker the corrector or the sampler, and a hollow marker
-a row that is corrected.
+other rows are there: the hue is the technique (of rows of one technique the corrector or the sampler), the shade its setting, the
+marker the corrector or the sampler, and a hollow marker a row that is corrected.
 """
 
 from collections import Counter
@@ -85,12 +85,14 @@ def styles(rows: Mapping[str, Sequence[str]]) -> dict[str, Style]:
     parts = {label: Parts.of(overrides) for label, overrides in rows.items()}
     first = next((p.corrector for p in parts.values() if p.corrected), None)
     others = {label: p.corrector if p.corrected and p.corrector != first else () for label, p in parts.items()}
-    hues = _ranks(p.technique for p in parts.values())
+    several = len({p.technique for p in parts.values()}) > 1
+    kinds = {label: p.technique if several else (p.corrector, p.rest) for label, p in parts.items()}
+    hues = _ranks(kinds.values())
     markers = _markers(parts, others)
     result = {}
     for label, p in parts.items():
-        shades = _ranks((q.setting, q.rest, others[other]) for other, q in parts.items() if q.technique == p.technique)
-        colour = _shade(HUES[hues[p.technique] % len(HUES)], shades[p.setting, p.rest, others[label]], len(shades))
+        shades = _ranks((q.setting, q.rest, others[other]) for other, q in parts.items() if kinds[other] == kinds[label])
+        colour = _shade(HUES[hues[kinds[label]] % len(HUES)], shades[p.setting, p.rest, others[label]], len(shades))
         result[label] = Style(colour, MARKERS[markers[label] % len(MARKERS)], not p.corrected)
     return result
 

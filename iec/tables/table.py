@@ -1,6 +1,7 @@
 """A table: its header and body, its caption, and its files."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ from iec.io.files import write_atomic, write_json
 from iec.tables.experiment import EVIDENCE, Experiment
 from iec.tables.formats import comma_separated, latex, markdown, markdown_code, markdown_text
 from iec.tables.measured import Measured, measured
-from iec.tables.rows import Row, floor_lines
+from iec.tables.rows import CALIBRATION, COST_GROUP, Row, floor_lines
 from iec.tables.styles import bases
 
 PUBLISHED = ", published"
@@ -43,7 +44,8 @@ def table_of(rows: list[Row], experiment: Experiment) -> tuple[list[str], list[l
     lines = [line for line in lines if len(line) > 1]
     first = ["", *_published_columns(experiment)]
     columns = dict.fromkeys([*first, *(column for line in lines for column in line)])
-    header = [column for column in columns if any(line.get(column) for line in lines)]
+    nothing = [column for column in (CALIBRATION, COST_GROUP) if all(line.get(column, "") in ("", "0") for line in lines)]
+    header = [column for column in columns if column not in nothing and any(line.get(column) for line in lines)]
     body = [[line.get(column, "") for column in header] for line in lines]
     return header, body
 
@@ -65,7 +67,9 @@ def _entry(row: Row, drawn: Measured) -> dict[str, Any]:
     manifest = {key: value for key, value in result.manifest.as_dict().items() if key != "shards"}
     fixed = {"label": row.label, "cell": result.cell.slug, "identity": result.cell.identity, "manifest": manifest}
     records = [record.as_dict() for record in result.records]
-    return {**fixed, "record": records[0] if records else None, "beside": records[1:], **drawn.as_json()}
+    comparisons = {name: asdict(comparison) for name, comparison in row.comparisons.items()}
+    told = {"calibration_calls": result.calibration_calls, "cost_group": row.cost_group, "comparisons": comparisons}
+    return {**fixed, **told, "record": records[0] if records else None, "beside": records[1:], **drawn.as_json()}
 
 
 def _absent(experiment: Experiment, absent: Mapping[str, str]) -> list[str]:
@@ -91,9 +95,29 @@ def caption_of(rows: list[Row], experiment: Experiment) -> str:
         f"per image; {paired}sim. = simulated quantization, whose time says "
         f"nothing about real integer kernels. {'; '.join(machines)}; {hours:.1f} h of sampling."
     )
+    if any(row.result.calibration_calls for row in rows):
+        text += (
+            " Calibration calls: those of a row's technique and corrector, images times steps, before the first image; rows may "
+        )
+        text += "share them."
+    text += _comparisons(rows, experiment)
     if floors := floor_lines(rows):
         text += f" {' and '.join(dict.fromkeys(line[''] for line in floors))}: mean scores of as many, the bias of N images alone."
     kinds = {value.evidence for values in experiment.published.values() for value in values.values()}
     legend = "; ".join(f"{'?' if kind == 'unknown' else kind[0]}: {EVIDENCE[kind]}" for kind in EVIDENCE if kind in kinds)
     text += "".join(f" Left out: {', '.join(labels)}: {why}" for why, labels in experiment.left_out.items())
     return f"{text} Published: {experiment.source} ({legend})." if kinds else text
+
+
+def _comparisons(rows: Sequence[Row], experiment: Experiment) -> str:
+    """What the columns of comparisons mean."""
+    text = ""
+    if any(row.cost_group for row in rows):
+        text += f" Rows of one cost group are within 5 % of each other in {experiment.cost}."
+    if any(row.comparisons for row in rows):
+        text += (
+            " Changes are those from the row of the same technique without correction, image by image from the same noise (of FID "
+            "by each image's influence on it, to first order), with 95 % intervals of Student's t; p: two-sided, adjusted for all "
+            "rows of the technique by Holm's method."
+        )
+    return text

@@ -1,6 +1,6 @@
 """The rows of an experiment file times its variants."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,35 @@ def times_variants(
                 overrides = [override for _, added in variants for override in added]
                 pairs.append((label + "".join(ending for ending, _ in chosen), [*common, *own, *overrides]))
     return pairs
+
+
+def bases_of(
+    path: Path, labels: Collection[str], rows: Iterable[str], axes: Sequence[Mapping[str, Any]], to: str
+) -> dict[str, str]:
+    """label -> that of the row with the ending ``to`` that differs from it by its variant of the last axis alone. labels: of all
+    rows there are, of ``rows`` times the variants. Raises `ConfigError` for an ending that no variant has.
+    """
+    last, stems = axes[-1], stems_of(rows, axes)
+    if to not in last:
+        raise ConfigError(f"{path}: compare_to: {to!r} is no ending of the variants; choose one of {', '.join(map(repr, last))}.")
+    pairs = [(stem + ending, stem + to) for stem in stems for ending in last if ending != to]
+    return {label: base for label, base in pairs if {label, base} <= set(labels)}
+
+
+def with_ending(labels: Collection[str], rows: Iterable[str], axes: Sequence[Mapping[str, Any]], names: Iterable[str]) -> list[str]:
+    """The labels that are among the ``names``, and for a name that is an ending of the last axis all labels with it; other names as
+    they are.
+    """
+    stems, found = stems_of(rows, axes), []
+    for name in names:
+        own = [stem + name for stem in stems if stem + name in labels]
+        found += own if name in axes[-1] and name not in labels else [name]
+    return found
+
+
+def stems_of(rows: Iterable[str], axes: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What labels begin with, before the ending of the last axis."""
+    return ["".join(parts) for parts in product(rows, *axes[:-1])]
 
 
 def _variant(path: Path, rows: Mapping[str, list[str]], variant: Any) -> tuple[Collection[str], list[str]]:

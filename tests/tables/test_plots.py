@@ -67,6 +67,7 @@ def measurements(names=tuple(ROWS), steps=20):
             difference=Curve.of(values[:, k] - values[:, origin[k]]) if origin.get(k) else None,
             traced=8,
             changes={"FID": Interval(1.0, 0.5, 2.0)} if k else {},
+            noise=Curve.of(1 + spread[:, k, 1:]) if k else None,
         )
         for k, label in enumerate(names)
     ]
@@ -85,6 +86,14 @@ def test_colour_is_the_technique_and_filling_and_marker_the_corrector():
     assert len({found[label].colour for label in ("FP", "W8A8", "N=5")}) == 3
     assert len({(s.colour, s.marker, s.filled) for s in found.values()}) == len(ROWS)
     assert found["W8A8, Heun"].marker != found["W8A8"].marker != found["W8A8, 2T"].marker
+
+
+def test_colour_is_the_corrector_where_there_is_one_technique():
+    ways = {"plain": [], "IEC": ["iec=all_steps"], "UniC": ["corrector=unic"], "2T": ["sampler.steps=40"]}
+    found = styles(ways)
+    assert len({style.colour for style in found.values()}) == len({style.marker for style in found.values()}) + 1 == 4
+    varied = styles({"a": ["efficiency.interval=5"], "b": ["efficiency.interval=9"]})
+    assert varied["a"].colour != varied["b"].colour and varied["a"].marker != varied["b"].marker
 
 
 def test_a_row_is_paired_with_the_row_that_lacks_its_corrector_alone():
@@ -172,6 +181,16 @@ def test_the_floor_is_a_dotted_line_in_the_panel_of_its_score(tmp_path, drawn):
     assert "dotted: as many real images" in drawn["scores.png"].get_suptitle()
 
 
+def test_the_noise_is_drawn_of_the_rows_that_are_asked_for(tmp_path, drawn):
+    names = tuple(ROWS)
+    write_plots(measurements(), experiment(noise=names[:3]), tmp_path)
+    axis = drawn["noise.png"].axes[0]
+    curves = [line for line in axis.lines if len(line.get_xdata()) == 20]
+    assert [line.get_color() for line in curves] == [styles(ROWS)[name].colour for name in names[1:3]]  # the reference has none
+    assert list(curves[0].get_ydata()) == list(measurements()[1].noise.mean)
+    assert list(legend(drawn["noise.png"])) == list(names[1:3])
+
+
 def test_infinite_scores_and_unknown_costs_have_no_place(tmp_path, drawn):
     rows = [Measured(**{**vars(m), "scores": {"FID": m.scores["FID"]}}) for m in measurements()]
     write_plots(rows, experiment(), tmp_path)
@@ -223,7 +242,7 @@ def test_a_measurement_survives_its_entry_in_the_table():
         assert again.changes == row.changes
         assert again.floors == row.floors == {}
         assert (again.scores, again.cost, again.traced, again.images) == (row.scores, row.cost, row.traced, row.images)
-        for name in ("distance", "difference"):
+        for name in ("distance", "difference", "noise"):
             ours, theirs = getattr(row, name), getattr(again, name)
             assert (ours is None) == (theirs is None) and (ours is None or np.array_equal(ours.mean, theirs.mean))
         assert row.difference is None or np.array_equal(row.difference.high, again.difference.high)

@@ -75,6 +75,14 @@ class CacheQuantConfig:
             counts.append(self.dec_images)
         return max(counts)
 
+    def calibration_calls(self, num_steps: int) -> int | None:
+        """Of the stages, images times steps: trajectories of the schedule, of both corrections and of the quantizer, whose network
+        is then run once a step. None with ``reconstruct``, which runs parts of the network many times.
+        """
+        images = 2 * self.ptq.calibration_images + self.dec_images * (self.dec_cache + self.dec_quant)
+        images += self.dps_images if self.refresh is None else 0
+        return images * num_steps if self.ptq.reconstruct == "none" else None
+
     def as_dict(self) -> dict[str, Any]:
         """JSON values, without the cut, whose number depends on the UNet, and without settings of what is not in use."""
         unused = {"cut", "forecast"}
