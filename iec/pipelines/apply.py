@@ -17,7 +17,10 @@ from iec.efficiency.quantization import CalibrationCall, PTQConfig, QuantizedUNe
 from iec.errors import ConfigError
 from iec.io.progress import reported
 from iec.models.unet import UNetNetwork
+from iec.pipelines.compatibility import for_ddim, is_euler
 from iec.pipelines.copies import QuantizedCopy, share_hooks
+from iec.pipelines.corrected import Corrected
+from iec.pipelines.euler import IECEulerScheduler
 from iec.pipelines.scheduler import IECScheduler
 from iec.pipelines.unet import Forward, restorer
 from iec.pipelines.wrappers import plain_unet, require_no_cache
@@ -39,7 +42,7 @@ class Applied:
     """
 
     pipe: Any
-    scheduler: IECScheduler
+    scheduler: Corrected
     quantized: QuantizedUNet | None
     _undo: list[Callable[[], object]] = field(repr=False)
 
@@ -67,9 +70,10 @@ def apply(
 ) -> Applied:
     """Put IEC, feature caching (DeepCache) and simulated quantization under a pipeline whose scheduler can be made a DDIM one.
 
-    * correction, placement: see `IECScheduler`; ``IECScheduler.from_config`` says which schedulers it can replace. If the
+    * correction, placement: see `IECScheduler`; ``IECScheduler.from_config`` says which schedulers it can replace. Euler keeps its
+      variables and noise levels (`IECEulerScheduler`), but becomes DDIM where there is a cache or quantization. If the
       pipeline has a VAE and its scheduler has no ``clip_sample``, x_0 is not clipped. With a correction and no placement all
-      eligible steps are corrected. With neither no step is, unless the pipeline's scheduler already is an `IECScheduler`: then
+      eligible steps are corrected. With neither no step is, unless the pipeline's scheduler already is one of ours: then
       its own correction and placement stay.
     * cache: the interval counts sampling steps; calls that corrections and guidance add do not count. A correction at a refresh
       step runs the full network, and ``correction.cache_from`` says whose feature is stored. ``placement.cached_steps`` says what
@@ -90,7 +94,7 @@ def apply(
         raise ConfigError("This pipeline already has something applied to it. Call iec.remove(pipe) first.")
     if (quantize is None) != (calibration is None):
         raise ConfigError("quantize and calibration belong together: give both, or neither.")
-    scheduler = _scheduler(pipe, correction, placement)
+    scheduler = _scheduler(pipe, correction, placement, ddim=cache is not None or quantize is not None)
     if cache is not None or quantize is not None or scheduler.placement.kind != "none":
         require_no_cache(pipe)
         scheduler.before_run = lambda: require_no_cache(pipe)
@@ -128,13 +132,14 @@ def remove(pipe: Any) -> None:
         applied.remove()
 
 
-def _scheduler(pipe: Any, correction: Correction | None, placement: Placement | None) -> IECScheduler:
-    config = pipe.scheduler.config
-    if correction is None and placement is None and isinstance(pipe.scheduler, IECScheduler):
-        return IECScheduler.from_config(config)
-    config = {**config, "_class_name": type(pipe.scheduler).__name__}  # not known to one that was built in code
+def _scheduler(pipe: Any, correction: Correction | None, placement: Placement | None, *, ddim: bool) -> Any:
+    """ddim: whether it has to be an `IECScheduler`, as a cache and quantization need."""
+    config = {**pipe.scheduler.config, "_class_name": type(pipe.scheduler).__name__}  # not known to one that was built in code
     if _latent(pipe):
         config.setdefault("clip_sample", False)
+    meant = for_ddim(config, {}) if ddim and is_euler(config) else {}
+    if correction is None and placement is None and isinstance(pipe.scheduler, IECScheduler | IECEulerScheduler):
+        return IECScheduler.from_config(config, **meant)
     where = placement or Placement("none" if correction is None else "all_steps")
     how = asdict(correction or Correction())
     del how["cache_from"]  # a matter of the network
@@ -143,7 +148,7 @@ def _scheduler(pipe: Any, correction: Correction | None, placement: Placement | 
     how |= {"preset": "paper", "lambdas": list(how["lambdas"]), "placement": where.kind, "steps": list(where.steps)}
     how |= {"fraction": where.fraction, "count": where.count, "cached_steps": where.cached_steps}
     how["last_step"] = where.last_step
-    return IECScheduler.from_config(config, **how)
+    return IECScheduler.from_config(config, **how, **meant)
 
 
 def _latent(pipe: Any) -> bool:
@@ -196,7 +201,7 @@ def _calibrated(unet: nn.Module, config: PTQConfig, cut: int | None, calls: list
     return quantized
 
 
-def _exchange(pipe: Any, scheduler: IECScheduler, forward: Forward | None, undo: list[Callable[[], object]]) -> Applied:
+def _exchange(pipe: Any, scheduler: Corrected, forward: Forward | None, undo: list[Callable[[], object]]) -> Applied:
     """Put scheduler and forward in place; what is done here is undone before what is in ``undo``."""
 
     def swap(name: str, new: Any) -> None:
