@@ -23,7 +23,7 @@ BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 DROPPED: dict[str, tuple[tuple[object, ...], str]] = {
     "original_inference_steps": ((None,), "it belongs to a distilled sampler (LCM, TCD), whose few steps DDIM cannot take"),
     "snr_shift_scale": ((None, 1.0), "it changes the noise schedule"),
-    "use_flow_sigmas": ((None, False), "it belongs to a flow-matching network"),
+    "use_flow_sigmas": ((None, False), "it belongs to a flow-matching network, for which there is iec.IECFlowMatchScheduler"),
     **dict.fromkeys(
         ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas"),
         ((None, False), "DDIM spaces its steps by timesteps"),

@@ -63,7 +63,8 @@ class IECEulerScheduler(Levels, EulerDiscreteScheduler):  # type: ignore[misc]  
         if self.before_run is not None:
             self.before_run()
         self.pending = None
-        super().set_timesteps(num_inference_steps, device, timesteps, sigmas)
+        given: Any = {"num_inference_steps": num_inference_steps, "timesteps": timesteps, "sigmas": sigmas}
+        super().set_timesteps(device=device, **given)
         self.lay_out_levels(clean=bool(self.sigmas[-1] == 0), listed=timesteps is not None or sigmas is not None)
         self.is_scale_input_called = False
 

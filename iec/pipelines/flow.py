@@ -79,7 +79,7 @@ class IECFlowMatchScheduler(Levels, FlowMatchEulerDiscreteScheduler):  # type: i
         if self.before_run is not None:
             self.before_run()
         self.pending = None
-        super().set_timesteps(num_inference_steps, device, sigmas, mu, timesteps)
+        super().set_timesteps(num_inference_steps, device=device, sigmas=sigmas, mu=mu, timesteps=timesteps)
         self.lay_out_levels(clean=True, listed=sigmas is not None or timesteps is not None)
 
     def begin(self, entry: int) -> int:
@@ -120,6 +120,12 @@ class IECFlowMatchScheduler(Levels, FlowMatchEulerDiscreteScheduler):  # type: i
     def _euler(self, i: int, _: int, x: Tensor) -> Solve:
         t, s = self.levels(i)
         return lambda velocity: (x + (s - t) * velocity,)
+
+
+def is_flow(config: Mapping[str, Any]) -> bool:
+    """Whether this is the configuration of a scheduler for flow-matching networks, whatever its steps are."""
+    name = str(config.get("_class_name") or "")
+    return name.startswith(("FlowMatch", "IECFlowMatch")) or bool(config.get("use_flow_sigmas"))
 
 
 def require_flow_euler(config: Mapping[str, Any]) -> None:

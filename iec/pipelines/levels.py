@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from iec.errors import ConfigError
 from iec.pipelines.corrected import Corrected
 
 
@@ -44,6 +45,19 @@ class Levels(Corrected):
         i, k = self.run.calls[self.position]
         return self.position if k == 0 else self.run.first_call(i + 1)
 
+    @property
+    def _step_index(self) -> int | None:
+        """diffusers' counter. Raises `ConfigError` if a pipeline sets it (LEDITS++, Cosmos 1), which would mean another step."""
+        return self.step_index
+
+    @_step_index.setter
+    def _step_index(self, value: int | None) -> None:
+        if value is not None:
+            raise ConfigError(
+                "This pipeline moves the step index of its scheduler by itself, and would land in the middle of a corrected step. "
+                "Give it the scheduler of diffusers back."
+            )
+
     def level_of(self, sample: Tensor, timesteps: Tensor) -> Tensor:
         """The level that ``sample`` [B, ..] gets noise for, [B, 1, ..]. As in diffusers, once a pipeline has said where it begins
         it is that of the state, and else that of the timesteps; t then stands for s between the calls of a step.
@@ -56,7 +70,12 @@ class Levels(Corrected):
     def _entry(self, t: float) -> int | None:
         if self.pending is not None and self.run.timesteps[self.run.calls[self.position or 0][0]] == t:
             return self.step_index
-        return int((self._timesteps == t).nonzero()[0])
+        return self.index_for_timestep(t)
+
+    def index_for_timestep(self, timestep: float | Tensor, schedule_timesteps: Tensor | None = None) -> int:
+        """The first entry with this timestep. (diffusers takes the second one if there is one, as Heun's list wants it.)"""
+        entries = self._timesteps if schedule_timesteps is None else schedule_timesteps
+        return int((entries == timestep).nonzero()[0])
 
     def _init_step_index(self, timestep: float | Tensor) -> None:
         """Called by diffusers' scale_model_input before the first step."""
