@@ -21,15 +21,14 @@ from iec.errors import ConfigError
 from iec.pipelines.euler import IECEulerScheduler
 from iec.pipelines.flow import IECFlowMatchScheduler
 from iec.pipelines.scheduler import IECScheduler
-from tests.tiny_flow import WAYS, sdxl
+from tests.tiny_flow import SDXL_POOLED, WAYS, sdxl
 from tests.tiny_pipelines import STEPS, TEXT, quiet, refiner, seeded, stable_diffusion
 
 FLOW = FlowMatchEulerDiscreteScheduler(shift=3.0)
 EULER = EulerDiscreteScheduler(
     beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", timestep_spacing="leading", steps_offset=1
 )
-POOLED = {"pooled_prompt_embeds": torch.ones(2, 8), "negative_pooled_prompt_embeds": torch.zeros(2, 8)}
-SDXL = {**TEXT, **POOLED, "height": 8, "width": 8, "output_type": "latent"}
+SDXL = {**TEXT, **SDXL_POOLED, "height": 8, "width": 8, "output_type": "latent"}
 
 
 @functools.cache
@@ -155,7 +154,7 @@ def test_pipelines_are_saved_and_loaded(name, tmp_path):
 IMAGE = torch.rand(1, 3, 16, 16, generator=seeded(7))
 MASK = torch.zeros(1, 1, 16, 16)
 MASK[..., 8:] = 1
-OTHERS = {
+VARIANTS = {
     "SD3": (StableDiffusion3Img2ImgPipeline, StableDiffusion3InpaintPipeline),
     "FLUX": (FluxImg2ImgPipeline, FluxInpaintPipeline),
 }
@@ -167,9 +166,9 @@ def variant(name, kind):
 
 
 @pytest.mark.parametrize("strength", [0.3, 0.55, 0.8])
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_image_to_image_starts_at_the_level_of_the_uncorrected_run(name, strength):
-    pipe = variant(name, OTHERS[name][0])
+    pipe = variant(name, VARIANTS[name][0])
     arguments = {**arguments_of(name), "image": IMAGE, "strength": strength}
     _, plain, _ = run(pipe, FLOW, **arguments)
     scheduler = IECFlowMatchScheduler.from_config(FLOW.config, last_step="correct")
@@ -188,10 +187,10 @@ def test_image_to_image_by_sigmas_needs_the_same_number_of_calls_in_every_step()
     assert len(calls) == 5
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_inpainting_puts_the_known_region_back_at_the_level_of_the_state(name):
     """Every call is given a state whose known region is sigma noise + (1 - sigma) image, for the level that the state has."""
-    pipe, known = variant(name, OTHERS[name][1]), []
+    pipe, known = variant(name, VARIANTS[name][1]), []
     scheduler = IECFlowMatchScheduler.from_config(FLOW.config, last_step="correct")
     plain = scheduler.scale_noise
     scheduler.scale_noise = lambda image, t, noise: known.append((image, noise)) or plain(image, t, noise)
@@ -277,7 +276,7 @@ def test_sdxl_takes_a_correction_in_one_line_and_a_refiner_goes_on_from_it():
         assert len(run(pipe, pipe.scheduler, **SDXL, sigmas=[10.0, 3.0, 0.5, 0.0], num_inference_steps=3)[1]) == 6
     torch.manual_seed(0)
     fine, latents = refiner(), torch.randn(2, 4, 8, 8)
-    arguments = {**TEXT, **POOLED, "image": latents, "output_type": "latent"}
+    arguments = {**TEXT, **SDXL_POOLED, "image": latents, "output_type": "latent"}
     for options, made in {(("iterations", 1),): 9, (("iterations", 2),): 12, (("last_step", "skip"),): 7}.items():
         scheduler = IECScheduler.from_config(EULER.config, **dict(options))
         last, calls, _ = run(fine, scheduler, denoising_start=0.6, num_inference_steps=10, **arguments)
