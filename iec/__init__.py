@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from iec.models.unet import UNetNetwork as UNetNetwork
     from iec.pipelines.apply import apply as apply
     from iec.pipelines.apply import remove as remove
+    from iec.pipelines.euler import IECEulerScheduler as IECEulerScheduler
+    from iec.pipelines.flow import IECFlowMatchScheduler as IECFlowMatchScheduler
     from iec.pipelines.scheduler import IECScheduler as IECScheduler
     from iec.runs.batches import Samples as Samples
     from iec.runs.batches import sample as sample
@@ -65,6 +67,11 @@ _HOMES = {
 """Public name -> the module below `iec` that defines it."""
 
 __all__ = [*_HOMES]  # names, as text
+
+_HOMES |= {
+    "IECEulerScheduler": "pipelines.euler",
+    "IECFlowMatchScheduler": "pipelines.flow",
+}  # since 0.1: `from iec import *` does not bring these
 
 
 def __getattr__(name: str) -> Any:

@@ -20,10 +20,13 @@ from iec.efficiency.quantization import CalibrationCall, PTQConfig, QuantizedUNe
 from iec.errors import ConfigError
 from iec.io.progress import reported
 from iec.models.unet import UNetNetwork
+from iec.pipelines.compatibility import for_ddim, is_euler
 from iec.pipelines.copies import QuantizedCopy, share_hooks
+from iec.pipelines.corrected import Corrected
+from iec.pipelines.flow import IECFlowMatchScheduler, is_flow
 from iec.pipelines.scheduler import IECScheduler
 from iec.pipelines.unet import Forward, restorer
-from iec.pipelines.wrappers import plain_unet, require_no_cache
+from iec.pipelines.wrappers import plain_unet, require_no_cache, require_repeatable
 from iec.sampling.correction import Correction
 from iec.sampling.network import Network
 from iec.sampling.placement import Placement
@@ -42,7 +45,7 @@ class Applied:
     """
 
     pipe: Any
-    scheduler: IECScheduler
+    scheduler: Corrected
     quantized: QuantizedUNet | None
     _undo: list[Callable[[], object]] = field(repr=False)
 
@@ -69,12 +72,13 @@ def apply(
     calibration: Mapping[str, Any] | None = None,
     kernels: str = "simulated",
 ) -> Applied:
-    """Put IEC, feature caching (DeepCache) and quantization under a pipeline whose scheduler can be made a DDIM one.
+    """Put IEC under a pipeline, and feature caching (DeepCache) and quantization where DDIM can sample it.
 
-    * correction, placement: see `IECScheduler`; ``IECScheduler.from_config`` says which schedulers it can replace. If the
-      pipeline has a VAE and its scheduler has no ``clip_sample``, x_0 is not clipped. With a correction and no placement all
-      eligible steps are corrected. With neither no step is, unless the pipeline's scheduler already is an `IECScheduler`: then
-      its own correction and placement stay.
+    * correction, placement: see `IECScheduler`; ``IECScheduler.from_config`` says which schedulers it can replace. Euler keeps its
+      variables and noise levels (`IECEulerScheduler`), but becomes DDIM where there is a cache or quantization. Flow matching is
+      corrected by `IECFlowMatchScheduler`; without a placement its last step is left out. If the pipeline has a VAE and its
+      scheduler has no ``clip_sample``, x_0 is not clipped. With a correction and no placement all eligible steps are corrected.
+      With neither no step is, unless the pipeline's scheduler already is one of ours: then its own correction and placement stay.
     * cache: the interval counts sampling steps; calls that corrections and guidance add do not count. A correction at a refresh
       step runs the full network, and ``correction.cache_from`` says whose feature is stored. ``placement.cached_steps`` says what
       happens at cached steps. cut None: ``latent`` for a pipeline with a VAE, else ``pixel``. Features are reused or forecast.
@@ -88,7 +92,7 @@ def apply(
     Works for pipelines that call ``pipe.unet`` once for each entry of ``scheduler.timesteps`` (with guidance on one doubled
     batch). Hooks and wrappers on the UNet, put on before or after, either work or are refused by name, at the latest at the next
     call. So are switches of a quantized UNet. With a cache the UNet's repeated blocks can be compiled, with quantization nothing.
-    Without cache and quantize only the scheduler is exchanged; then the network need not be a UNet (DiT).
+    Without cache and quantize only the scheduler is exchanged; then the network need not be a UNet (DiT, SD3, FLUX ..).
     ``save_pretrained`` saves the scheduler, but no cache and no quantization: call `remove` before.
     Raises `ConfigError`, or `DeviceError` where the kernels do not run, and then changes nothing.
     """
@@ -100,8 +104,9 @@ def apply(
         require_kernels(kernels, quantize)
     elif kernels != "simulated":
         raise ConfigError(f"kernels={kernels!r} are of a quantized network. Give quantize and calibration too, or leave it out.")
-    scheduler = _scheduler(pipe, correction, placement)
+    scheduler = _scheduler(pipe, correction, placement, ddim=cache is not None or quantize is not None)
     if cache is not None or quantize is not None or scheduler.placement.kind != "none":
+        require_repeatable(pipe)
         require_no_cache(pipe)
         scheduler.before_run = lambda: require_no_cache(pipe)
     if cache is None and quantize is None:
@@ -141,22 +146,32 @@ def remove(pipe: Any) -> None:
         applied.remove()
 
 
-def _scheduler(pipe: Any, correction: Correction | None, placement: Placement | None) -> IECScheduler:
-    config = pipe.scheduler.config
-    if correction is None and placement is None and isinstance(pipe.scheduler, IECScheduler):
-        return IECScheduler.from_config(config)
-    config = {**config, "_class_name": type(pipe.scheduler).__name__}  # not known to one that was built in code
-    if _latent(pipe):
+def _scheduler(pipe: Any, correction: Correction | None, placement: Placement | None, *, ddim: bool) -> Any:
+    """ddim: whether it has to be an `IECScheduler`, as a cache and quantization need."""
+    config = {**pipe.scheduler.config, "_class_name": type(pipe.scheduler).__name__}  # not known to one that was built in code
+    flow = is_flow(config)
+    if flow and ddim:
+        raise ConfigError(
+            "Caching and quantization need a pipeline that DDIM can sample, and this is one of flow matching. Apply the "
+            "correction alone."
+        )
+    kind = IECFlowMatchScheduler if flow else IECScheduler
+    if _latent(pipe) and not flow:
         config.setdefault("clip_sample", False)
-    where = placement or Placement("none" if correction is None else "all_steps")
+    meant = for_ddim(config, {}) if ddim and is_euler(config) else {}
+    if correction is None and placement is None and isinstance(pipe.scheduler, Corrected):
+        return kind.from_config(config, **meant)
+    where = placement or Placement("none" if correction is None else "all_steps", last_step="skip" if flow else "correct")
     how = asdict(correction or Correction())
     del how["cache_from"]  # a matter of the network
-    if how.pop("evaluate_at") != "t":
+    if how.pop("renorm"):
+        raise ConfigError("renorm=True is computed by iec.Sampler only. Leave it out here.")
+    if not flow and how.pop("evaluate_at") != "t":
         raise ConfigError("evaluate_at='s' (Heun's rule) is not IEC: use diffusers' HeunDiscreteScheduler, or iec.Sampler.")
     how |= {"preset": "paper", "lambdas": list(how["lambdas"]), "placement": where.kind, "steps": list(where.steps)}
     how |= {"fraction": where.fraction, "count": where.count, "cached_steps": where.cached_steps}
     how["last_step"] = where.last_step
-    return IECScheduler.from_config(config, **how)
+    return kind.from_config(config, **how, **meant)
 
 
 def _latent(pipe: Any) -> bool:
@@ -217,7 +232,7 @@ def _calibrated(
     return quantized
 
 
-def _exchange(pipe: Any, scheduler: IECScheduler, forward: Forward | None, undo: list[Callable[[], object]]) -> Applied:
+def _exchange(pipe: Any, scheduler: Corrected, forward: Forward | None, undo: list[Callable[[], object]]) -> Applied:
     """Put scheduler and forward in place; what is done here is undone before what is in ``undo``."""
 
     def swap(name: str, new: Any) -> None:

@@ -1,4 +1,4 @@
-"""Which schedulers DDIM can take the place of, by their configuration.
+"""Which scheduler of ours can take the place of one of diffusers, by its configuration.
 
 ``from_config`` of diffusers drops what it does not know, and every value that the old scheduler had by default, even where the new
 one has another default. Both are silent. Here the values of the noise schedule are kept, and what DDIM would drop is refused.
@@ -10,16 +10,20 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 
 from iec.errors import ConfigError
 
-DDIM_KEYS = frozenset(inspect.signature(DDIMScheduler.__init__).parameters) - {"self"}
+DDIM_KEYS = frozenset(inspect.signature(DDIMScheduler).parameters)
+EULER_KEYS = frozenset(inspect.signature(EulerDiscreteScheduler).parameters)
+DDIM_ALONE = DDIM_KEYS - EULER_KEYS
+"""Who sets one of these means DDIM."""
 PREDICTIONS = ("epsilon", "sample", "v_prediction")
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 DROPPED: dict[str, tuple[tuple[object, ...], str]] = {
     "original_inference_steps": ((None,), "it belongs to a distilled sampler (LCM, TCD), whose few steps DDIM cannot take"),
     "snr_shift_scale": ((None, 1.0), "it changes the noise schedule"),
-    "use_flow_sigmas": ((None, False), "it belongs to a flow-matching network"),
+    "use_flow_sigmas": ((None, False), "it belongs to a flow-matching network, for which there is iec.IECFlowMatchScheduler"),
     **dict.fromkeys(
         ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas"),
         ((None, False), "DDIM spaces its steps by timesteps"),
@@ -41,23 +45,31 @@ Euler's, which is DDIM in other variables."""
 def for_ddim(config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """The values for a DDIM scheduler in the place of the one with this ``config``: the noise schedule and all that DDIM shares.
 
-    given: what the user sets beside it; these come first, and setting a value that DDIM would drop says that it may go. Raises
-    `ConfigError` for a scheduler that DDIM cannot stand in for, and for a missing ``clip_sample``. Warns where DDIM replaces a
-    solver of another kind.
+    given: what the user sets beside it; these come first. Setting a value that DDIM would drop says that it may go, and setting
+    one that DDIM alone has says that DDIM is meant. Raises `ConfigError` for a scheduler that DDIM cannot stand in for, or of
+    another kind of step, and for a missing ``clip_sample``. Warns where DDIM is meant in the place of another kind of step.
     """
     name = config.get("_class_name")  # of a scheduler that was loaded; one that was built in code does not tell it
     merged = {**config, **given}
     who = name or "This scheduler"
     _require_noise_schedule(merged, who)
     is_ddim = config.keys() >= DDIM_KEYS
+    untold = EULER_KEYS if name is None and config.keys() >= EULER_KEYS else {"original_inference_steps"}
     for key, (allowed, reason) in DROPPED.items():
-        if is_ddim and (key != "original_inference_steps" or str(name).startswith(("DDIM", "IEC"))):
+        if is_ddim and (key not in untold or str(name).startswith(("DDIM", "IEC"))):
             continue  # made into a DDIM scheduler before, which keeps foreign keys without using them
         if merged.get(key) not in allowed:
             raise ConfigError(
                 f"{who} has {key}={merged[key]!r}, which DDIM would drop: {reason}. If plain DDIM is meant, say so: "
                 f"IECScheduler.from_config(config, {key}={allowed[-1]!r})."
             )
+    solver = None if is_ddim else _solver(config, name)
+    if solver is not None and not given.keys() & (DDIM_ALONE | DROPPED.keys()):
+        raise ConfigError(
+            f"{who} is {solver}. Its step is not A x + B F of one call, so it cannot be corrected. If plain DDIM is meant, of "
+            "first order and perhaps with more steps, say so: IECScheduler.from_config(config, clip_sample=False) for latents, "
+            "clip_sample=True for pixels that were clipped."
+        )
     values = {key: merged[key] for key in DDIM_KEYS if key in merged}
     if "clip_sample" not in values:
         if "skip_prk_steps" not in config and name != "PNDMScheduler":  # which clips nothing
@@ -69,7 +81,12 @@ def for_ddim(config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, A
     if not is_ddim:
         if "set_alpha_to_one" not in values and merged.get("final_sigmas_type") == "sigma_min":
             values["set_alpha_to_one"] = False
-        _warn_of_solver(config, name)
+        if solver is not None:
+            warnings.warn(
+                f"The steps of {solver} become those of DDIM, of first order; more of them may be needed.",
+                UserWarning,
+                stacklevel=3,
+            )
     return values
 
 
@@ -84,21 +101,13 @@ def require_known(beta_schedule: str, trained_betas: object, prediction_type: st
         )
 
 
-def require_signal(prediction_type: str, silent: bool, corrected: bool) -> None:
-    """Raises `ConfigError` for a run with a timestep where nothing is left of the image (``silent``), if that cannot be computed.
-
-    x_0 is infinite there, unless the network predicts v or x_0; A, and with it a correction, is infinite in any case.
-    """
+def require_signal(prediction_type: str, silent: bool) -> None:
+    """Raises `ConfigError` for a run of noise predictions with a timestep where nothing is left of the image (``silent``)."""
     if silent and prediction_type == "epsilon":
         raise ConfigError(
             "At the noisiest timestep the image has no part (rescale_betas_zero_snr), and the noise alone does not tell x_0: DDIM "
             "gives NaN there. Set rescale_betas_zero_snr=False, or, for a network that was trained so, "
             "prediction_type='v_prediction' and clip_sample=False."
-        )
-    if corrected:
-        raise ConfigError(
-            "After rescale_betas_zero_snr A is infinite at the noisiest timestep, and nothing can be corrected there. Leave "
-            "that step out (placement='explicit', steps=[1, ..]), or set rescale_betas_zero_snr=False."
         )
 
 
@@ -107,26 +116,30 @@ def _require_noise_schedule(merged: Mapping[str, Any], who: str) -> None:
         return
     if merged.get("beta_schedule") is None:
         raise ConfigError(
-            f"{who} has no beta_schedule and no trained_betas (flow matching, EDM, VE ..), so DDIM cannot take its place. Use a "
-            "pipeline whose network predicts the noise of a DDPM, or give the betas that it was trained with: trained_betas=[..]."
+            f"{who} has no beta_schedule and no trained_betas (flow matching, EDM, VE ..), so DDIM cannot take its place. For "
+            "flow matching use iec.IECFlowMatchScheduler.from_config(config). Else use a pipeline whose network predicts the noise "
+            "of a DDPM, or give the betas that it was trained with: trained_betas=[..]."
         )
     ends = [key for key in ("beta_start", "beta_end") if merged.get(key) is None]
     if ends and merged["beta_schedule"] != "squaredcos_cap_v2":
         raise ConfigError(f"{who} has no {' and no '.join(ends)}. Give the values that the network was trained with.")
 
 
-def _warn_of_solver(config: Mapping[str, Any], name: str | None) -> None:
+def _solver(config: Mapping[str, Any], name: str | None) -> str | None:
+    """What takes another kind of step than DDIM, by name or kind; None for those that do not."""
     if name is None:
-        kind = next((kind for key, kind in SOLVERS.items() if key in config and "interpolation_type" not in config), None)
-    else:
-        kind = None if name.startswith(SAME_STEP) else name
-    if kind is not None:
-        warnings.warn(
-            f"The steps of {kind} become those of DDIM, of first order; more of them may be needed. Give this pipeline a "
-            "DDIMScheduler first, and the change is your own.",
-            UserWarning,
-            stacklevel=4,
-        )
+        return next((kind for key, kind in SOLVERS.items() if key in config and "interpolation_type" not in config), None)
+    return None if name.startswith(SAME_STEP) else name
+
+
+def is_euler(config: Mapping[str, Any]) -> bool:
+    """Whether this is the configuration of an EulerDiscreteScheduler, or of ours. One that was made in code from DDIM's, or DDIM's
+    from it, has the keys of both and no name; it is taken for DDIM's.
+    """
+    name = config.get("_class_name")
+    if name is not None:
+        return str(name).startswith(("EulerDiscrete", "IECEuler"))
+    return config.keys() >= EULER_KEYS and not config.keys() >= DDIM_KEYS
 
 
 def plain(value: Any) -> Any:

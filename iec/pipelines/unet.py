@@ -17,7 +17,8 @@ from iec.efficiency.caching.forecast_config import ForecastConfig
 from iec.efficiency.quantization import CalibrationCall, QuantizedUNet
 from iec.errors import ConfigError
 from iec.pipelines.copies import QuantizedCopy
-from iec.pipelines.scheduler import IECScheduler, Run
+from iec.pipelines.run import Run
+from iec.pipelines.scheduler import IECScheduler
 from iec.pipelines.wrappers import require_called, require_uncompiled
 from iec.sampling.correction import kept
 from iec.sampling.network import FeatureCache, Step, renewed
@@ -89,7 +90,7 @@ class Forward:
                 "call iec.remove(pipe) before. Else call set_timesteps before every run, and the UNet once for every timestep."
             ) from error
         if run is not self.run:
-            if self.timesteps and tuple(t for t, _ in run.pairs) != self.timesteps:
+            if self.timesteps and run.timesteps != self.timesteps:
                 raise ConfigError(
                     f"The network was calibrated for the {len(self.timesteps)} timesteps {self.timesteps[0]} .. "
                     f"{self.timesteps[-1]}, and this run has others. Use those, or apply again with a calibration for these."

@@ -108,6 +108,18 @@ def require_uncompiled(unet: Any, *, quantize: bool) -> None:
         )
 
 
+def require_repeatable(pipe: Any) -> None:
+    """Raises `ConfigError` if a network of the pipeline is told where the step ends, by the next entry of the scheduler's list:
+    within a corrected step that is its own.
+    """
+    told = [part for part, network in pipe.components.items() if getattr(getattr(network, "config", None), "use_meanflow", False)]
+    if told or type(pipe).__name__.startswith("AnyFlow"):
+        raise ConfigError(
+            f"The network of {type(pipe).__name__} is told the end of its step (mean flow), read from the next entry of the "
+            "scheduler's list, which corrections repeat: it would be told that the step has no length. Leave the correction out."
+        )
+
+
 def require_no_cache(pipe: Any) -> None:
     """Raises `ConfigError` if a network of the pipeline decides by itself which calls it computes."""
     for part, network in {"": pipe, **pipe.components}.items():

@@ -1,7 +1,7 @@
 """The sampling loop: DDIM over an explicit timetable, with corrections inside the step."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TypeGuard
 
@@ -58,10 +58,13 @@ class Sampler(Solver):
         """The steps that are corrected: the placement's, less the no-ops and (``last_step=skip``, Heun) the step to the clean
         image.
         """
-        pairs = self.timetable.pairs
-        steps = self.placement.resolve(len(pairs), self.refresh) if self.correction.iterations else frozenset()
-        skip = self.placement.last_step == "skip" or self.correction.evaluate_at == "s"
-        return frozenset(i for i in steps if not self.timetable.is_noop(i) and not (skip and pairs[i][1] == CLEAN))
+        if not self.correction.iterations:
+            return frozenset()
+        table, placement = self.timetable, self.placement
+        if self.correction.evaluate_at == "s":
+            placement = replace(placement, last_step="skip")
+        still = [i for i in range(len(table)) if table.is_noop(i)]
+        return placement.corrected(len(table), self.refresh, still, [i for i, (_, s) in enumerate(table.pairs) if s == CLEAN])
 
     def trajectory(
         self, network: Network, noise: Noise, cond: Tensor | None = None, device: torch.device | str = "cpu"

@@ -77,3 +77,9 @@ class Placement:
             return allowed
         ends = self.count if self.count is not None else max(1, round((self.fraction or 0) * num_steps))
         return allowed & {i for i in range(num_steps) if i < ends or i >= num_steps - ends}
+
+    def corrected(
+        self, num_steps: int, refresh: Collection[int] | None, still: Collection[int], clean: Collection[int]
+    ) -> frozenset[int]:
+        """`resolve`, less the steps that leave x as it is (``still``) and, with ``last_step=skip``, those to the clean image."""
+        return self.resolve(num_steps, refresh).difference(still, clean if self.last_step == "skip" else ())

@@ -312,6 +312,7 @@ def test_refusals_change_nothing(sd):
         "belong together": {"quantize": W4},
         "is not there": {"cache": CachingConfig(2, cut=9)},
         "is not IEC": {"correction": Correction(evaluate_at="s")},
+        "iec.Sampler only": {"correction": Correction(renorm=True)},
         "not calibrated|calibrated": {"cache": CachingConfig(2), "placement": full, "quantize": W4, "calibration": CALIBRATION},
         "on 4 inputs": {"quantize": PTQConfig(calibration_images=3), "calibration": CALIBRATION},
     }
@@ -320,8 +321,8 @@ def test_refusals_change_nothing(sd):
             apply(sd, **options)
         assert sd.scheduler is scheduler and sd.unet is unet and "forward" not in vars(unet)
     sd.scheduler = FlowMatchEulerDiscreteScheduler()
-    with pytest.raises(ConfigError, match="no beta_schedule"):
-        apply(sd, correction=FIXED)
+    with pytest.raises(ConfigError, match="one of flow matching"):
+        apply(sd, correction=FIXED, cache=CachingConfig(2))
 
 
 def test_calls_that_the_cache_cannot_serve_are_refused(sd):

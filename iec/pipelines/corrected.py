@@ -1,0 +1,206 @@
+"""What the schedulers of IEC share: how a step is corrected, and which step and correction a call of the pipeline belongs to."""
+
+import inspect
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor
+
+from iec.errors import ConfigError
+from iec.pipelines.compatibility import plain
+from iec.pipelines.run import Run
+from iec.sampling.correction import Correction, none_frozen, update
+from iec.sampling.placement import CachedSteps, LastStep, Placement
+
+Solve = Callable[[Tensor], tuple[Tensor, ...]]
+"""A step from its x_t: the network's output F -> (A x_t + B F + noise, and what else the scheduler tells: x_0)."""
+
+
+@dataclass
+class Pending:
+    """A step between its first call and its last one: its x_t, A, B and noise, and bool [B], the images that have converged."""
+
+    solve: Solve
+    frozen: Tensor
+
+
+def _settings(
+    preset: str = "paper",
+    iterations: int | None = None,
+    lambdas: float | Sequence[float] | None = None,
+    tolerance: float | None = 0.0,
+    criterion: str | None = None,
+    norm: str | None = None,
+    placement: str = "all_steps",
+    fraction: float | None = None,
+    count: int | None = None,
+    steps: Sequence[int] | None = None,
+    cached_steps: CachedSteps = "skip",
+    last_step: LastStep = "correct",
+) -> None:
+    """The signature that is added to that of a scheduler of diffusers."""
+
+
+def constructor(parent: Any, **added: Any) -> Any:
+    """``__init__`` of a class that corrects the steps of ``parent``, a scheduler of diffusers: the arguments of its ``__init__``,
+    then ours. added: other defaults of ours, and further arguments by their defaults.
+
+    All of them are kept in ``config``, as JSON stores them. Before the parent's ``__init__``, ``self.require_valid()`` may refuse
+    what cannot be run.
+    """
+    ours = {p.name: p.replace(default=added.pop(p.name, p.default)) for p in inspect.signature(_settings).parameters.values()}
+    more = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=value) for name, value in added.items()]
+    theirs = inspect.signature(parent).parameters
+    self = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    signature = inspect.Signature([self, *theirs.values(), *ours.values(), *more])
+
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        signature.bind(self, *args, **kwargs)
+        self.register_to_config(**{key: plain(value) for key, value in self.config.items() if not key.startswith("_")})
+        self.require_valid()
+        # by keyword: diffusers would note positional arguments down as defaults, and lose them when the scheduler is saved
+        parent.__init__(self, **kept(parent, self.config))
+        self.prepare()
+
+    __init__.__signature__ = signature  # type: ignore[attr-defined]
+    return register_to_config(__init__)
+
+
+def kept(parent: Any, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a scheduler of the class ``parent`` with this ``config`` was made with. diffusers' ``from_config`` drops values that are
+    noted as defaults, and the note may be that of another class that it was made from.
+    """
+    return {key: config[key] for key in inspect.signature(parent).parameters if key in config}
+
+
+class Corrected:
+    """A scheduler of diffusers, before which this class stands, whose steps are corrected:
+
+        y <- y + lambda_k (A x_t + B F(y, t) + noise - y),   k = 1 .. K,   F the network's output,
+
+    from y = A x_t + B F(x_t, t) + noise, with x_t, A, B, noise and the label t frozen. A pipeline calls its network once for each
+    entry of ``timesteps``. Like diffusers' Heun scheduler, these repeat the timesteps of the steps that they correct, and tell by
+    position which step and which correction a call belongs to.
+    """
+
+    config: Any
+    num_inference_steps: Any
+
+    def require_valid(self) -> None:
+        """Raises `ConfigError` for a configuration that cannot be run."""
+
+    def prepare(self) -> None:
+        """Correction and placement by the configuration, and no run yet."""
+        config = self.config
+        lambdas, steps = config["lambdas"], config["steps"]
+        values = (lambdas,) if isinstance(lambdas, int | float) else None if lambdas is None else tuple(lambdas)
+        names = ("tolerance", "criterion", "norm", "evaluate_at")
+        given: dict[str, Any] = {"lambdas": values, **{key: config[key] for key in names if key in config}}
+        changes = {key: value for key, value in given.items() if value is not None}
+        self.correction = Correction.preset(config["preset"], iterations=config["iterations"], **changes)
+        placement = (config["placement"], config["fraction"], config["count"], tuple(steps or ()))
+        last_step: LastStep = config["last_step"] if self.correction.evaluate_at == "t" else "skip"  # there is no label s there
+        self.placement = Placement(*placement, config["cached_steps"], last_step)
+        # set by `iec.apply`, never saved: what is looked at before every run
+        self.before_run: Callable[[], None] | None = None
+        self.run = Run((), (), False)
+        self.position: int | None = None  # of the next call in ``timesteps``; None before the first
+        self.pending: Pending | None = None
+
+    @property
+    def timesteps(self) -> Tensor:
+        """The timestep of every network call: that of a corrected step 1 + K times.
+
+        Raises `ConfigError` between the calls of a corrected step. Pipelines read the list before their loop; what looks up a
+        timestep inside it would find the first of its entries, and count the repetitions as steps.
+        """
+        if self.pending is not None:
+            raise ConfigError(
+                "The timesteps are read between the calls of a corrected step, which all have the same one. DeepCacheSDHelper does "
+                "so to find its step, and its schedule would shift or vanish: call its disable(), and use iec.apply(pipe, "
+                "cache=...). Anything else can read them before the run, or after another set_timesteps."
+            )
+        return self._timesteps
+
+    @timesteps.setter
+    def timesteps(self, value: Tensor) -> None:
+        self._timesteps = value
+
+    def lay_out(
+        self, still: Collection[int], clean: Collection[int], *, listed: bool, refresh: Collection[int] | None = None
+    ) -> list[int]:
+        """Repeat the ``timesteps`` [T], as the parent's ``set_timesteps`` left them, for the corrected steps, and forget an earlier
+        run: which of them every entry is. still: steps that leave x as it is. clean: those that end at the clean image.
+        """
+        labels = self._timesteps
+        steps = self.placement.corrected(len(labels), refresh, still, clean) if self.correction.iterations else frozenset()
+        self.run = Run.laid_out(labels.tolist(), steps, self.correction.iterations, listed=listed)
+        later = self.correction.evaluate_at == "s"  # the calls of a correction are labelled s, the next timestep
+        entries = [i + (later and k > 0) for i, k in self.run.calls]
+        self._timesteps = labels[entries]
+        self.labels: tuple[float, ...] = tuple(self._timesteps.tolist())
+        self.num_inference_steps = len(labels)
+        self.order = self.run.order
+        self.position, self.pending = None, None
+        return entries
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """For pipelines that run ``timesteps[begin_index:]`` only. Raises `ConfigError` where that is not what they mean."""
+        self.begin(begin_index)
+
+    def begin(self, entry: int) -> int:
+        """Begin the run at this entry: the sampling index of its first step. Raises `ConfigError`, see `Run.first_step`."""
+        everywhere = self.placement.kind == "all_steps" and self.placement.last_step == "correct"
+        first = self.run.first_step(entry, cached_steps=everywhere)
+        self.position = entry
+        return first
+
+    def next_call(self, timestep: float | Tensor) -> tuple[int, int]:
+        """(sampling index, correction) of the network call that comes next; ``timestep`` has to be its own. Raises `ConfigError`.
+
+        A run whose pipeline sets no begin index begins at the first call of the first step with this timestep.
+        """
+        run, t = self.run, float(torch.as_tensor(timestep).flatten()[0])
+        if self.position is None and run.calls:
+            self.begin(next((p for p, (i, k) in enumerate(run.calls) if k == 0 and run.timesteps[i] == t), 0))
+        position = self.position or 0
+        if position == len(run.calls) or self.labels[position] != t:
+            raise ConfigError(
+                f"Timestep {t:g} is not that of call {position} of the {len(run.calls)} of this run. Call set_timesteps before "
+                "every run, and step once for every entry of scheduler.timesteps, in order."
+            )
+        return run.calls[position]
+
+    @property
+    def frozen(self) -> Tensor | None:
+        """Bool [B], within a step: the images that converged in an earlier correction of it. None between two steps, and without a
+        tolerance.
+        """
+        return None if self.pending is None or self.correction.tolerance == 0 else self.pending.frozen
+
+    def advance(
+        self, output: Tensor, timestep: float | Tensor, sample: Tensor, step_from: Callable[[int, int, Tensor], Solve]
+    ) -> tuple[Tensor, ...]:
+        """From the network's output at ``sample`` to (the sample of its next call, what else the step tells), in float32 at least.
+
+        step_from: sampling index, correction, x_t -> the step, which its corrections take again. A run that begins with a
+        correction passes that entry over: the sample stays. With ``denoising_start`` diffusers runs one entry more than there are
+        after it if order = 2 and their number is even, meaning Heun's list, whose first entry is single.
+        """
+        i, k = self.next_call(timestep)
+        y = sample.to(torch.promote_types(sample.dtype, torch.float32))
+        if k == 0:
+            self.pending = Pending(step_from(i, k, y), none_frozen(y))
+        pending = self.pending
+        new, *beside = (step_from(i, k, y) if pending is None else pending.solve)(output)
+        if pending is None:
+            new = y
+        elif k:
+            new, pending.frozen = update(y, new, k, self.correction, pending.frozen)
+        self.position = position = (self.position or 0) + 1
+        if position == len(self.run.calls) or self.run.calls[position][1] == 0:
+            self.pending = None
+        return new, *beside
