@@ -97,7 +97,7 @@ class Forward:
                 )
             self.run, self.position, self.cache = run, None, None
             # made here, since the pipeline may have changed its device or dtype
-            self.network = None if self.cut is None else self._network(self.cut, run)
+            self.network = None if self.cut is None else self._network(self.cut)
         if self.position == self.scheduler.position and self.cut is not None:
             raise ConfigError(
                 "The UNet was called twice within one call of the scheduler (guidance as two calls, or another scheduler): the "
@@ -129,8 +129,9 @@ class Forward:
             return cache
         return kept(frozen.repeat(len(cache.feature) // len(frozen)), self.cache, cache)  # under guidance: both branches
 
-    def _network(self, cut: int, run: Run) -> CachedUNetNetwork:
-        return CachedUNetNetwork(self.unet, cut, self.forecast.forecast_of(self.scheduler.abar([t for t, _ in run.pairs])))
+    def _network(self, cut: int) -> CachedUNetNetwork:
+        timesteps = [t for t, _ in self.scheduler.pairs]
+        return CachedUNetNetwork(self.unet, cut, self.forecast.forecast_of(self.scheduler.abar(timesteps)))
 
 
 def _require_plain_call(given: Mapping[str, Any]) -> None:

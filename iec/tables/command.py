@@ -9,10 +9,10 @@
     python -m iec.tables experiments/*.yaml --status                # how far every row is
     python -m iec.tables experiments/table1.yaml --redraw --out DIR # the plots again, from DIR/table1/table.json
 
-Written to OUTPUT/tables/NAME-HASH, or to DIR/NAME with --out DIR: table.md, table.csv, table.tex, table.json, grid.png, seconds.png,
-error.png, noise.png, scores.png, cost.png, or of a file with two axes of variants map-SCORE.png; of several models each for every
-model: grid-MODEL.png, and of rows that are compared with others for every technique. Pictures that would have no content are left
-out.
+Written to OUTPUT/tables/NAME-HASH, or to DIR/NAME with --out DIR: table.md, table.csv, table.tex, table.json, grid.png,
+seconds.png, error.png, noise.png, scores.png, cost.png, or of a file with two axes of variants map-SCORE.png; of several models
+each for every model: grid-MODEL.png, and of rows that are compared with others for every technique. Pictures that would have no
+content are left out.
 """
 
 import argparse

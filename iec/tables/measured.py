@@ -63,7 +63,7 @@ class Measured:
 
     @classmethod
     def from_json(cls, entry: Mapping[str, Any]) -> "Measured":
-        """An entry of table.json. Older ones have no protocols beside, no floors, no noise, and do not say whose seconds are real."""
+        """An entry of table.json. Older ones have no protocols beside, floors or noise, and do not say whose seconds are real."""
         records = [record for record in (entry["record"], *entry.get("beside", ())) if record is not None]
         kinds = [(name, kind) for record in records for name, kind in record["scores"].items()]
         names = {kind["label"]: name for name, kind in kinds}

@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -90,7 +91,7 @@ class _Compared(Passes):
     def __init__(self, passes: Passes, module: nn.Module, comparison: _Comparison) -> None:
         self.passes, self.comparison = passes, comparison
         self.image = isinstance(module, IntegerLayer) and module.geometry is not None
-        quantizers = module.inputs if isinstance(module, IntegerLayer) else [module.quantizer]
+        quantizers: Any = module.inputs if isinstance(module, IntegerLayer) else [module.quantizer]
         self.names: Iterator[str] = cycle([quantizer.name for quantizer in quantizers])
 
     def codes(self, x: Tensor, grid: Grid) -> Codes:
