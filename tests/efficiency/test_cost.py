@@ -1,11 +1,14 @@
 """Multiply-accumulates of full and cached calls."""
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from iec.efficiency.caching import CachedUNetNetwork
+from iec.efficiency.caching.config import CachingConfig
+from iec.efficiency.cost import network_cost
 from iec.models import load_model
 from iec.sampling.network import FeatureCache, Step
 from tests.efficiency.caching.unets import PAPER, cuts_of, macs_of, make
@@ -63,3 +66,15 @@ def test_counting_leaves_the_unet_alone():
     before = [m for m in unet.modules() if m._forward_hooks or m._forward_pre_hooks]
     macs_of(unet, 0, (3, 8, 8), cond[:1])
     assert before == [m for m in unet.modules() if m._forward_hooks or m._forward_pre_hooks] == []
+
+
+@pytest.mark.parametrize("cut", [0, "pixel"])
+@pytest.mark.parametrize(("name", "features"), [("none", 1), ("linear", 2), ("probe", 2)])
+def test_what_the_sampling_loop_stores_of_an_image_is_counted(name, features, cut):
+    unet, _ = make("pixel")
+    forecast = CachingConfig(forecast=name).forecast_of(np.array([0.1, 0.9]))
+    made = CachedUNetNetwork(unet, cut, forecast)(torch.randn(1, 3, 8, 8), Step(0, 5))
+    stored = features * sum(value.nbytes for value in (made.feature, made.probe) if value is not None)
+    cost = network_cost(unet, (3, 8, 8), 0, cut=cut, branches=2, forecast=forecast)
+    assert cost.cache_bytes == 2 * stored and (made.probe is None) == (name != "probe")
+    assert network_cost(unet, (3, 8, 8), 0).cache_bytes is None

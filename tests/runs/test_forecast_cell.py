@@ -4,6 +4,7 @@ import pytest
 
 from iec.errors import ConfigError
 from iec.runs.runner import run_cell
+from iec.tables.rows import Row
 
 TINY = ["efficiency.interval=2", "model.random_weights=true", "sampler.steps=6", "batch_size=1", "metrics=none"]
 CACHE = ["efficiency=deepcache", *TINY]
@@ -68,6 +69,8 @@ def test_it_resumes_to_the_same_bytes_and_counts_what_it_stores(make_cell, tmp_p
     assert resumed.manifest.calls_per_image == plain.manifest.calls_per_image
     assert whole.cost.full == plain.cost.full and whole.cost.cached == plain.cost.cached
     assert whole.cost.cache_bytes == 3 * plain.cost.cache_bytes > 0
+    column = Row("forecast", whole, {}, None).cells()["cache (KB / image)"]
+    assert float(column) == pytest.approx(whole.cost.cache_bytes / 1e3, abs=0.05)
 
 
 def test_cachequant_samples_what_it_was_calibrated_for(make_cell, tmp_path):
