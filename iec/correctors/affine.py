@@ -11,6 +11,7 @@ from iec.correctors.pairs import CalibratedCorrector, PairedRuns
 from iec.efficiency.moments import Moments
 from iec.errors import ConfigError
 from iec.sampling.corrector import Corrector
+from iec.sampling.ddim import Sampler
 from iec.sampling.network import Step
 from iec.sampling.timetable import Timetable
 
@@ -74,6 +75,16 @@ class AffineTables(Corrector):
     bias: Tensor
 
     __hash__, __eq__ = object.__hash__, object.__eq__  # tensors have no single truth to compare by
+
+    def attach(self, sampler: Sampler, shape: tuple[int, ...]) -> Sampler:
+        """Raises `ConfigError` for another number of steps or channels than it was fitted to."""
+        steps, channels = self.gain.shape
+        if steps != len(sampler.timetable) or channels not in (1, shape[0]):
+            raise ConfigError(
+                f"The corrector was fitted to {steps} steps and {channels} channels, and this run has {len(sampler.timetable)} "
+                f"steps and {shape[0]} channels. Fit it again, or sample the {steps} steps."
+            )
+        return super().attach(sampler, shape)
 
     def eps(self, eps: Tensor, step: Step, table: Timetable) -> Tensor:
         gain, bias = (row[step.index].to(eps)[:, None, None] for row in (self.gain, self.bias))

@@ -28,6 +28,7 @@ from iec.pipelines.scheduler import IECScheduler
 from iec.pipelines.unet import Forward, restorer
 from iec.pipelines.wrappers import plain_unet, require_no_cache, require_repeatable
 from iec.sampling.correction import Correction
+from iec.sampling.corrector import NO_CORRECTOR, Corrector
 from iec.sampling.network import Network
 from iec.sampling.placement import Placement
 
@@ -67,6 +68,7 @@ def apply(
     *,
     correction: Correction | None = None,
     placement: Placement | None = None,
+    corrector: Corrector = NO_CORRECTOR,
     cache: CachingConfig | None = None,
     quantize: PTQConfig | None = None,
     calibration: Mapping[str, Any] | None = None,
@@ -78,7 +80,9 @@ def apply(
       variables and noise levels (`IECEulerScheduler`), but becomes DDIM where there is a cache or quantization. Flow matching is
       corrected by `IECFlowMatchScheduler`; without a placement its last step is left out. If the pipeline has a VAE and its
       scheduler has no ``clip_sample``, x_0 is not clipped. With a correction and no placement all eligible steps are corrected.
-      With neither no step is, unless the pipeline's scheduler already is one of ours: then its own correction and placement stay.
+      With neither no step is, unless the pipeline's scheduler already is one of ours: then its own correction, placement and
+      corrector stay.
+    * corrector: see `IECScheduler.from_config`. Euler becomes DDIM with one.
     * cache: the interval counts sampling steps; calls that corrections and guidance add do not count. A correction at a refresh
       step runs the full network, and ``correction.cache_from`` says whose feature is stored. ``placement.cached_steps`` says what
       happens at cached steps. cut None: ``latent`` for a pipeline with a VAE, else ``pixel``. Features are reused or forecast.
@@ -104,7 +108,7 @@ def apply(
         require_kernels(kernels, quantize)
     elif kernels != "simulated":
         raise ConfigError(f"kernels={kernels!r} are of a quantized network. Give quantize and calibration too, or leave it out.")
-    scheduler = _scheduler(pipe, correction, placement, ddim=cache is not None or quantize is not None)
+    scheduler = _scheduler(pipe, correction, placement, corrector, ddim=cache is not None or quantize is not None)
     if cache is not None or quantize is not None or scheduler.placement.kind != "none":
         require_repeatable(pipe)
         require_no_cache(pipe)
@@ -146,10 +150,14 @@ def remove(pipe: Any) -> None:
         applied.remove()
 
 
-def _scheduler(pipe: Any, correction: Correction | None, placement: Placement | None, *, ddim: bool) -> Any:
-    """ddim: whether it has to be an `IECScheduler`, as a cache and quantization need."""
+def _scheduler(pipe: Any, correction: Correction | None, placement: Placement | None, corrector: Corrector, *, ddim: bool) -> Any:
+    """ddim: whether it has to be an `IECScheduler`, as a cache and quantization need. A corrector needs it as well."""
     config = {**pipe.scheduler.config, "_class_name": type(pipe.scheduler).__name__}  # not known to one that was built in code
     flow = is_flow(config)
+    if flow and corrector != NO_CORRECTOR:
+        raise ConfigError(
+            "A corrector acts on steps of DDIM, and this pipeline is one of flow matching. Apply the correction alone."
+        )
     if flow and ddim:
         raise ConfigError(
             "Caching and quantization need a pipeline that DDIM can sample, and this is one of flow matching. Apply the "
@@ -158,7 +166,11 @@ def _scheduler(pipe: Any, correction: Correction | None, placement: Placement | 
     kind = IECFlowMatchScheduler if flow else IECScheduler
     if _latent(pipe) and not flow:
         config.setdefault("clip_sample", False)
+    ddim = ddim or corrector != NO_CORRECTOR
     meant = for_ddim(config, {}) if ddim and is_euler(config) else {}
+    if correction is None and placement is None and corrector == NO_CORRECTOR and isinstance(pipe.scheduler, IECScheduler):
+        corrector = pipe.scheduler.corrector
+    meant |= {} if flow else {"corrector": corrector}
     if correction is None and placement is None and isinstance(pipe.scheduler, Corrected):
         return kind.from_config(config, **meant)
     where = placement or Placement("none" if correction is None else "all_steps", last_step="skip" if flow else "correct")

@@ -20,6 +20,8 @@ from iec.errors import ConfigError
 from iec.pipelines.compatibility import DDIM_ALONE, DROPPED, for_ddim, is_euler, require_known, require_signal
 from iec.pipelines.corrected import Corrected, Solve, constructor
 from iec.pipelines.euler import IECEulerScheduler
+from iec.pipelines.hooks import Hooks, require_pipeline, schedule_of
+from iec.sampling.corrector import NO_CORRECTOR, Corrector
 from iec.sampling.network import Step
 from iec.sampling.timetable import CLEAN, NoiseSchedule, Timetable
 
@@ -62,9 +64,13 @@ class IECScheduler(Corrected, DDIMScheduler):  # type: ignore[misc]  # the bases
         # set by `iec.apply`, never saved: the refresh steps of T
         self.refresh_of: Callable[[int], frozenset[int]] | None = None
         self._refresh: frozenset[int] | None = None
+        self.corrector: Corrector = NO_CORRECTOR  # given to `from_config`, never saved
+        self._hooks: Hooks | None = None
 
     @classmethod
-    def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
+    def from_config(
+        cls, config: Any = None, return_unused_kwargs: bool = False, *, corrector: Corrector = NO_CORRECTOR, **kwargs: Any
+    ) -> Any:
         """The scheduler that takes the place of the one with this ``config``; keywords come before what it says.
 
         Accepts DDIM, DDPM and PNDM. EulerDiscreteScheduler becomes an `IECEulerScheduler`, in its own variables and on its own
@@ -73,15 +79,31 @@ class IECScheduler(Corrected, DDIMScheduler):  # type: ignore[misc]  # the bases
 
         An argument that only DDIM has, such as clip_sample=False, says that plain DDIM is meant. Then Euler becomes DDIM too, and
         so, with a `UserWarning`, do solvers of another kind on the same noise schedule.
+
+        corrector: one of `iec.correctors` that only looks at a step's states and noise (EpsilonScaling, UniC, DCW), or what a fit
+        gave (AffineTables). It acts as in `iec.Sampler`, on networks that predict eps, without clip_sample and thresholding. It is
+        not saved with the scheduler.
         """
+        require_pipeline(corrector)
         if isinstance(config, Mapping):
-            if cls is IECScheduler and is_euler(config) and not DDIM_ALONE & kwargs.keys():
+            euler = is_euler(config) and corrector == NO_CORRECTOR
+            if cls is IECScheduler and euler and not DDIM_ALONE & kwargs.keys():
                 return IECEulerScheduler.from_config(config, return_unused_kwargs, **kwargs)
             kwargs |= for_ddim(config, kwargs)
             said = DROPPED.keys() & kwargs.keys()  # to go, and never asked about again
             config = {key: value for key, value in config.items() if key not in said}
             kwargs = {key: value for key, value in kwargs.items() if key not in said}
-        return super().from_config(config, return_unused_kwargs, **kwargs)
+        made: Any = super().from_config(config, return_unused_kwargs, **kwargs)
+        scheduler = made[0] if return_unused_kwargs else made
+        scheduler.corrector = corrector
+        scheduler.hooked()  # refuses what cannot be run
+        return made
+
+    def hooked(self) -> NoiseSchedule:
+        """The noise schedule: with a corrector one that it knows. Raises `ConfigError`."""
+        if self.corrector == NO_CORRECTOR:
+            return NoiseSchedule(num_timesteps=self.config["num_train_timesteps"])  # its betas are not used; alphas_cumprod is
+        return schedule_of(self.config, self.alphas_cumprod)
 
     def set_timesteps(self, num_inference_steps: int | None = None, device: Any = None, timesteps: Any = None) -> None:
         """Lay out T = ``num_inference_steps`` steps by the configured spacing, or those of the list ``timesteps``, from the
@@ -94,8 +116,8 @@ class IECScheduler(Corrected, DDIMScheduler):  # type: ignore[misc]  # the bases
         if num_inference_steps is not None:
             super().set_timesteps(num_inference_steps)
         values = [int(t) for t in (self._timesteps.tolist() if timesteps is None else timesteps)]
-        schedule = NoiseSchedule(num_timesteps=self.config["num_train_timesteps"])  # its betas are not used; alphas_cumprod is
-        table = Timetable.from_timesteps(values, schedule, final=CLEAN if self.config["set_alpha_to_one"] else 0)
+        table = Timetable.from_timesteps(values, self.hooked(), final=CLEAN if self.config["set_alpha_to_one"] else 0)
+        self._hooks = None if self.corrector == NO_CORRECTOR else Hooks(self.corrector, table)
         require_signal(self.config["prediction_type"], any(self.alphas_cumprod[t] == 0 for t in values))
         self.pairs = table.pairs
         self.timesteps = torch.tensor(values, dtype=torch.int64, device=device)
@@ -141,9 +163,17 @@ class IECScheduler(Corrected, DDIMScheduler):  # type: ignore[misc]  # the bases
                     z = randn_tensor(model_output.shape, generator, model_output.device, model_output.dtype)
                 elif generator is not None:
                     raise ConfigError("Give generator or variance_noise, and not both.")
+            if self._hooks is not None and k == 0:
+                self._hooks, x = self._hooks.begin(call, x, model_output.to(x.dtype), eta, z)
             return lambda output: self._ddim(i, output.to(x.dtype), x, eta, z, use_clipped_model_output)
 
-        new, x0 = (v.to(sample.dtype) for v in self.advance(model_output, timestep, sample, step_from))
+        call, hooks = self.call(timestep), self._hooks
+        work = torch.promote_types(sample.dtype, torch.float32)
+        output = model_output if hooks is None else hooks.eps(model_output.to(work), call)
+        new, x0 = self.advance(output, timestep, sample, step_from)
+        if self._hooks is not None and self.pending is None:
+            self._hooks, new = self._hooks.end(new)
+        new, x0 = new.to(sample.dtype), x0.to(sample.dtype)
         return DDIMSchedulerOutput(prev_sample=new, pred_original_sample=x0) if return_dict else (new, x0)
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
