@@ -227,6 +227,8 @@ def test_it_is_saved_and_loaded(tmp_path):
     new = IECFlowMatchScheduler.from_config(old.config)
     assert all(new.config[key] == value for key, value in old.config.items() if not key.startswith("_"))
     assert FlowMatchEulerDiscreteScheduler.from_config(new.config).config["shift"] == 2.5
+    old.register_to_config(shift_terminal=0.02)  # still noted as a default
+    assert IECFlowMatchScheduler.from_config(old.config).config["shift_terminal"] == 0.02
     assert iec.IECFlowMatchScheduler is IECFlowMatchScheduler
 
 
