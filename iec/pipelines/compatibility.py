@@ -9,7 +9,9 @@ import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_ddim_cogvideox import CogVideoXDDIMScheduler
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 
 from iec.errors import ConfigError
@@ -22,7 +24,11 @@ PREDICTIONS = ("epsilon", "sample", "v_prediction")
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 DROPPED: dict[str, tuple[tuple[object, ...], str]] = {
     "original_inference_steps": ((None,), "it belongs to a distilled sampler (LCM, TCD), whose few steps DDIM cannot take"),
-    "snr_shift_scale": ((None, 1.0), "it changes the noise schedule"),
+    "snr_shift_scale": (
+        (None, 1.0),
+        "it changes the noise schedule (CogVideoXDDIMScheduler is accepted where its name is known: "
+        '{**config, "_class_name": "CogVideoXDDIMScheduler"})',
+    ),
     "use_flow_sigmas": ((None, False), "it belongs to a flow-matching network, for which there is iec.IECFlowMatchScheduler"),
     **dict.fromkeys(
         ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas"),
@@ -50,6 +56,8 @@ def for_ddim(config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, A
     another kind of step, and for a missing ``clip_sample``. Warns where DDIM is meant in the place of another kind of step.
     """
     name = config.get("_class_name")  # of a scheduler that was loaded; one that was built in code does not tell it
+    if str(name).startswith("CogVideoXDDIM") and "snr_shift_scale" not in given:
+        config = {**config, **_own_betas(config)}
     merged = {**config, **given}
     who = name or "This scheduler"
     _require_noise_schedule(merged, who)
@@ -71,6 +79,8 @@ def for_ddim(config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, A
             "clip_sample=True for pixels that were clipped."
         )
     values = {key: merged[key] for key in DDIM_KEYS if key in merged}
+    if "snr_shift_scale" in merged and not is_ddim:  # part of the betas by now, or to go
+        values["snr_shift_scale"] = None
     if "clip_sample" not in values:
         if "skip_prk_steps" not in config and name != "PNDMScheduler":  # which clips nothing
             raise ConfigError(
@@ -109,6 +119,15 @@ def require_signal(prediction_type: str, silent: bool) -> None:
             "gives NaN there. Set rescale_betas_zero_snr=False, or, for a network that was trained so, "
             "prediction_type='v_prediction' and clip_sample=False."
         )
+
+
+def _own_betas(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes DDIM of the CogVideoXDDIMScheduler with this ``config``: the betas of its noise schedule, which it shifts and
+    rescales by abar, not by betas; and no clipping, which it never does.
+    """
+    abar = CogVideoXDDIMScheduler.from_config(config).alphas_cumprod
+    betas = 1 - abar / torch.cat([torch.ones_like(abar[:1]), abar[:-1]])
+    return {"trained_betas": betas.tolist(), "rescale_betas_zero_snr": False, "snr_shift_scale": None, "clip_sample": False}
 
 
 def _require_noise_schedule(merged: Mapping[str, Any], who: str) -> None:

@@ -70,8 +70,8 @@ def constructor(parent: Any, **added: Any) -> Any:
 
 
 def kept(parent: Any, config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a scheduler of the class ``parent`` with this ``config`` was made with. diffusers' ``from_config`` drops values that are
-    noted as defaults, and the note may be that of another class that it was made from.
+    """What a scheduler of the class ``parent`` with this ``config`` is made with. diffusers' ``from_config`` drops values that are
+    noted as defaults, also where they were changed after construction, as some pipelines do.
     """
     return {key: config[key] for key in inspect.signature(parent).parameters if key in config}
 

@@ -56,6 +56,11 @@ class IECFlowMatchScheduler(Levels, FlowMatchEulerDiscreteScheduler):  # type: i
                 "Euler steps are meant, say so: stochastic_sampling=False."
             )
 
+    def prepare(self) -> None:
+        """See `Corrected.prepare`."""
+        super().prepare()
+        self.whole_run = self.run  # from its first entry on
+
     @classmethod
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
         """The scheduler that takes the place of the FlowMatchEulerDiscreteScheduler with this ``config``; keywords come before what
@@ -81,11 +86,13 @@ class IECFlowMatchScheduler(Levels, FlowMatchEulerDiscreteScheduler):  # type: i
         self.pending = None
         super().set_timesteps(num_inference_steps, device=device, sigmas=sigmas, mu=mu, timesteps=timesteps)
         self.lay_out_levels(clean=True, listed=sigmas is not None or timesteps is not None)
+        self.whole_run = self.run
 
     def begin(self, entry: int) -> int:
         """See `Corrected.begin`; the entry of a correction becomes the first call of its step where pipelines count entries."""
-        if self.run.listed and len(set(self.run.sizes)) == 1 and 0 <= entry < len(self.run.calls):
-            self.run = self.run.beginning_at(entry)
+        whole = self.whole_run
+        if whole.listed and len(set(whole.sizes)) == 1 and 0 <= entry < len(whole.calls):
+            self.run = whole.beginning_at(entry)
         return super().begin(entry)
 
     def step(  # type: ignore[override]  # without the arguments of noise, which theirs ignores

@@ -38,7 +38,7 @@ PIPELINES = (
         "PixArtSigmaPipeline", "DPMSolverMultistepScheduler", None,
         note="multistep solver; as DDIM with `iec.IECScheduler.from_config(pipe.scheduler.config, clip_sample=False)` yes",
     ),
-    Support("CogVideoXPipeline", "CogVideoXDDIMScheduler", None, note="`snr_shift_scale` changes its noise schedule"),
+    Support("CogVideoXPipeline", "CogVideoXDDIMScheduler", DDIM),
 )  # fmt: skip
 
 

@@ -139,7 +139,7 @@ def test_forecasts_equal_our_sampler(pipe, options, least, request):
     with apply(pipe, correction=FIXED, placement=ALL, cache=caching):
         start, last, _ = go(pipe, **KINDS[kind][1])
         again = go(pipe, **KINDS[kind][1])[1]
-        abar = pipe.scheduler.abar([t for t, _ in pipe.scheduler.run.pairs])
+        abar = pipe.scheduler.abar([t for t, _ in pipe.scheduler.pairs])
     network = CachedUNetNetwork(pipe.unet, caching.cut, caching.forecast_of(abar))
     expected = reference(kind, pipe, network, start, FIXED, ALL, frozenset({0, 2, 4, 6}))
     torch.testing.assert_close(last, expected, rtol=1e-4, atol=1e-4)

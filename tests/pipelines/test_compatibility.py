@@ -99,6 +99,33 @@ def test_what_ddim_would_drop_is_refused_and_can_be_said_to_go(name):
         IECScheduler.from_config(ours.config)  # said once
 
 
+@pytest.mark.parametrize("options", [{}, {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}])
+def test_ddim_of_cogvideox_keeps_its_noise_schedule(options, tmp_path):
+    """It shifts abar, rescales it as such, and never clips, whatever clip_sample says."""
+    old = diffusers.CogVideoXDDIMScheduler(**options, timestep_spacing="trailing")
+    old.save_pretrained(tmp_path)
+    new = IECScheduler.from_config(diffusers.CogVideoXDDIMScheduler.from_pretrained(tmp_path).config, placement="none")
+    torch.testing.assert_close(new.alphas_cumprod.double(), old.alphas_cumprod, rtol=1e-4, atol=1e-7)
+    assert new.config["clip_sample"] is False and "snr_shift_scale" not in new.config
+    named = IECScheduler.from_config({**old.config, "_class_name": "CogVideoXDDIMScheduler"})
+    assert torch.equal(named.alphas_cumprod, new.alphas_cumprod)
+    states = []
+    for scheduler in (old, new):
+        scheduler.set_timesteps(5)
+        x = 3 * X
+        for t in scheduler.timesteps:
+            x = scheduler.step(wave(x, int(t)), int(t), x).prev_sample
+        states.append(x.float())
+    torch.testing.assert_close(*states, rtol=1e-3, atol=1e-3)
+    again = IECScheduler.from_config(new.config, placement="all_steps")
+    assert torch.equal(again.alphas_cumprod, new.alphas_cumprod)
+    again.set_timesteps(5)
+    x = X
+    for t in again.timesteps:
+        x = again.step(wave(x, int(t)), int(t), x).prev_sample
+    assert torch.isfinite(x).all()
+
+
 @pytest.mark.parametrize("key", KARRAS)
 @pytest.mark.parametrize("name", ["EulerDiscreteScheduler", "UniPCMultistepScheduler"])
 def test_noise_levels_of_their_own_are_refused(name, key):
