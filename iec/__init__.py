@@ -44,6 +44,8 @@ _HOMES = {
     "CachingConfig": "efficiency.caching.config",
     "Correction": "sampling.correction",
     "FeatureCache": "sampling.network",
+    "IECEulerScheduler": "pipelines.euler",
+    "IECFlowMatchScheduler": "pipelines.flow",
     "IECScheduler": "pipelines.scheduler",
     "Model": "models.model",
     "Network": "sampling.network",
@@ -67,11 +69,6 @@ _HOMES = {
 """Public name -> the module below `iec` that defines it."""
 
 __all__ = [*_HOMES]  # names, as text
-
-_HOMES |= {
-    "IECEulerScheduler": "pipelines.euler",
-    "IECFlowMatchScheduler": "pipelines.flow",
-}  # since 0.1: `from iec import *` does not bring these
 
 
 def __getattr__(name: str) -> Any:

@@ -41,6 +41,8 @@ NAMES = [
     "CachingConfig",
     "Correction",
     "FeatureCache",
+    "IECEulerScheduler",
+    "IECFlowMatchScheduler",
     "IECScheduler",
     "Model",
     "Network",
