@@ -13,9 +13,11 @@ from iec.efficiency.caching.config import CachingConfig
 from iec.efficiency.planning import plan as planning
 from iec.efficiency.planning.plan import SEED, planned, usual
 from iec.efficiency.prepare import CALIBRATION_SEED
+from iec.efficiency.techniques import CacheQuant, DeepCache
 from iec.errors import ConfigError
 from iec.io.artifacts import load_artifact
 from iec.models import load_model
+from iec.models.cards import card
 from iec.runs.runner import run_cell
 from iec.sampling.timetable import Timetable
 
@@ -26,42 +28,47 @@ TINY = [
 
 
 @pytest.mark.parametrize(
-    ("overrides", "message"),
+    ("options", "message"),
     [
-        (["efficiency.refreshes=5", "sampler.steps=4"], r"refreshes=5 must be a whole number of 1 \.\. 4"),
-        (["efficiency.refreshes=0"], "refreshes=0"),
-        (["efficiency.interval=21"], r"interval=21.*1 \.\. 20"),
-        (["efficiency.objective=fid"], "final, feature, forecast"),
-        (["efficiency.plan_images=0"], "plan_images=0"),
-        (["efficiency.plan_evaluations=3"], "plan_evaluations=3"),
-        (["efficiency.objective=feature", "efficiency.plan_evaluations=50"], "Leave efficiency.plan_evaluations out"),
-        (["efficiency.objective=forecast"], "Choose one, or efficiency.objective=feature"),
-        (["efficiency.objective=forecast", "efficiency.forecast=probe"], "plans for the weights"),
-        (["efficiency.schedule=uniform", "efficiency.refreshes=3"], "belongs to efficiency.schedule=planned"),
-        (["efficiency.schedule=uniform", "efficiency.objective=final"], "belongs to efficiency.schedule=planned"),
+        ({"refreshes": 21}, r"refreshes=21 must be a whole number of 1 \.\. 20"),
+        ({"refreshes": 0}, "refreshes=0"),
+        ({"interval": 21}, r"interval=21.*1 \.\. 20"),
+        ({"objective": "fid"}, "final, feature, forecast"),
+        ({"plan_images": 0}, "plan_images=0"),
+        ({"plan_evaluations": 3}, "plan_evaluations=3"),
+        ({"objective": "feature", "plan_evaluations": 50}, "Leave efficiency.plan_evaluations out"),
+        ({"objective": "forecast"}, "Choose one, or efficiency.objective=feature"),
+        ({"objective": "forecast", "forecast": "probe"}, "plans for the weights"),
+        ({"schedule": "uniform", "refreshes": 3}, "belongs to efficiency.schedule=planned"),
+        ({"schedule": "uniform", "objective": "final"}, "belongs to efficiency.schedule=planned"),
     ],
 )
-@pytest.mark.parametrize("efficiency", ["deepcache", "cachequant_w8a8"])
-def test_what_cannot_be_planned_is_refused_before_any_work(make_cell, efficiency, overrides, message):
-    schedule = [] if any("schedule" in word for word in overrides) else ["efficiency.schedule=planned"]
+@pytest.mark.parametrize("technique", [DeepCache, CacheQuant])
+def test_what_cannot_be_planned_is_refused(technique, options, message):
     with pytest.raises(ConfigError, match=message):
-        make_cell(f"efficiency={efficiency}", *schedule, *overrides)
+        technique(**{"schedule": "planned", **options}).plan(20)
+    for ways_out in ({"objective": "feature"}, {"objective": "forecast", "forecast": "linear"}, {"refreshes": 20}):
+        technique(schedule="planned", **ways_out).plan(20)
 
 
 @pytest.mark.parametrize("efficiency", ["deepcache", "cachequant_w8a8"])
-def test_a_cell_is_identified_by_its_plan(make_cell, efficiency):
-    own = [f"efficiency={efficiency}", "efficiency.schedule=planned"]
-    plain = make_cell(*own)
+def test_a_cell_that_cannot_be_planned_is_refused_before_any_weights_are_loaded(make_cell, efficiency):
+    with pytest.raises(ConfigError, match=r"refreshes=21 must be a whole number of 1 \.\. 20"):
+        make_cell(f"efficiency={efficiency}", "efficiency.schedule=planned", "efficiency.refreshes=21")
+
+
+@pytest.mark.parametrize("technique", [DeepCache, CacheQuant])
+def test_a_technique_is_identified_by_its_plan(technique):
+    entry = card("ddim_cifar_small")
+
+    def identity(**options):
+        return technique(schedule="planned", **options).identity(entry, 20)
+
     plan = {"objective": "final", "refreshes": 4, "images": 8, "evaluations": 100}
-    assert plain.identity["efficiency"]["refresh"] == {"planned": plan}
-    assert make_cell(*own, "efficiency.refreshes=4", "efficiency.objective=final").identity == plain.identity
-    others = [
-        "efficiency.refreshes=5",
-        "efficiency.objective=feature",
-        "efficiency.plan_images=9",
-        "efficiency.plan_evaluations=99",
-    ]
-    assert len({make_cell(*own, other).slug for other in others} | {plain.slug}) == 5
+    assert identity()["refresh"] == {"planned": plan}
+    assert identity(refreshes=4, objective="final") == identity()
+    for other in ({"refreshes": 5}, {"objective": "feature"}, {"plan_images": 9}, {"plan_evaluations": 99}, {"forecast": "linear"}):
+        assert identity(**other) != identity()
 
 
 def test_a_plan_by_forecast_belongs_to_the_forecast_and_one_by_feature_does_not(make_cell, tmp_path):
