@@ -4,6 +4,8 @@
     suggestion = analysis.suggest(model, prepared, sampler)
     print(suggestion.table(), suggestion.overrides)
 
+`suggest` adds corrections to given refresh steps; `plan_for` chooses both for a budget of calls.
+
 As commands: python -m iec.analysis.
 """
 
@@ -11,10 +13,12 @@ from iec.analysis.errors import Errors, errors
 from iec.analysis.growth import Growth, growth
 from iec.analysis.heldout import held_out
 from iec.analysis.norms import Options, Spectrum, spectra
+from iec.analysis.plan import CallPlan, plan_for
 from iec.analysis.setup import Setup
 from iec.analysis.suggest import Suggestion, suggest, suggest_for
 
 __all__ = [
+    "CallPlan",
     "Errors",
     "Growth",
     "Options",
@@ -24,6 +28,7 @@ __all__ = [
     "errors",
     "growth",
     "held_out",
+    "plan_for",
     "spectra",
     "suggest",
     "suggest_for",

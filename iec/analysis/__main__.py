@@ -3,6 +3,7 @@
     python -m iec.analysis norms model=ddim_cifar_small sampler.steps=50
     python -m iec.analysis errors efficiency=w8a8 sampler.steps=50 --images 32
     python -m iec.analysis suggest efficiency=deepcache efficiency.interval=10 sampler.steps=50
+    python -m iec.analysis suggest efficiency=deepcache sampler.steps=50 --calls 10     # refreshes and corrections together
     python -m iec.analysis errors experiments/figure2.yaml --scale small      # every row of the file, of each bundled model
     python -m iec.analysis norms experiments/figure1.yaml --model ideal_fashion
 
@@ -14,7 +15,7 @@ import argparse
 import logging
 from pathlib import Path
 
-from iec.analysis.commands import run_errors, run_norms, run_suggest
+from iec.analysis.commands import Budget, run_errors, run_norms, run_plan, run_suggest
 from iec.analysis.jacobian import DIFFERENCE
 from iec.analysis.norms import LAMBDAS, Options
 from iec.analysis.record import Subject
@@ -38,6 +39,9 @@ def arguments() -> argparse.Namespace:
     suggest.add_argument("--calibration-images", type=int, default=8)
     suggest.add_argument("--lambdas", type=float, nargs="*", default=list(GRID), help="to choose from")
     suggest.add_argument("--budget", type=int, help="at most so many corrections an image; all that pay, if not given")
+    suggest.add_argument("--calls", type=int, help="full calls an image: choose the refresh steps too, see docs/planner.md")
+    suggest.add_argument("--corrections", type=int, help="of --calls; as many as pay, if not given")
+    suggest.add_argument("--evaluations", type=int, default=100, help="with --calls: how many ways to spend them are tried")
     for command, images in ((norms, 16), (errors, 32), (suggest, 32)):
         command.add_argument("--images", type=int, default=images, help="of the cell's seed")
         command.add_argument("--out", type=user_path, default=Path("outputs/analysis"))
@@ -67,6 +71,8 @@ def main() -> None:
             run_norms(subject, Options(tuple(args.lambdas), args.derivative, args.relative), args.every)
         elif args.command == "errors":
             run_errors(subject)
+        elif args.calls is not None:
+            run_plan(subject, args.calibration_images, tuple(args.lambdas), Budget(args.calls, args.corrections, args.evaluations))
         else:
             run_suggest(subject, args.calibration_images, tuple(args.lambdas), args.budget)
 

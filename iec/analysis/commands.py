@@ -1,7 +1,7 @@
 """The analyses as commands: each writes KIND-LABEL.json and KIND-LABEL.png into a folder, and logs its table."""
 
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -12,9 +12,12 @@ from iec.analysis.growth import growth
 from iec.analysis.heldout import held_out, markdown
 from iec.analysis.krylov import Estimate
 from iec.analysis.norms import Options, Spectrum, spectra
+from iec.analysis.plan import held_out_plan, plan_for
 from iec.analysis.record import Subject
 from iec.analysis.state import Arrays
 from iec.analysis.suggest import SEED, suggest_for
+from iec.efficiency.planning.plan import SEED as PLANNING_SEED
+from iec.efficiency.techniques import DeepCache
 from iec.errors import ConfigError
 from iec.io.progress import stage
 
@@ -146,4 +149,44 @@ def run_suggest(subject: Subject, calibration_images: int, lambdas: tuple[float,
     title = f"{subject.label}: a correction at one step, predicted from {calibration_images} images"
     curves = {f"lambda = {lam:g}": values for lam, values in gains.items()}
     figures.gains(subject.path("suggest", ".png"), responses.steps, curves, found.steps, title)
+    return numbers
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Full calls of an image to spend, of which ``corrections`` are corrections (None: as many as pay), and how many ways to spend
+    them are tried.
+    """
+
+    calls: int
+    corrections: int | None
+    evaluations: int
+
+
+def run_plan(subject: Subject, calibration_images: int, lambdas: tuple[float, ...], budget: Budget) -> dict[str, Any]:
+    """Where the full calls of DeepCache pay most, tested on the images of the cell's own seed."""
+    if not isinstance(subject.cell.technique, DeepCache):
+        raise ConfigError(
+            f"--calls chooses refresh steps too, and efficiency={subject.cell.efficiency} has none that are free. Use "
+            "efficiency=deepcache, or leave --calls out."
+        )
+    setup = subject.setup()
+    state = subject.state("plan", calibration_images=calibration_images, lambdas=lambdas, budget=asdict(budget))
+    assert state.folder is not None  # of a subject it never is
+    path = state.folder / "evaluations.json"
+    options: dict[str, Any] = {"images": calibration_images, "lambdas": lambdas, "evaluations": budget.evaluations, "path": path}
+    plan = plan_for(setup, budget.calls, budget.corrections, **options)
+    lines = held_out_plan(setup, plan, subject.cell.seed, range(subject.images))
+    log.info("%s\n\nThe search took %s, in images.\nUse %s", markdown(lines), plan.spent, plan.overrides)
+    numbers = {
+        "calibration": {"seed": PLANNING_SEED, "images": calibration_images, "lambdas": lambdas, "budget": asdict(budget)},
+        "overrides planned": plan.overrides,
+        "refresh": sorted(plan.choice.refresh),
+        "corrected": sorted(plan.choice.corrected),
+        "lambda": plan.choice.lam,
+        "error on the calibration images": plan.error,
+        "calls of the search": asdict(plan.spent),
+        "held out": [line._asdict() for line in lines],
+    }
+    subject.write("plan", numbers)
     return numbers

@@ -256,6 +256,6 @@ def final_errors(setup: Setup, samplers: Sequence[Sampler], seed: int, indices: 
 
 
 def relative_change(before: np.ndarray, after: np.ndarray) -> Interval:
-    """Mean of after - before over the mean of before, paired image by image, with its interval."""
-    scale = float(before.mean())
+    """Mean of after - before over the mean of before, paired image by image, with its interval; nan where there was no error."""
+    scale = float(before.mean()) or float("nan")
     return Interval(*(end / scale for end in Interval.of_mean(after - before)))

@@ -1,7 +1,7 @@
 """The techniques of the paper: none, post-training quantization, DeepCache, CacheQuant."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from iec.efficiency.caching.config import CachingConfig
 from iec.efficiency.caching.forecast import REUSE, Forecast
 from iec.efficiency.cost import FLOAT, CallCost, Cost, network_cost
 from iec.efficiency.integer import ARITHMETIC, KIND, integer_tensors, require_kernels, require_machine, stored_network, with_kernels
+from iec.efficiency.planning.plan import planned
 from iec.efficiency.prepare import (
     CALIBRATION_SEED,
     calibration_calls,
@@ -116,25 +117,44 @@ class PTQ(Quantizing):
         return {"technique": "ptq", **self.fingerprint(), **self.kernels_identity}
 
 
+def prepare_planned(technique: "DeepCache | CacheQuant", model: Model, table: Timetable, artifacts: Path) -> Prepared:
+    """What the technique prepares for the refresh steps of its plan, which is made for the float model."""
+    config = technique.plan(len(table))
+    assert config is not None  # of schedule=planned alone
+    network = CachedUNetNetwork(model.unet, technique.cut_of(model.card), technique.forecast_of(table.abar_t))
+    plan = planned(model, network, table, config, artifacts, technique.forecast_identity())
+    prepared = technique.at(plan.refresh).prepare(model, table, artifacts)
+    calls = prepared.calibration_calls
+    return replace(prepared, refresh=plan.refresh, calibration_calls=None if calls is None else calls + plan.calls.total)
+
+
 @dataclass(frozen=True)
 class DeepCache(CachingConfig, Technique):
     """DeepCache (arXiv 2312.00858): steps between two refreshes reuse the deep feature of the last full call, or forecast it."""
 
+    @property
+    def refresh_found_by_prepare(self) -> bool:
+        return self.schedule == "planned"
+
     def check(self, card: Card, skeleton: Callable[[], nn.Module], sampler: Solver) -> None:
         find_cut(skeleton(), self.cut_of(card))
+        self.plan(len(sampler.timetable))  # refuses what T does not have
 
-    def refresh(self, num_steps: int) -> frozenset[int]:
-        return self.steps_of(num_steps)
+    def refresh(self, num_steps: int) -> frozenset[int] | None:
+        return None if self.refresh_found_by_prepare else self.steps_of(num_steps)
 
     def prepare(self, model: Model, table: Timetable, artifacts: Path) -> Prepared:
+        if self.schedule == "planned":
+            return prepare_planned(self, model, table, artifacts)
         cut = self.cut_of(model.card)
         forecast = self.forecast_of(table.abar_t)
         cost = model_cost(model, parameter_bytes(model.unet), cut, forecast=forecast)
         return Prepared(CachedUNetNetwork(model.unet, cut, forecast), cost)
 
     def identity(self, card: Card, num_steps: int) -> dict[str, Any]:
-        """By the refresh steps, however they were found."""
-        refresh = sorted(self.refresh(num_steps))
+        """By the refresh steps, or the plan that finds them."""
+        plan = self.plan(num_steps)
+        refresh = sorted(self.steps_of(num_steps)) if plan is None else {"planned": plan.as_dict()}
         return {"technique": "deepcache", "refresh": refresh, "cut": self.cut_of(card), **self.forecast_identity()}
 
 
@@ -142,8 +162,8 @@ class DeepCache(CachingConfig, Technique):
 class CacheQuant(CachingConfig, Quantizing):
     """Feature caching and quantization together (arXiv 2503.01323); the fields after those of both: `CacheQuantConfig`.
 
-    schedule: also ``dps``: refresh steps found by dynamic programming on the model's features. artifact: see `PTQ`. kernels: see
-    `Quantizing`.
+    schedule: also ``dps``: refresh steps found by dynamic programming on the model's features. ``planned``: those planned for the
+    float model, for which all else is then calibrated. artifact: see `PTQ`. kernels: see `Quantizing`.
     """
 
     dps_images: int = 128
@@ -163,7 +183,7 @@ class CacheQuant(CachingConfig, Quantizing):
 
     @property
     def refresh_found_by_prepare(self) -> bool:
-        return self.schedule == "dps"
+        return self.schedule in ("dps", "planned")
 
     def _schedules(self) -> tuple[str, ...]:
         return (*super()._schedules(), "dps")
@@ -171,7 +191,8 @@ class CacheQuant(CachingConfig, Quantizing):
     def check(self, card: Card, skeleton: Callable[[], nn.Module], sampler: Solver) -> None:
         find_cut(skeleton(), self.cut_of(card))
         steps = len(sampler.timetable)
-        self._config(self.cut_of(card), self.refresh(steps)).require_fits(steps)
+        self.plan(steps)  # refuses what T does not have
+        self._config(self.cut_of(card), self._refresh_before_prepare(steps)).require_fits(steps)
         if sampler.placement.cached_steps == "full" and not (sampler.refresh or frozenset({0})).issuperset(sampler.corrected):
             raise ConfigError(
                 "iec.cached_steps=full makes full calls at cached steps, and CacheQuant calibrates those steps for cached calls "
@@ -187,6 +208,8 @@ class CacheQuant(CachingConfig, Quantizing):
         return None if self.refresh_found_by_prepare else self.steps_of(num_steps)
 
     def prepare(self, model: Model, table: Timetable, artifacts: Path) -> Prepared:
+        if self.schedule == "planned":
+            return prepare_planned(self, model, table, artifacts)
         cut = self.cut_of(model.card)
         quantized, tables = self._quantized(model, table, artifacts)
         forecast = self.forecast_of(table.abar_t)
@@ -197,8 +220,14 @@ class CacheQuant(CachingConfig, Quantizing):
         return Prepared(network, cost, refresh, own_weights=True, calibration_calls=calls)
 
     def identity(self, card: Card, num_steps: int) -> dict[str, Any]:
-        config = self._config(self.cut_of(card), self.refresh(num_steps))
-        return {"technique": "cachequant", "cut": self.cut_of(card), **config.as_dict(), **self.kernels_identity}
+        plan, cut = self.plan(num_steps), self.cut_of(card)
+        config = self._config(cut, self._refresh_before_prepare(num_steps))
+        identity = {"technique": "cachequant", "cut": cut, **config.as_dict(), **self.kernels_identity}
+        return identity if plan is None else identity | {"refresh": {"planned": plan.as_dict()}}
+
+    def _refresh_before_prepare(self, num_steps: int) -> frozenset[int] | None:
+        """The refresh steps; {0} stands for those of a plan, which the calibration takes as given; None: it finds them."""
+        return frozenset({0}) if self.schedule == "planned" else self.refresh(num_steps)
 
     def _quantized(self, model: Model, table: Timetable, artifacts: Path) -> tuple[QuantizedUNet, CacheTables]:
         """The UNet on its kernels, and the correction of the cache error."""

@@ -12,7 +12,7 @@ from typing import Any, cast
 from torch import nn
 
 from iec.efficiency.caching import CachedUNetNetwork, Kind, find_cut
-from iec.efficiency.caching.config import SCHEDULES, CachingConfig
+from iec.efficiency.caching.config import CachingConfig
 from iec.efficiency.caching.forecast import Forecast
 from iec.efficiency.caching.forecast_config import ForecastConfig
 from iec.efficiency.integer import require_kernels, require_machine, with_kernels
@@ -191,8 +191,7 @@ def _latent(pipe: Any) -> bool:
 
 
 def _cut(pipe: Any, unet: nn.Module, cache: CachingConfig) -> int:
-    if cache.schedule not in SCHEDULES:
-        raise ConfigError(f"efficiency.schedule={cache.schedule!r} is found by a calibration; choose {', '.join(SCHEDULES)}.")
+    cache.require_known()
     kind: Kind = "latent" if _latent(pipe) else "pixel"
     return find_cut(unet, kind if cache.cut is None else cast(Kind, cache.cut)).index
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from iec.analysis import __main__ as analyse
-from iec.analysis.commands import run_errors, run_norms, run_suggest
+from iec.analysis.commands import Budget, run_errors, run_norms, run_plan, run_suggest
 from iec.analysis.norms import Options
 from iec.analysis.record import Subject
 from iec.errors import ConfigError
@@ -48,6 +48,24 @@ def test_norms_go_on_where_they_stopped_and_say_what_did_not_converge(tmp_path):
     converged = np.array(matrix["norm converged"])
     assert matrix["unconverged"] == (2 - converged.sum(axis=0)).tolist()
     assert [mean is None for mean in matrix["mean"]] == [not any(column) for column in converged.T]
+
+
+def test_a_plan_is_written_with_its_test_and_found_again(tmp_path, caplog):
+    caplog.set_level("INFO")
+    first = run_plan(subject(tmp_path), 2, (0.5,), Budget(3, None, 6))
+    record = json.loads((tmp_path / "plan-deepcache-n2.json").read_text())
+    assert len(record["refresh"]) + len(record["corrected"]) == 3
+    assert [line["label"] for line in record["held out"]][:2] == ["plan", "refreshes 0,2,4"]
+    assert first["overrides planned"] in caplog.text
+    again = run_plan(subject(tmp_path), 2, (0.5,), Budget(3, None, 6))
+    spent = [numbers.pop("calls of the search") for numbers in (first, again)]
+    assert again == first
+    assert spent[1] == {**spent[0], "full": spent[0]["full"] + 2 * 6}  # the reference alone was run again
+
+
+def test_calls_of_a_technique_without_free_refresh_steps_are_not_planned(tmp_path):
+    with pytest.raises(ConfigError, match="efficiency=deepcache, or leave --calls out"):
+        run_plan(Subject.of(["efficiency=none"], 2, tmp_path), 2, (0.5,), Budget(3, None, 6))
 
 
 def test_a_suggestion_is_written_with_its_test(tmp_path, caplog):
