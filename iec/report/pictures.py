@@ -27,6 +27,7 @@ GAP = 1
 KINDS = {
     "seconds": "Quality against measured seconds; dotted: the Pareto front",
     "error": "Distance to the reference run against the sampling step",
+    "noise": "Noise that a step takes, beside the reference run",
     "scores": "Scores with their 95 % intervals",
     "cost": "Quality against counted cost; dotted: the Pareto front",
 }
