@@ -25,9 +25,11 @@ LARGEST_SIDE = 128
 PIXELS_OF_A_CELL = MOST_IMAGES * 64 * 64
 GAP = 1
 KINDS = {
+    "seconds": "Quality against measured seconds; dotted: the Pareto front",
     "error": "Distance to the reference run against the sampling step",
+    "noise": "Noise that a step takes, beside the reference run",
     "scores": "Scores with their 95 % intervals",
-    "cost": "Quality against cost; dotted: the Pareto front",
+    "cost": "Quality against counted cost; dotted: the Pareto front",
 }
 RECORDED = ("cell", "num_images", "seed", "machine", "torch", "revision", "date")
 
@@ -75,7 +77,7 @@ def _smaller(images: np.ndarray, by: int) -> np.ndarray:
 
 
 def plots_of(rows: list[Row], experiment: Experiment) -> list[Picture]:
-    """Error against step, scores, and quality against cost; those that have content."""
+    """Those of `write_plots` that have content."""
     with TemporaryDirectory() as folder:
         paths = write_plots(measured(rows, bases(experiment.rows)), experiment, Path(folder))
         return [_picture(_title(path.stem), path) for path in paths]

@@ -1,4 +1,4 @@
-"""The pictures that come with a table: samples, error and noise against step, scores, quality against cost, maps of changes."""
+"""The pictures that come with a table: samples, quality against seconds and cost, error and noise against step, scores, maps."""
 
 import re
 from collections.abc import Collection, Mapping, Sequence

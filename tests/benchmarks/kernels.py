@@ -96,7 +96,12 @@ class Subject:
     @torch.no_grad()
     def seconds(self, networks: dict[str, Network], batch: int, repeats: int = 3) -> dict[str, float]:
         x, cond = self.input(batch)
-        return in_turn({name: partial(network, x, FULL, cond) for name, network in networks.items()}, repeats)
+        of_type = {dtype: None if cond is None else cond.to(dtype) for dtype in (torch.float32, torch.bfloat16)}
+        runs = {
+            name: partial(network, x, FULL, of_type[torch.bfloat16 if name == "bfloat16" else torch.float32])
+            for name, network in networks.items()
+        }
+        return in_turn(runs, repeats)
 
 
 def float32_over_int8() -> float:

@@ -281,7 +281,7 @@ def test_the_sprites_are_the_images_and_pairs_are_found(folder, html):
     (pair,) = re.findall(r'<div class="pair">(.*?)</div>', html, re.DOTALL)
     assert re.findall(r'data-label="(.*?)"', pair) == ["base", "base + IEC"]
     plots = [values["src"] for tag, values in Page(html).tags if tag == "img" and "samples" not in values["alt"]]
-    assert len(plots) == 4 and all(np.asarray(pixels(uri)).size for uri in plots)  # error, scores, cost, and the analysis
+    assert len(plots) == 5 and all(np.asarray(pixels(uri)).size for uri in plots)  # seconds, error, scores, cost; analysis
 
 
 def test_a_row_of_the_same_images_has_no_place_among_the_psnrs(folder, monkeypatch):
