@@ -15,7 +15,9 @@ from iec.efficiency.caching import CachedUNetNetwork
 from iec.efficiency.cost import Cost
 from iec.efficiency.engine.description import ANY, CACHED, FLOAT, FULL, INT8, Description, ExportedModel
 from iec.efficiency.engine.graph import Graph, Value
-from iec.efficiency.engine.layers import ConvLayers, Layers, MatMulLayers, require_integers
+from iec.efficiency.engine.integers import ConvLayers, MatMulLayers
+from iec.efficiency.engine.layers import Layers
+from iec.efficiency.engine.supported import require_exportable, require_integers
 from iec.efficiency.engine.unet import UNetWriter
 from iec.efficiency.integer import IntegerLayer
 from iec.efficiency.quantization import QuantizedNetwork, QuantizedUNet
@@ -63,6 +65,7 @@ def export(
     Raises `ConfigError` for a network that has no form in a file.
     """
     parts = _parts(prepared.network)
+    require_exportable(parts.unet)
     if parts.quantized is not None:
         require_integers(parts.quantized.config)
     if next(parts.unet.parameters()).dtype != torch.float32:

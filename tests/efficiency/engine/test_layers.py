@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from iec.efficiency.engine.graph import Graph, Value
-from iec.efficiency.engine.layers import ConvLayers, Layers, MatMulLayers
+from iec.efficiency.engine.integers import ConvLayers, MatMulLayers
+from iec.efficiency.engine.layers import Layers
 from iec.efficiency.engine.sessions import open_session
 from iec.efficiency.quantization import PTQConfig
 from iec.efficiency.quantization.steps import ActivationQuantizer, StepContext
@@ -116,11 +117,9 @@ def test_operands_of_attention_are_on_their_grid():
 
 
 def test_what_has_no_form_is_refused():
-    grouped = quant_layer(LAYERS["groups"][0]())
-    with pytest.raises(ConfigError, match="4 groups"):
-        file_of(grouped, MatMulLayers, (24, 9, 8))
-    with pytest.raises(ConfigError, match="Name the engine"):
-        file_of(grouped, Layers, (24, 9, 8))
+    for form in FORMS:
+        with pytest.raises(ConfigError, match="layer has 4 groups"):
+            file_of(quant_layer(LAYERS["groups"][0]()), form, (24, 9, 8))
     layer = quant_layer(nn.Linear(8, 16))
     layer.set_weight_scales(torch.full((1, 16), 0.01), torch.full((1, 16), -300.0))
     with pytest.raises(ConfigError, match="weight_symmetric=true, or --engine openvino"):
