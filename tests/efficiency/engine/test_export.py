@@ -8,6 +8,7 @@ import torch
 
 import iec
 from iec.efficiency.caching import CachedUNetNetwork
+from iec.efficiency.caching.forecast import Extrapolated
 from iec.efficiency.engine.export import export
 from iec.efficiency.engine.file import read_file
 from iec.efficiency.engine.network import EngineNetwork
@@ -109,6 +110,7 @@ def test_networks_that_are_no_unet_are_refused(model, table, quantized):
         (constant, "A function cannot be exported"),
         (half.network, "model.dtype=float32"),
         (integer, "efficiency.kernels=simulated"),
+        (CachedUNetNetwork(model.unet, "pixel", Extrapolated()), "efficiency.forecast=none"),
     ]:
         with pytest.raises(ConfigError, match=message):
             export(model, Prepared(network), table, None, {}, "", "onnxruntime")
