@@ -20,7 +20,18 @@ LARGEST_FILE, LARGEST_VALUE = 2**31 - 1, 2**28
 KINDS = frozenset(
     {
         *("Add", "AveragePool", "Cast", "Clip", "Concat", "Conv", "DequantizeLinear", "Div", "Gather", "Gelu", "Identity"),
-        *("InstanceNormalization", "LayerNormalization", "MatMul", "Mul", "Pad", "QuantizeLinear", "Reshape", "Resize", "Round"),
+        *(
+            "InstanceNormalization",
+            "LayerNormalization",
+            "MatMul",
+            "Mul",
+            "Pad",
+            "QuantizeLinear",
+            "ReduceSum",
+            "Reshape",
+            "Resize",
+            "Round",
+        ),
         *("Sigmoid", "Slice", "Softmax", "Split", "Sub", "Transpose"),
     }
 )

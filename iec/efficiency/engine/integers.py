@@ -152,7 +152,7 @@ class ConvLayers(IntegerLayers):
     """For OpenVINO: a quantizer of the constant grid 0 .. 255 before each layer, which becomes a FakeQuantize.
 
     The grid of a step is outside of it: x / delta + z before, and delta (.. - z taps) after the layer. A layer whose weights have
-    zero points would run in float: an output channel of ones gives the sum of the codes, and the zero points their multiples of it.
+    zero points would run in float: what these add is a multiple of the sum of the codes over the window, computed beside it.
     """
 
     def product(self, x: Value, layer: QuantLayer, weight: IntegerWeight, quantizer: ActivationQuantizer) -> str:
@@ -160,18 +160,20 @@ class ConvLayers(IntegerLayers):
         table, z = scales(quantizer)
         unit = (graph.constant(1), graph.constant(0, np.uint8))
         q = graph.op("DequantizeLinear", graph.op("QuantizeLinear", codes(graph, x.name, quantizer), *unit), *unit)
-        matrix, delta = weight.codes, weight.delta
-        if weight.offset is not None:
-            matrix, delta = torch.cat([matrix, torch.ones_like(matrix[:1])]), torch.cat([delta, torch.ones_like(delta[:1])])
-        matrix = matrix if conv else matrix.T
-        w = graph.op("DequantizeLinear", graph.constant(matrix, np.int8), graph.constant(delta), axis=0 if conv else 1)
+        matrix = weight.codes if conv else weight.codes.T
+        w = graph.op("DequantizeLinear", graph.constant(matrix, np.int8), graph.constant(weight.delta), axis=0 if conv else 1)
         y = graph.op("Conv", q, w, **window(inner)) if isinstance(inner, nn.Conv2d) else graph.op("MatMul", q, w)
         if weight.offset is not None:
-            sizes = graph.constant([len(weight.codes), 1], np.int64)
-            y, sums = graph.ops("Split", 2, y, sizes, axis=1 if conv else -1)
-            factor = self.channels(weight.offset * weight.delta, conv)
-            y = graph.op("Add", y, graph.op("Mul", sums, graph.constant(factor)))
+            factor = graph.constant(self.channels(weight.offset * weight.delta, conv))
+            y = graph.op("Add", y, graph.op("Mul", self._sums(q, inner), factor))
         return graph.op("Mul", self.shift(y, x, layer, weight, graph.at_step(z)), graph.at_step(table))
+
+    def _sums(self, q: str, layer: nn.Module) -> str:
+        """Of q over the window and the input channels, [B, 1, H', W'] or [.., 1]."""
+        if not isinstance(layer, nn.Conv2d):
+            return self.graph.op("ReduceSum", q, self.graph.constant([-1], np.int64))
+        sums = self.graph.op("ReduceSum", q, self.graph.constant([1], np.int64))
+        return self.graph.op("Conv", sums, self.graph.constant(torch.ones(1, 1, *layer.kernel_size)), **window(layer))
 
     def channels(self, table: Tensor, conv: bool) -> Tensor:
         return table[..., None, None] if conv else table
