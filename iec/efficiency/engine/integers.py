@@ -173,6 +173,8 @@ class ConvLayers(IntegerLayers):
         if not isinstance(layer, nn.Conv2d):
             return self.graph.op("ReduceSum", q, self.graph.constant([-1], np.int64))
         sums = self.graph.op("ReduceSum", q, self.graph.constant([1], np.int64))
+        if layer.kernel_size == layer.stride == (1, 1):
+            return sums
         return self.graph.op("Conv", sums, self.graph.constant(torch.ones(1, 1, *layer.kernel_size)), **window(layer))
 
     def channels(self, table: Tensor, conv: bool) -> Tensor:
