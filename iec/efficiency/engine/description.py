@@ -31,8 +31,8 @@ class Description:
     H, W) of x. tokens: (N, width) of cond, None without. feature: (C, h, w) of the feature, None without. pairs, A, B: the steps
     (t, s) and their coefficients, x_s = A x_t + B eps. refresh: the steps of full calls, None: all. arithmetic: ``float32`` or
     ``int8``. engine: the one whose integer kernels the file is written for, or ``any``. cached_sha256: of the file of cached
-    calls beside this one, None without. cost: of a call. cell: hash of the exported cell's identity. versions: of the libraries
-    that wrote it.
+    calls beside this one, None without. cost: of a call. calibration_calls: see `iec.efficiency.technique.Prepared`. cell: hash
+    of the exported cell's identity. versions: of the libraries that wrote it.
     """
 
     call: str
@@ -49,6 +49,7 @@ class Description:
     engine: str
     cached_sha256: str | None
     cost: Cost | None
+    calibration_calls: int | None
     cell: str
     versions: dict[str, str]
     format: int = FORMAT

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from iec.efficiency.cachequant import CorrectedCacheNetwork
 from iec.efficiency.caching import CachedUNetNetwork
-from iec.efficiency.cost import Cost
+from iec.efficiency.caching.forecast import REUSE
 from iec.efficiency.engine.description import ANY, CACHED, FLOAT, FULL, INT8, Description, ExportedModel
 from iec.efficiency.engine.graph import Graph, Value
-from iec.efficiency.engine.layers import ConvLayers, Layers, MatMulLayers, require_integers
+from iec.efficiency.engine.integers import ConvLayers, MatMulLayers
+from iec.efficiency.engine.layers import Layers
+from iec.efficiency.engine.supported import require_exportable, require_integers
 from iec.efficiency.engine.unet import UNetWriter
 from iec.efficiency.integer import IntegerLayer
 from iec.efficiency.quantization import QuantizedNetwork, QuantizedUNet
@@ -63,11 +65,12 @@ def export(
     Raises `ConfigError` for a network that has no form in a file.
     """
     parts = _parts(prepared.network)
+    require_exportable(parts.unet)
     if parts.quantized is not None:
         require_integers(parts.quantized.config)
     if next(parts.unet.parameters()).dtype != torch.float32:
         raise ConfigError("A network in half precision cannot be exported. Export it with model.dtype=float32.")
-    description = _description(model, parts, table, refresh, prepared.cost, engine)
+    description = _description(model, parts, table, refresh, prepared, engine)
     description = replace(description, technique=technique, cell=cell)
     cached = None
     if parts.cut is not None:
@@ -85,11 +88,16 @@ def _parts(network: Network) -> _Parts:
                 "An engine has integer kernels of its own. Export the cell with efficiency.kernels=simulated: it has the same "
                 "calibration, and the file runs on integers."
             )
+    tables = None
     if isinstance(network, CorrectedCacheNetwork):
-        tables, inner = network.tables, network.network
-        return _Parts(inner.module, quantized, inner.cut.index, (tables.a, tables.b))
+        tables, network = (network.tables.a, network.tables.b), network.network
     if isinstance(network, CachedUNetNetwork):
-        return _Parts(network.module, quantized, network.cut.index)
+        if network.forecast != REUSE:
+            raise ConfigError(
+                "A file has cached calls that take the last feature, not a forecast from several. Export the cell with "
+                "efficiency.forecast=none."
+            )
+        return _Parts(network.module, quantized, network.cut.index, tables)
     if isinstance(network, UNetNetwork):
         return _Parts(network.module, quantized)
     raise ConfigError(
@@ -99,7 +107,7 @@ def _parts(network: Network) -> _Parts:
 
 
 def _description(
-    model: Model, parts: _Parts, table: Timetable, refresh: frozenset[int] | None, cost: Cost | None, engine: str
+    model: Model, parts: _Parts, table: Timetable, refresh: frozenset[int] | None, prepared: Prepared, engine: str
 ) -> Description:
     feature = None
     if parts.cut is not None:
@@ -119,7 +127,8 @@ def _description(
         arithmetic=FLOAT if parts.quantized is None else INT8,
         engine=ANY if parts.quantized is None else engine,
         cached_sha256=None,
-        cost=cost,
+        cost=prepared.cost,
+        calibration_calls=prepared.calibration_calls,
         cell="",
         versions={name: version(name) for name in ("torch", "diffusers", "onnx")},
     )

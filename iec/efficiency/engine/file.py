@@ -20,7 +20,18 @@ LARGEST_FILE, LARGEST_VALUE = 2**31 - 1, 2**28
 KINDS = frozenset(
     {
         *("Add", "AveragePool", "Cast", "Clip", "Concat", "Conv", "DequantizeLinear", "Div", "Gather", "Gelu", "Identity"),
-        *("InstanceNormalization", "LayerNormalization", "MatMul", "Mul", "Pad", "QuantizeLinear", "Reshape", "Resize", "Round"),
+        *(
+            "InstanceNormalization",
+            "LayerNormalization",
+            "MatMul",
+            "Mul",
+            "Pad",
+            "QuantizeLinear",
+            "ReduceSum",
+            "Reshape",
+            "Resize",
+            "Round",
+        ),
         *("Sigmoid", "Slice", "Softmax", "Split", "Sub", "Transpose"),
     }
 )
@@ -140,13 +151,22 @@ def _type(value: onnx.ValueInfoProto) -> tuple[int, tuple[int | None, ...]]:
 
 
 def _require_sizes(path: Path, model: onnx.ModelProto) -> None:
-    """Raises `ArtifactError` for a graph that is not sound, or a value that is larger than any network's."""
+    """Raises `ArtifactError` for a graph that is not sound, or a value that is larger than any network's, or of unknown size.
+
+    Sizes are those of one image, which is what the batch of ``model`` is set to.
+    """
+    for value in (*model.graph.input, *model.graph.output):
+        for dimension in value.type.tensor_type.shape.dim[:1]:
+            dimension.dim_value = 1
     try:
         onnx.checker.check_model(model)
-        inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+        inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True).graph
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ArtifactError(f"{path} is no sound graph: {str(error).strip()[:300]}. {WAY_OUT}") from error
-    for value in inferred.graph.value_info:
-        elements = math.prod(n for n in _type(value)[1] if n is not None)
-        if elements > LARGEST_VALUE:
-            raise ArtifactError(f"{path} makes a value of {elements} numbers for each image ({value.name}). {WAY_OUT}")
+    shapes = {value.name: _type(value)[1] for value in (*inferred.value_info, *inferred.output)}
+    for name in (name for node in model.graph.node for name in node.output):
+        known = [n for n in shapes.get(name, (None,)) if n is not None]
+        if len(known) < len(shapes.get(name, (None,))):
+            raise ArtifactError(f"{path} makes a value of a size that cannot be told ({name}). {WAY_OUT}")
+        if math.prod(known) > LARGEST_VALUE:
+            raise ArtifactError(f"{path} makes a value of {math.prod(known)} numbers for each image ({name}). {WAY_OUT}")

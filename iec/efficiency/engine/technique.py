@@ -86,7 +86,8 @@ class Engine(Technique):
                 f"{self.file} is a network of other weights: sha256 {stored}, and the cell's model has {expected}. Give "
                 "model.weights those that were exported, or export this model."
             )
-        return Prepared(EngineNetwork.of(file, self.runtime, torch.get_num_threads()), file.description.cost, own_weights=True)
+        network, about = EngineNetwork.of(file, self.runtime, torch.get_num_threads()), file.description
+        return Prepared(network, about.cost, own_weights=True, calibration_calls=about.calibration_calls)
 
     def identity(self, card: Card, num_steps: int) -> dict[str, Any]:
         """By the file's bytes, wherever it lies; those of its file of cached calls are known by them."""

@@ -11,8 +11,7 @@ from torch.nn import functional as F
 from iec.efficiency.caching.structure import Stage, structure_of
 from iec.efficiency.engine.graph import Graph, Value
 from iec.efficiency.engine.layers import Layers
-from iec.efficiency.quantization.attention import QuantAttnProcessor, require_supported
-from iec.errors import ConfigError
+from iec.efficiency.quantization.attention import QuantAttnProcessor
 
 PerStep = Callable[[Callable[[Tensor], Tensor]], Tensor]
 """Of a function of the time embedding [1, width] the results of all steps, [T, ..]."""
@@ -21,13 +20,12 @@ PerStep = Callable[[Callable[[Tensor], Tensor]], Tensor]
 class UNetWriter:
     """Writes a UNet with ``layers``. What depends on the step alone, the whole time embedding, is computed now: it becomes tables.
 
-    cond: the graph's input, None without. Raises `ConfigError` for a module that has no form here.
+    unet: one that `require_exportable` lets pass. cond: the graph's input, None without.
     """
 
     def __init__(self, graph: Graph, layers: Layers, unet: Any, per_step: PerStep, cond: Value | None) -> None:
         self.graph, self.layers, self.unet, self.per_step, self.cond = graph, layers, unet, per_step, cond
         self.structure = structure_of(unet)
-        _require_plain(unet)
 
     def full(self, x: Value, cut: int | None) -> tuple[Value, Value | None]:
         """eps, and the feature at cut number ``cut``."""
@@ -222,40 +220,3 @@ class UNetWriter:
 def v_shape(q: Value, v: Value) -> tuple[int, int]:
     """Of attention's output: the tokens of q, the width of v."""
     return q.shape[0], v.shape[1]
-
-
-def _require_plain(unet: Any) -> None:
-    """Raises `ConfigError` for parts beyond those of the cards' UNets."""
-    from diffusers.models.attention import BasicTransformerBlock
-    from diffusers.models.attention_processor import Attention
-    from diffusers.models.downsampling import Downsample2D
-    from diffusers.models.resnet import ResnetBlock2D
-    from diffusers.models.upsampling import Upsample2D
-
-    config = unet.config
-    wrong = [f"{key}={config[key]!r}" for key in ("class_embed_type", "num_class_embeds", "encoder_hid_dim") if config.get(key)]
-    if config.get("center_input_sample") or config.get("time_embedding_type", "positional") != "positional":
-        wrong.append("a time embedding or an input of another kind")
-    if getattr(unet, "time_embed_act", None) is not None or not isinstance(unet.conv_act, nn.SiLU):
-        wrong.append("activations other than SiLU")
-    for name, module in unet.named_modules():
-        if isinstance(module, Attention):
-            if not isinstance(module.processor, QuantAttnProcessor):
-                require_supported(module, name)
-            wrong += [name] if module.rescale_output_factor != 1 else []
-        resampler = isinstance(module, Upsample2D | Downsample2D) and module.norm is not None
-        block = isinstance(module, ResnetBlock2D) and not (
-            isinstance(module.nonlinearity, nn.SiLU)
-            and not module.skip_time_act
-            and module.time_emb_proj is not None
-            and module.time_embedding_norm in ("default", "scale_shift")
-            and (module.upsample is None or isinstance(module.upsample, Upsample2D))
-            and (module.downsample is None or isinstance(module.downsample, Downsample2D))
-        )
-        transformer = isinstance(module, BasicTransformerBlock) and (
-            module.norm_type != "layer_norm" or module.only_cross_attention or type(module.ff.net[0]).__name__ != "GEGLU"
-        )
-        if resampler or block or transformer:
-            wrong.append(name)
-    if wrong:
-        raise ConfigError(f"This UNet cannot be exported: {', '.join(wrong[:5])}. Export one of the models of the cards.")

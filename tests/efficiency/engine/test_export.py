@@ -1,5 +1,6 @@
 """Whole networks in files, under ONNX Runtime, beside the networks in torch."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -7,9 +8,11 @@ import torch
 
 import iec
 from iec.efficiency.caching import CachedUNetNetwork
+from iec.efficiency.caching.forecast import Extrapolated
 from iec.efficiency.engine.export import export
 from iec.efficiency.engine.file import read_file
 from iec.efficiency.engine.network import EngineNetwork
+from iec.efficiency.engine.supported import require_integers
 from iec.efficiency.engine.verify import require_close
 from iec.efficiency.integer import use_integers
 from iec.efficiency.quantization import PTQConfig, QuantizedNetwork
@@ -22,7 +25,11 @@ from tests.efficiency.caching.unets import CASES
 from tests.efficiency.engine.conftest import REFRESH, model_of
 from tests.models.tiny import tiny
 
-QUICK = PTQConfig(scale_rule="max", calibration_images=2)
+
+@pytest.fixture(scope="module")
+def quantized(model, table):
+    """W8A8."""
+    return iec.quantize(model, PTQConfig(scale_rule="max", calibration_images=2), table)
 
 
 def exported(model, network, table, write, refresh=None, engine="onnxruntime"):
@@ -44,10 +51,9 @@ def test_every_kind_of_model_is_exported_with_its_cache(name, write):
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
-@pytest.mark.parametrize("config", [QUICK, replace(QUICK, weight_bits=4, weight_symmetric=True)], ids=["w8", "w4"])
-def test_a_quantized_network_is_as_close_as_it_is_to_itself(model, table, write, engine, config):
+def test_a_quantized_network_is_as_close_as_it_is_to_itself(model, table, quantized, write, engine):
     """Under ONNX Runtime both forms, the other engine's in float arithmetic."""
-    closeness(model, iec.quantize(model, config, table), table, write, engine=engine)
+    closeness(model, quantized, table, write, engine=engine)
 
 
 def test_an_image_does_not_depend_on_its_batch(model, table, write):
@@ -88,22 +94,23 @@ def test_a_call_that_the_file_has_no_form_of_is_refused(model, table, write):
         (PTQConfig(activation_granularity="channel"), "activation_granularity=tensor"),
     ],
 )
-def test_a_quantization_without_integers_is_refused(model, table, config, message):
-    network = iec.quantize(model, replace(config, scale_rule="max", calibration_images=1), table)
+def test_a_quantization_without_integers_is_refused(config, message):
     with pytest.raises(ConfigError, match=message):
-        export(model, Prepared(network), table, None, {}, "", "onnxruntime")
+        require_integers(config)
+    require_integers(PTQConfig())
 
 
-def test_networks_that_are_no_unet_are_refused(model, table):
+def test_networks_that_are_no_unet_are_refused(model, table, quantized):
     def constant(x, step, cond=None, cache=None):
         return x
 
     half = replace(model, unet=CASES["pixel"][0]().half())
-    integer = QuantizedNetwork(use_integers(iec.quantize(model, QUICK, table).quantized))
+    integer = QuantizedNetwork(use_integers(copy.deepcopy(quantized.quantized)))
     for network, message in [
         (constant, "A function cannot be exported"),
         (half.network, "model.dtype=float32"),
         (integer, "efficiency.kernels=simulated"),
+        (CachedUNetNetwork(model.unet, "pixel", Extrapolated()), "efficiency.forecast=none"),
     ]:
         with pytest.raises(ConfigError, match=message):
             export(model, Prepared(network), table, None, {}, "", "onnxruntime")

@@ -115,6 +115,22 @@ def huge(model):
     model.graph.node.append(helper.make_node("Resize", ["x", "", "scales"], ["large"], name="large", mode="nearest"))
 
 
+def many_images(model):
+    model.graph.node.append(helper.make_node("Concat", ["x"] * 1_500_000, ["large"], name="large", axis=0))
+
+
+def computed_size(model):
+    name = model.graph.initializer[0].name
+    for node in (
+        helper.make_node("Gather", [name, "step"], ["number"], name="number"),
+        helper.make_node("Cast", ["number"], ["whole"], name="whole", to=TensorProto.INT64),
+        helper.make_node("Reshape", ["whole", "minus"], ["sizes"], name="sizes"),
+        helper.make_node("Reshape", ["x", "sizes"], ["large"], name="large"),
+    ):
+        model.graph.node.append(node)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([-1]), "minus"))
+
+
 def loose(model):
     model.graph.node[0].input[0] = "nothing"
 
@@ -136,7 +152,9 @@ def wider(model):
         (external, "lies in another file"),
         (short, "does not hold what its shape says"),
         (function, "has functions"),
-        (huge, "makes a value of"),
+        (huge, "makes a value of 1920000000000 numbers"),
+        (many_images, "makes a value of 288000000 numbers"),
+        (computed_size, "of a size that cannot be told|no sound graph"),
         (loose, "no sound graph"),
         (extra_input, "its inputs are not those it describes"),
         (wider, "its inputs are not those it describes"),
