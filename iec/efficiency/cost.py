@@ -16,7 +16,7 @@ from iec.efficiency.caching.cut import Cut, Kind, find_cut
 from iec.efficiency.caching.forecast import REUSE, Forecast
 from iec.efficiency.caching.network import CachedUNetNetwork
 from iec.efficiency.quantization import PTQConfig
-from iec.models.unet import UNetNetwork
+from iec.models.unet import network_of
 from iec.sampling.network import FeatureCache, Mode, Network, Step
 
 if TYPE_CHECKING:
@@ -83,8 +83,8 @@ def network_cost(
 ) -> Cost:
     """The cost of ``unet`` quantized as ``config`` says and cached at ``cut``; arguments as of `operations`.
 
-    branches: how often an image goes through the UNet, 2 under guidance. forecast: how many features the loop has to store. (The
-    weighted sum of them, in cached calls, is no product of layers and is not counted.)
+    unet: without ``cut`` it may be a transformer. branches: how often an image goes through it, 2 under guidance. forecast: how
+    many features the loop has to store. (The weighted sum of them, in cached calls, is no product of layers and is not counted.)
     """
 
     def total(calls: list[Operation]) -> CallCost:
@@ -116,7 +116,7 @@ def operations(
         twin = type(unet).from_config(unet.config)
         x = torch.empty(1, *shape)
     cond = None if cond is None else cond.to("meta")
-    network: Network = UNetNetwork(twin) if cut is None else CachedUNetNetwork(twin, cut)
+    network: Network = network_of(twin) if cut is None else CachedUNetNetwork(twin, cut)
     recorder = _Recorder(twin)
     counted: list[list[Operation]] = []
     cache: FeatureCache | None = None

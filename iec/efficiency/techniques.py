@@ -47,6 +47,8 @@ def model_cost(
 ) -> Cost:
     """Of network calls on an image of the model; under guidance both branches count."""
     cond = None if model.card.tokens is None else torch.empty(1, *model.card.tokens)
+    if model.card.takes_labels:
+        cond = torch.zeros(1, dtype=torch.int64)
     return network_cost(model.unet, model.card.shape, weight_bytes, cond, cut, config, model.branches, forecast)
 
 

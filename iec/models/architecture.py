@@ -12,10 +12,10 @@ from torch import nn
 from iec.errors import WeightsError
 from iec.models.cards import Component
 
-DIFFUSERS = frozenset(("UNet2DModel", "UNet2DConditionModel", "VQModel", "AutoencoderKL"))
+DIFFUSERS = frozenset(("UNet2DModel", "UNet2DConditionModel", "DiTTransformer2DModel", "VQModel", "AutoencoderKL"))
 """Kinds of components that are classes of diffusers."""
-INERT = ("sample_size", "dropout", "projection_dim")
-"""Settings that change nothing of what is sampled."""
+INERT = frozenset(("dropout", "projection_dim"))
+"""Settings that change nothing of what is sampled. Nor does ``sample_size``, but for a DiT, whose positions follow from it."""
 
 
 def build(component: Component, config: Mapping[str, Any] | None = None, device: torch.device | str = "cpu") -> nn.Module:
@@ -65,16 +65,29 @@ def set_heads(unet: nn.Module, heads: int) -> None:
             module.scale = (module.inner_dim // heads) ** -0.5
 
 
+def fill_computed(module: nn.Module, component: Component, config: Mapping[str, Any], dtype: torch.dtype) -> None:
+    """Give a ``module`` of the meta device the buffers that its class computes and that no file holds: the positions of a DiT.
+
+    They are taken from a module without blocks, so that nothing large is allocated.
+    """
+    if component.kind != "DiTTransformer2DModel":
+        return
+    for name, value in build(component, {**config, "num_layers": 0}).named_buffers():
+        parent, _, leaf = name.rpartition(".")
+        setattr(module.get_submodule(parent), leaf, value.to(dtype))
+
+
 def differences(component: Component, config: Mapping[str, Any]) -> list[str]:
     """Where a folder's configuration contradicts the card's: ``norm_eps: 1e-06 in the folder, 1e-05 in the card``.
 
-    What a configuration leaves out has the class's default; of a UNet, so has what the card leaves out. A decoder's scaling factor
-    is the card's where the folder has none, and the folder's where the card knows none.
+    What a configuration leaves out has the class's default; of a UNet or a transformer, so has what the card leaves out. A
+    decoder's scaling factor is the card's where the folder has none, and the folder's where the card knows none.
     """
     given, card = _complete(component.kind, config), component.config
-    if component.name == "unet":
+    if component.name in ("unet", "transformer"):
         card = {key: value for key, value in _complete(component.kind, card).items() if not key.startswith("_")}
-    ignored = {*INERT, *(key for key in ("scaling_factor",) if config.get(key) is None or card.get(key) is None)}
+    inert = INERT if component.kind == "DiTTransformer2DModel" else INERT | {"sample_size"}
+    ignored = {*inert, *(key for key in ("scaling_factor",) if config.get(key) is None or card.get(key) is None)}
     return [
         f"{key}: {given.get(key)!r} in the folder, {expected!r} in the card"
         for key, expected in card.items()

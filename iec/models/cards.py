@@ -11,6 +11,9 @@ from iec.io.yaml import read_yaml
 from iec.sampling.timetable import NoiseSchedule
 
 FOLDER = Path(__file__).parent
+Kind = Literal[
+    "UNet2DModel", "UNet2DConditionModel", "DiTTransformer2DModel", "VQModel", "AutoencoderKL", "CLIPTextModel", "Embedding"
+]
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class Component:
     """
 
     name: str
-    kind: Literal["UNet2DModel", "UNet2DConditionModel", "VQModel", "AutoencoderKL", "CLIPTextModel", "Embedding"]
+    kind: Kind
     parameters: int
     config: Mapping[str, Any] = field(default_factory=dict)
     heads: int | None = None
@@ -97,13 +100,23 @@ class Card:
     memory: Mapping[int, float] | None = None
 
     @property
+    def predictor(self) -> Component:
+        """What predicts the noise: a UNet or a transformer. An ideal model has none."""
+        return self.components["transformer" if "transformer" in self.components else "unet"]
+
+    @property
+    def takes_labels(self) -> bool:
+        """Whether the network is told the number of a class, and embeds it itself."""
+        return "transformer" in self.components
+
+    @property
     def decoder(self) -> Component | None:
         """Of a latent model."""
         return self.components.get("vqvae") or self.components.get("vae")
 
     @property
     def tokens(self) -> tuple[int, int] | None:
-        """(tokens, width) of the conditioning of one image; None for an unconditional model."""
+        """(tokens, width) of the conditioning of one image; None for an unconditional model, and for one that takes labels."""
         if "class_embedding" in self.components:
             return 1, self.components["class_embedding"].config["embedding_dim"]
         if "text_encoder" in self.components:
@@ -118,7 +131,12 @@ class Card:
 
 
 def require_unet(card: Card) -> None:
-    """Raises `MismatchError` for an ideal model."""
+    """Raises `MismatchError` for an ideal model and for a transformer."""
+    if "transformer" in card.components:
+        raise MismatchError(
+            f"{card.name} is a transformer: it has no skip connection to cache at, and only UNets are quantized and exported. Use "
+            "efficiency=none or an added error (efficiency=error_rounding), or a model with a UNet, e.g. model=ddim_cifar_small."
+        )
     if card.dataset is not None:
         raise MismatchError(
             f"{card.name} is a closed formula, with no UNet to quantize or to cache. Use efficiency=none or an added error "

@@ -27,25 +27,36 @@ class Conditioner(Protocol):
     """Gives the conditioning that a guided network takes."""
 
     def branches(self, indices: Sequence[int], device: torch.device, dtype: torch.dtype) -> Tensor:
-        """[B, 2, tokens, width]: the unconditional and the conditional branch of each image."""
+        """[B, 2, tokens, width], or [B, 2] of labels: the unconditional and the conditional branch of each image."""
         ...
 
 
-class ClassLabels:
-    """Entries of a class table [1001, width], one token each; class 1000 is the unconditional one (LDM's cin256-v2)."""
+def label_pairs(indices: Sequence[int], device: torch.device) -> Tensor:
+    """int64 [B, 2]: the unconditional class, 1000, and the class of each image."""
+    return torch.tensor([[CLASSES, label(n)] for n in indices], device=device)
 
-    def __init__(self, table: nn.Embedding) -> None:
-        self.table = table
+
+class LabelNumbers:
+    """Numbers of classes, for a network that embeds them itself (DiT)."""
 
     @staticmethod
     def fingerprint() -> dict[str, Any]:
         """JSON values: what the conditioning depends on, beside the weights."""
         return {"kind": "labels", "stride": STRIDE, "classes": CLASSES}
 
+    def branches(self, indices: Sequence[int], device: torch.device, dtype: torch.dtype) -> Tensor:
+        return label_pairs(indices, device)
+
+
+class ClassLabels(LabelNumbers):
+    """Entries of a class table [1001, width], one token each; class 1000 is the unconditional one (LDM's cin256-v2)."""
+
+    def __init__(self, table: nn.Embedding) -> None:
+        self.table = table
+
     @torch.no_grad()
     def branches(self, indices: Sequence[int], device: torch.device, dtype: torch.dtype) -> Tensor:
-        pairs = torch.tensor([[CLASSES, label(n)] for n in indices], device=self.table.weight.device)
-        return self.table(pairs)[:, :, None].to(device, dtype)
+        return self.table(label_pairs(indices, self.table.weight.device))[:, :, None].to(device, dtype)
 
 
 class Prompts:

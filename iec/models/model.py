@@ -1,4 +1,4 @@
-"""A model: its UNet, decoder and conditioning on a device, loaded strictly or with random weights."""
+"""A model: its UNet or transformer, decoder and conditioning on a device, loaded strictly or with random weights."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -13,15 +13,15 @@ from torch import Tensor, nn
 from iec.errors import ConfigError
 from iec.io.runtime import resolve_device
 from iec.models import dataset
-from iec.models.architecture import DIFFUSERS, build
+from iec.models.architecture import DIFFUSERS, build, fill_computed
 from iec.models.cards import Card, Component, card, require_unet
-from iec.models.conditioning import ClassLabels, Conditioner, Prompts
+from iec.models.conditioning import ClassLabels, Conditioner, LabelNumbers, Prompts
 from iec.models.decoder import Decoder
 from iec.models.files import weights_files
 from iec.models.ideal import IdealNetwork
 from iec.models.prompts import prompts_of
 from iec.models.text import TextEncoder, load_tokenizer
-from iec.models.unet import UNetNetwork
+from iec.models.unet import ModuleNetwork, network_of
 from iec.models.weights import component_folder, config_of, configuration_hash, digest, fill, find, is_packaged
 from iec.sampling.dtypes import dtype_name
 from iec.sampling.guidance import guided, num_branches
@@ -104,18 +104,18 @@ class Source:
     @property
     def conditioning(self) -> dict[str, Any] | None:
         """The identity of the conditioner that `load` makes, before anything is loaded."""
-        if "class_embedding" in self.card.components:
-            return ClassLabels.fingerprint()
+        if "class_embedding" in self.card.components or self.card.takes_labels:
+            return LabelNumbers.fingerprint()
         if "text_encoder" in self.card.components:
             return Prompts.fingerprint(prompts_of(self.prompts))
         return None
 
     def skeleton(self) -> nn.Module:
         """The UNet on torch's meta device: its structure without data, to check things against. Raises `MismatchError` for an
-        ideal model, which has none.
+        ideal model and a transformer, which have none.
         """
         require_unet(self.card)
-        component = self.card.components["unet"]
+        component = self.card.predictor
         config = None if self.folder is None else config_of(self.card, self.folder, component)
         values = component.config if config is None else config
         return _skeleton(component.kind, component.heads, json.dumps(values, sort_keys=True, default=list))
@@ -125,13 +125,16 @@ class Source:
         target, identity = resolve_device(device), self.identity  # refuses damaged files before anything is made
         return Model(
             card=self.card,
-            unet=self._module("unet", DTYPES[self.dtype], target) if self.card.dataset is None else self._ideal(target),
+            unet=self._predictor(target) if self.card.dataset is None else self._ideal(target),
             identity=identity,
             device=target,
             guidance=self.guidance,
             decoder=self._decoder(target),
             conditioner=self._conditioner(target),
         )
+
+    def _predictor(self, device: torch.device) -> nn.Module:
+        return self._module(self.card.predictor.name, DTYPES[self.dtype], device)
 
     def _ideal(self, device: torch.device) -> IdealNetwork:
         images = dataset.images_of(self.card, self.data, self.random_weights)
@@ -154,6 +157,8 @@ class Source:
         dtype = DTYPES[self.dtype]
         if "class_embedding" in self.card.components:
             return ClassLabels(self._module("class_embedding", dtype, device))
+        if self.card.takes_labels:
+            return LabelNumbers()
         if "text_encoder" in self.card.components:
             folder = None if self.folder is None or self.random_weights else self.folder / "tokenizer"
             tokenizer = load_tokenizer(folder if folder is not None and folder.is_dir() else None)
@@ -170,6 +175,7 @@ class Source:
         bare = component.kind in DIFFUSERS or component.kind == "Embedding"
         module = build(component, config, device="meta" if bare else "cpu")
         fill(module, weights_files(component_folder(self.card, self.folder, component), component), dtype, device)
+        fill_computed(module, component, component.config if config is None else config, dtype)
         return nn.Module.to(module, device).eval().requires_grad_(False)
 
 
@@ -182,8 +188,8 @@ def _skeleton(kind: Any, heads: int | None, config: str) -> nn.Module:
 @dataclass(frozen=True)
 class Model:
     """A UNet in evaluation mode on its device, its ``card``, and for latent and conditional models the decoder, the conditioner and
-    the guidance w. identity: JSON values that tell it from every other model, see `Source.identity`. An ideal model has an
-    `IdealNetwork` in place of the UNet.
+    the guidance w. identity: JSON values that tell it from every other model, see `Source.identity`. A transformer, or the
+    `IdealNetwork` of an ideal model, stands in place of the UNet.
     """
 
     card: Card
@@ -199,9 +205,9 @@ class Model:
         return self.identity["weights"]
 
     @property
-    def network(self) -> UNetNetwork | IdealNetwork:
+    def network(self) -> ModuleNetwork | IdealNetwork:
         """The full-precision network, without guidance."""
-        return self.unet if isinstance(self.unet, IdealNetwork) else UNetNetwork(self.unet)
+        return self.unet if isinstance(self.unet, IdealNetwork) else network_of(self.unet)
 
     @property
     def branches(self) -> int:
@@ -213,7 +219,9 @@ class Model:
         return guided(network, self.guidance)
 
     def cond(self, indices: Sequence[int]) -> Tensor | None:
-        """Conditioning of the images ``indices``, [B, 2, tokens, width] (unconditional, conditional); None without."""
+        """Conditioning of the images ``indices``, [B, 2, tokens, width] or labels [B, 2] (unconditional, conditional); None
+        without.
+        """
         return None if self.conditioner is None else self.conditioner.branches(indices, self.device, self.network.dtype)
 
     def decode(self, x: Tensor) -> Tensor:

@@ -1,4 +1,6 @@
-"""A UNet of diffusers as a network of the sampler."""
+"""A module of diffusers as a network of the sampler: a UNet or a transformer."""
+
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
@@ -6,21 +8,45 @@ from torch import Tensor, nn
 from iec.sampling.network import FeatureCache, Prediction, Step
 
 
-class UNetNetwork:
-    """A diffusers UNet (or any module called as ``module(x, t).sample``) as a `Network`, in the module's own dtype.
-
-    cond: class labels for a UNet2DModel, text embeddings [B, tokens, width] for a UNet2DConditionModel.
-    """
+class ModuleNetwork(ABC):
+    """A module as a `Network`, in the module's own dtype."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module.eval().requires_grad_(False)
         parameter = next(module.parameters())
         self.dtype, self.device = parameter.dtype, parameter.device
 
+    @abstractmethod
+    def __call__(self, x: Tensor, step: Step, cond: Tensor | None = None, cache: FeatureCache | None = None) -> Prediction: ...
+
+
+class UNetNetwork(ModuleNetwork):
+    """A diffusers UNet (or any module called as ``module(x, t).sample``) as a `Network`.
+
+    cond: class labels for a UNet2DModel, text embeddings [B, tokens, width] for a UNet2DConditionModel.
+    """
+
     def __call__(self, x: Tensor, step: Step, cond: Tensor | None = None, cache: FeatureCache | None = None) -> Prediction:
         t = torch.full((len(x),), step.timestep, device=x.device)
         extra = () if cond is None else (cond,)
         return Prediction(self.module(x.to(self.dtype), t, *extra).sample)
+
+
+class DiTNetwork(ModuleNetwork):
+    """A DiTTransformer2DModel of diffusers as a `Network`.
+
+    cond: class labels, int64 [B]; 1000 is the unconditional class. The module returns eps and, in as many channels more, a learned
+    variance, which DDIM does not use: it is dropped, as diffusers' DiTPipeline drops it (Peebles & Xie, arXiv 2212.09748).
+    """
+
+    def __call__(self, x: Tensor, step: Step, cond: Tensor | None = None, cache: FeatureCache | None = None) -> Prediction:
+        t = torch.full((len(x),), step.timestep, device=x.device)
+        return Prediction(self.module(x.to(self.dtype), timestep=t, class_labels=cond).sample[:, : x.shape[1]])
+
+
+def network_of(module: nn.Module) -> ModuleNetwork:
+    """The network of a model's module: of a DiT, else of a UNet. By the name of its class: nothing is imported."""
+    return DiTNetwork(module) if type(module).__name__ == "DiTTransformer2DModel" else UNetNetwork(module)
 
 
 def parameter_bytes(module: nn.Module) -> int:

@@ -233,11 +233,21 @@ def missing(card: Card, component: Component, file: Path, weights: Path | str | 
 
 def get(card: Card) -> str:
     """How to get the weights of a model."""
-    lines = [f"The weights of {card.name} ({card.licence}):"]
-    if (original := card.original) is not None:
+    lines = [f"The weights of {card.name} ({card.licence}):", *_sources(card)]
+    lines += [
+        f"  a folder elsewhere       model.weights=DIR with {', '.join(f'{name}/' for name in card.components)}",
+        "Without weights: model.random_weights=true runs the architecture, and model=ddim_cifar_small runs now.",
+    ]
+    return "\n".join(lines)
+
+
+def _sources(card: Card) -> list[str]:
+    """The lines about the authors' checkpoint, or about the hub's files where those are all that is taken."""
+    original, hub = card.original, card.hub
+    if original is not None:
         known = ", ".join(f"{kind} {value}" for kind in ("sha256", "md5") if (value := getattr(original, kind)))
         inside = f", {original.member} inside" if original.member else ""
-        lines += [
+        lines = [
             f"  file                     {original.file}{inside}",
             f"  from                     {original.url}",
             f"  hash                     {known or 'not known to us; the converter prints and records it'}",
@@ -245,10 +255,12 @@ def get(card: Card) -> str:
             f"  convert a file you have  python -m iec convert {card.name} --checkpoint FILE",
             f"  which makes              {models_folder() / card.name}",
         ]
-    if card.hub is not None:
-        lines.append(f"  or from the hub          model.weights=hub ({card.hub.repository})")
-    lines += [
-        f"  a folder elsewhere       model.weights=DIR with {', '.join(f'{name}/' for name in card.components)}",
-        "Without weights: model.random_weights=true runs the architecture, and model=ddim_cifar_small runs now.",
+        return lines if hub is None else [*lines, f"  or from the hub          model.weights=hub ({hub.repository})"]
+    if hub is None:
+        return []
+    return [
+        f"  files                    {', '.join(f'{c.name}/{weights_name(c)}' for c in card.components.values())}",
+        f"  from                     https://huggingface.co/{hub.repository}/tree/{hub.revision or 'main'}",
+        "  hash                     not known to us; the cell records it",
+        f"  fetch and run            python -m iec run model={card.name} model.weights=hub",
     ]
-    return "\n".join(lines)

@@ -12,6 +12,7 @@ from iec.models.architecture import build
 SMALL = {
     "UNet2DModel": lambda c: {"block_out_channels": [64] * len(c["block_out_channels"]), "layers_per_block": 1},
     "UNet2DConditionModel": lambda c: {"block_out_channels": [64] * len(c["block_out_channels"]), "layers_per_block": 1},
+    "DiTTransformer2DModel": lambda _: {"sample_size": 16, "num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 8},
     "VQModel": lambda c: {"block_out_channels": [32] * len(c["block_out_channels"]), "layers_per_block": 1},
     "AutoencoderKL": lambda c: {"block_out_channels": [32] * len(c["block_out_channels"]), "layers_per_block": 1},
     "CLIPTextModel": lambda _: {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2},

@@ -39,6 +39,7 @@ def test_the_scaled_experiments_are_all_but_those_of_a_model_of_their_own():
     assert {path.stem for path in experiments().glob("*.yaml")} - set(SCALED) == {
         "bundled",
         "correction",
+        "dit",
         "peers",
         "techniques",
         "ideal",

@@ -29,6 +29,7 @@ from iec.io.files import canonical_hash, write_atomic
 from iec.io.paths import require_writable, user_path
 from iec.io.resources import configs
 from iec.io.runtime import entry_point
+from iec.models.cards import require_unet
 from iec.runs.cell import Cell
 from iec.runs.config import register
 
@@ -57,6 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def export_cell(cell: Cell, path: Path, engine: str) -> None:
     """Write the cell's network to ``path``, and to `cached_path` of it. Raises `ConfigError` for one that has no form in a file."""
+    require_unet(cell.card)
     model, table = cell.model.load(str(cell.device)), cell.sampler.timetable
     prepared = cell.technique.prepare(model, table, cell.artifacts)
     refresh = cell.sampler_of(prepared).refresh

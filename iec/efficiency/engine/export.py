@@ -102,7 +102,7 @@ def _parts(network: Network) -> _Parts:
         return _Parts(network.module, quantized)
     raise ConfigError(
         f"A {type(network).__name__} cannot be exported: only a UNet can. Use efficiency=none, a quantization, deepcache or "
-        "CacheQuant."
+        "CacheQuant of a model with a UNet."
     )
 
 
