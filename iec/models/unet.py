@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+from iec.models.inputs import Conditioning
 from iec.sampling.network import FeatureCache, Prediction, Step
 
 
@@ -17,17 +18,24 @@ class ModuleNetwork(ABC):
         self.dtype, self.device = parameter.dtype, parameter.device
 
     @abstractmethod
-    def __call__(self, x: Tensor, step: Step, cond: Tensor | None = None, cache: FeatureCache | None = None) -> Prediction: ...
+    def __call__(
+        self, x: Tensor, step: Step, cond: Tensor | Conditioning | None = None, cache: FeatureCache | None = None
+    ) -> Prediction: ...
 
 
 class UNetNetwork(ModuleNetwork):
     """A diffusers UNet (or any module called as ``module(x, t).sample``) as a `Network`.
 
-    cond: class labels for a UNet2DModel, text embeddings [B, tokens, width] for a UNet2DConditionModel.
+    cond: class labels for a UNet2DModel, text embeddings [B, tokens, width] for a UNet2DConditionModel; or a `Conditioning`, of
+    any network of diffusers.
     """
 
-    def __call__(self, x: Tensor, step: Step, cond: Tensor | None = None, cache: FeatureCache | None = None) -> Prediction:
+    def __call__(
+        self, x: Tensor, step: Step, cond: Tensor | Conditioning | None = None, cache: FeatureCache | None = None
+    ) -> Prediction:
         t = torch.full((len(x),), step.timestep, device=x.device)
+        if isinstance(cond, Conditioning):
+            return Prediction(self.module(x.to(self.dtype), timestep=t, **cond.arguments).sample)
         extra = () if cond is None else (cond,)
         return Prediction(self.module(x.to(self.dtype), t, *extra).sample)
 
