@@ -18,9 +18,7 @@ class ModuleNetwork(ABC):
         self.dtype, self.device = parameter.dtype, parameter.device
 
     @abstractmethod
-    def __call__(
-        self, x: Tensor, step: Step, cond: Tensor | Conditioning | None = None, cache: FeatureCache | None = None
-    ) -> Prediction: ...
+    def __call__(self, x: Tensor, step: Step, cond: Tensor | None = None, cache: FeatureCache | None = None) -> Prediction: ...
 
 
 class UNetNetwork(ModuleNetwork):
