@@ -53,9 +53,9 @@ def quantize(
 
     On a CPU the last bits of a calibration depend on torch's number of threads, which is left as it is (a cell uses 1).
 
-    Raises `ConfigError` for an ideal model, and for a quantization that the kernels do not have; `DeviceError` for a machine that
-    cannot run them; `ArtifactError` if a file is missing, damaged, or was computed from something else; `StoreError` if it cannot
-    be written.
+    Raises `ConfigError` for an ideal model or a transformer, and for a quantization that the kernels do not have; `DeviceError`
+    for a machine that cannot run them; `ArtifactError` if a file is missing, damaged, or was computed from something else;
+    `StoreError` if it cannot be written.
     """
     require_unet(model.card)
     require_kernels(kernels, config)

@@ -1,16 +1,23 @@
 """The files of a component in a folder of diffusers' layout: its configuration, and its weights, which may be sharded."""
 
 import json
+import os
 from pathlib import Path
 
 from iec.errors import WeightsError
 from iec.io.filetypes import mistaken
+from iec.io.paths import user_path
 from iec.models.cards import Component
 
 CONFIG, WEIGHTS, TEXT_WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors", "model.safetensors"
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".zip")
 VARIANTS = ("fp16", "bf16")
 """Endings of weights that are the same ones, rounded. Others are other weights (``non_ema``)."""
+
+
+def models_folder() -> Path:
+    """Where converted models are kept: ``$IEC_MODELS``, or ~/.cache/iec/models."""
+    return user_path(os.environ.get("IEC_MODELS") or "~/.cache/iec/models")
 
 
 def weights_name(component: Component) -> str:

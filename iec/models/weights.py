@@ -5,7 +5,6 @@ that is a UNet alone may lie in the folder itself. Only safetensors are opened h
 """
 
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +24,8 @@ from iec.io.hub import hub_folder
 from iec.io.paths import user_path
 from iec.models.architecture import differences
 from iec.models.cards import FOLDER, Card, Component
-from iec.models.files import CONFIG, PICKLES, WEIGHTS, config_files, instead, weights_files, weights_name
+from iec.models.files import CONFIG, PICKLES, WEIGHTS, config_files, models_folder, weights_files, weights_name
+from iec.models.instructions import Place, get, missing
 
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 RENAMED = (
@@ -42,11 +42,6 @@ WRITTEN_BY = ("_diffusers_version", "_name_or_path", "transformers_version")
 """What a configuration says of its own history."""
 
 
-def models_folder() -> Path:
-    """Where converted models are kept: ``$IEC_MODELS``, or ~/.cache/iec/models."""
-    return user_path(os.environ.get("IEC_MODELS") or "~/.cache/iec/models")
-
-
 def find(card: Card, weights: Path | str | None = None) -> Path:
     """The folder of a model's weights, complete. Raises `WeightsError` with the way to get them.
 
@@ -58,10 +53,10 @@ def find(card: Card, weights: Path | str | None = None) -> Path:
         home = component_folder(card, folder, component)
         for name in config_files(component):
             if not (home / name).is_file():
-                raise WeightsError(missing(card, component, home / name, weights))
+                raise WeightsError(missing(card, component, home / name, _place(weights)))
         files = weights_files(home, component)
         if not files:
-            raise WeightsError(missing(card, component, home / weights_name(component), weights))
+            raise WeightsError(missing(card, component, home / weights_name(component), _place(weights)))
         for file in files:
             if sentence := mistaken(file):
                 raise WeightsError(sentence)
@@ -71,6 +66,13 @@ def find(card: Card, weights: Path | str | None = None) -> Path:
                 f"another model. {get(card)}"
             )
     return folder
+
+
+def _place(weights: Path | str | None) -> Place:
+    """Where ``weights`` points to."""
+    if weights is None:
+        return "default"
+    return "hub" if _is_hub_id(str(weights)) else "folder"
 
 
 def _folder(card: Card, weights: Path | str | None) -> Path:
@@ -218,49 +220,3 @@ def _current_name(name: str) -> str:
     for pattern, replacement in RENAMED:
         name = re.sub(pattern, replacement, name)
     return name
-
-
-def missing(card: Card, component: Component, file: Path, weights: Path | str | None) -> str:
-    """The message for a file of a component that is not there."""
-    there = instead(file.parent, component)
-    if card.packaged:
-        way_out = "Give model.weights a diffusers UNet folder." if weights else "The package is incomplete: install it again."
-        return f"{card.name}: {file} does not exist (expected sha256 of the weights {card.packaged.sha256}).{there} {way_out}"
-    if weights is not None and _is_hub_id(str(weights)):
-        there = " The repository has none: where it has pickles alone, they are not opened."
-    return f"{card.name}: {file} does not exist.{there} {get(card)}"
-
-
-def get(card: Card) -> str:
-    """How to get the weights of a model."""
-    lines = [f"The weights of {card.name} ({card.licence}):", *_sources(card)]
-    lines += [
-        f"  a folder elsewhere       model.weights=DIR with {', '.join(f'{name}/' for name in card.components)}",
-        "Without weights: model.random_weights=true runs the architecture, and model=ddim_cifar_small runs now.",
-    ]
-    return "\n".join(lines)
-
-
-def _sources(card: Card) -> list[str]:
-    """The lines about the authors' checkpoint, or about the hub's files where those are all that is taken."""
-    original, hub = card.original, card.hub
-    if original is not None:
-        known = ", ".join(f"{kind} {value}" for kind in ("sha256", "md5") if (value := getattr(original, kind)))
-        inside = f", {original.member} inside" if original.member else ""
-        lines = [
-            f"  file                     {original.file}{inside}",
-            f"  from                     {original.url}",
-            f"  hash                     {known or 'not known to us; the converter prints and records it'}",
-            f"  fetch and convert        python -m iec convert {card.name}",
-            f"  convert a file you have  python -m iec convert {card.name} --checkpoint FILE",
-            f"  which makes              {models_folder() / card.name}",
-        ]
-        return lines if hub is None else [*lines, f"  or from the hub          model.weights=hub ({hub.repository})"]
-    if hub is None:
-        return []
-    return [
-        f"  files                    {', '.join(f'{c.name}/{weights_name(c)}' for c in card.components.values())}",
-        f"  from                     https://huggingface.co/{hub.repository}/tree/{hub.revision or 'main'}",
-        "  hash                     not known to us; the cell records it",
-        f"  fetch and run            python -m iec run model={card.name} model.weights=hub",
-    ]

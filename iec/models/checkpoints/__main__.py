@@ -21,7 +21,7 @@ from iec.io.runtime import entry_point
 from iec.models.cards import Card, card, card_names
 from iec.models.checkpoints.convert import convert
 from iec.models.checkpoints.source import download
-from iec.models.weights import models_folder
+from iec.models.files import models_folder
 
 
 def arguments() -> argparse.Namespace:
