@@ -96,8 +96,8 @@ def deep_vae():
     return AutoencoderDC(latent_channels=4, attention_head_dim=2, **both, **norms, **blocks).eval()
 
 
-def wan(scheduler):
-    sizes = {"num_attention_heads": 2, "attention_head_dim": 12, "in_channels": 16, "out_channels": 16, "num_layers": 1}
+def wan(scheduler, num_layers=1):
+    sizes = {"num_attention_heads": 2, "attention_head_dim": 12, "in_channels": 16, "out_channels": 16, "num_layers": num_layers}
     network = WanTransformer3DModel(text_dim=WIDTH, ffn_dim=32, rope_max_seq_len=32, **sizes).eval()
     video = AutoencoderKLWan(base_dim=3, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True])
     return quiet(WanPipeline(None, None, video.eval(), scheduler, network))
@@ -156,8 +156,8 @@ def pixart(scheduler):
     return quiet(PixArtSigmaPipeline(None, None, vae(), network, scheduler))
 
 
-def cogvideo(scheduler):
-    sizes = {"num_attention_heads": 2, "attention_head_dim": 16, "in_channels": 4, "out_channels": 4, "num_layers": 1}
+def cogvideo(scheduler, num_layers=1):
+    sizes = {"num_attention_heads": 2, "attention_head_dim": 16, "in_channels": 4, "out_channels": 4, "num_layers": num_layers}
     frames = {"sample_width": 2, "sample_height": 2, "sample_frames": 9, "patch_size": 2, "temporal_compression_ratio": 4}
     text = {"time_embed_dim": 2, "text_embed_dim": WIDTH, "max_text_seq_length": TOKENS}
     network = CogVideoXTransformer3DModel(**sizes, **frames, **text).eval()

@@ -24,9 +24,10 @@ from iec.pipelines.compatibility import for_ddim, is_euler
 from iec.pipelines.copies import QuantizedCopy, share_hooks
 from iec.pipelines.corrected import Corrected
 from iec.pipelines.flow import IECFlowMatchScheduler, is_flow
+from iec.pipelines.other_caches import keep_states, require_no_cache
 from iec.pipelines.scheduler import IECScheduler
 from iec.pipelines.unet import Forward, restorer
-from iec.pipelines.wrappers import plain_unet, require_no_cache, require_repeatable
+from iec.pipelines.wrappers import plain_unet, require_repeatable
 from iec.sampling.correction import Correction
 from iec.sampling.corrector import NO_CORRECTOR, Corrector
 from iec.sampling.network import Network
@@ -109,12 +110,16 @@ def apply(
     elif kernels != "simulated":
         raise ConfigError(f"kernels={kernels!r} are of a quantized network. Give quantize and calibration too, or leave it out.")
     scheduler = _scheduler(pipe, correction, placement, corrector, ddim=cache is not None or quantize is not None)
-    if cache is not None or quantize is not None or scheduler.placement.kind != "none":
+    alone = cache is None and quantize is None
+    if not alone or scheduler.placement.kind != "none":
         require_repeatable(pipe)
-        require_no_cache(pipe)
-        scheduler.before_run = lambda: require_no_cache(pipe)
-    if cache is None and quantize is None:
-        return _exchange(pipe, scheduler, None, [])
+    if alone:
+        states = keep_states(pipe, scheduler) if scheduler.placement.kind != "none" else []
+        applied = _exchange(pipe, scheduler, None, [])
+        applied._undo.extend(states)  # the first to go, and to refuse it
+        return applied
+    require_no_cache(pipe)
+    scheduler.before_run = lambda: require_no_cache(pipe)
     unet = plain_unet(pipe, quantize=quantize is not None, cache=cache is not None)
     cut = None if cache is None else _cut(pipe, unet, cache)
     if cache is not None:

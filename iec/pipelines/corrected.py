@@ -175,6 +175,12 @@ class Corrected:
         return run.calls[position]
 
     @property
+    def upcoming(self) -> tuple[int, int]:
+        """(sampling index, correction) of the network call that comes next; (0, 0) where a run has not begun, or is over."""
+        position = self.position or 0
+        return self.run.calls[position] if position < len(self.run.calls) else (0, 0)
+
+    @property
     def frozen(self) -> Tensor | None:
         """Bool [B], within a step: the images that converged in an earlier correction of it. None between two steps, and without a
         tolerance.

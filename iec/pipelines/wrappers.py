@@ -28,11 +28,6 @@ def plain_unet(pipe: Any, *, quantize: bool, cache: bool) -> Any:
             "pipeline that one (without a wrapper such as DataParallel), or apply the correction alone."
         )
     for name, module in unet.named_modules():
-        if getattr(_replaced_forward(module), "__module__", "").partition(".")[0] == "DeepCache":
-            raise ConfigError(
-                "DeepCacheSDHelper is enabled on this pipeline. It counts its steps by the list of timesteps, which corrections "
-                "repeat. Call its disable() and give apply a cache instead."
-            )
         if quantize and isinstance(getattr(module, "base_layer", None), nn.Module):
             raise ConfigError(
                 f"{name} carries an adapter (LoRA), which quantization cannot see. Call pipe.fuse_lora() and "
@@ -118,32 +113,6 @@ def require_repeatable(pipe: Any) -> None:
             f"The network of {type(pipe).__name__} is told the end of its step (mean flow), read from the next entry of the "
             "scheduler's list, which corrections repeat: it would be told that the step has no length. Leave the correction out."
         )
-
-
-def require_no_cache(pipe: Any) -> None:
-    """Raises `ConfigError` if a network of the pipeline decides by itself which calls it computes."""
-    for part, network in {"": pipe, **pipe.components}.items():
-        kind = _cache_of(network) if isinstance(network, nn.Module) else None
-        if getattr(network, "_is_cached", False):
-            kind, off = "cache-dit", "cache_dit.disable_cache(pipe)"
-        elif getattr(network, "is_cache_enabled", False):
-            off = f"pipe.{part}.disable_cache()"
-        else:
-            off = f"diffusers.hooks.HookRegistry.check_if_exists_or_initialize(pipe.{part}).remove_hook({kind!r})"
-        if kind is not None:
-            raise ConfigError(
-                f"A cache ({kind}) is on {part or 'the pipeline'}. It counts calls or compares their inputs, and would answer the "
-                f"calls that correct a step with those of the step itself. Call {off} first."
-            )
-
-
-def _cache_of(network: nn.Module) -> str | None:
-    """The hook of diffusers' caches that is on a module of the network. Layerwise casting and offloading keep no state."""
-    for module in network.modules():
-        for name, hook in getattr(getattr(module, "_diffusers_hook", None), "hooks", {}).items():
-            if getattr(hook, "_is_stateful", False):
-                return str(name)
-    return "enable_cache" if getattr(network, "is_cache_enabled", False) else None
 
 
 def _compile_advice(quantize: bool) -> str:

@@ -296,8 +296,9 @@ def test_deepcache_helper_is_refused(ddim):
     exec("def wrap(f):\n    def wrapped(*a, **k):\n        return f(*a, **k)\n    return wrapped", module.__dict__)
     block = ddim.unet.mid_block
     plain, block.forward = block.forward, module.wrap(block.forward)
-    with pytest.raises(ConfigError, match="DeepCacheSDHelper is enabled"):
-        apply(ddim, cache=CachingConfig(2))
+    for options in ({"cache": CachingConfig(2)}, {"correction": FIXED}):
+        with pytest.raises(ConfigError, match="\\(DeepCacheSDHelper\\) is on unet.*disable\\(\\)"):
+            apply(ddim, **options)
     block.forward = plain  # as its disable() leaves it
     apply(ddim, cache=CachingConfig(2)).remove()
     block.forward = lambda *args: plain(*args)
