@@ -29,7 +29,8 @@ def keep_states(pipe: Any, scheduler: Corrected) -> list[Callable[[], object]]:
     """
     kept = [CacheStates(scheduler, network) for _, network in _cached(pipe)]
     for states in kept:
-        if hasattr(states.network, "_hf_hook") and states.network._diffusers_hook.hooks:
+        around = getattr(getattr(states.network, "_diffusers_hook", None), "hooks", {}).values()
+        if hasattr(states.network, "_hf_hook") and any(module_of(hook) in KINDS for hook in around):
             raise ConfigError(
                 f"{type(states.network).__name__} is offloaded, and has a cache around its forward. Offloading passes over that "
                 "after the first run: call pipe.remove_all_hooks(), and enable the offloading after iec.apply."
@@ -42,10 +43,10 @@ def keep_states(pipe: Any, scheduler: Corrected) -> list[Callable[[], object]]:
     def prepare() -> None:
         for part, network in _cached(pipe):
             states = next((states for states in kept if states.network is network), None)
-            if states is None or not states.in_place:
+            if states is None or not states.outermost or states.bypassed:
                 raise ConfigError(
-                    f"A cache, or a wrapper around it, was put on pipe.{part} after iec.apply. Take it off (disable_cache()), call "
-                    "iec.remove(pipe), put it on again, and then iec.apply."
+                    f"A cache, or something around it, was put on pipe.{part} after iec.apply. Call pipe.{part}.disable_cache() "
+                    "and iec.remove(pipe), enable the cache again, and then call iec.apply."
                 )
             HookRegistry.check_if_exists_or_initialize(network).reset_stateful_hooks()
 
@@ -58,7 +59,8 @@ def _cached(pipe: Any) -> list[tuple[str, Any]]:
     not reset after a run."""
     require_no_cache(pipe, but=KINDS)
     networks = [(part, network) for part, network in pipe.components.items() if isinstance(network, nn.Module)]
-    return [(part, network) for part, network in networks if any(cache_hooks(network))]
+    inner = [(part, getattr(network, "_orig_mod", network)) for part, network in networks]  # where it is compiled
+    return [(part, network) for part, network in inner if any(cache_hooks(network))]
 
 
 def require_no_cache(pipe: Any, *, but: Collection[str] = ()) -> None:

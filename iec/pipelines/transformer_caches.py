@@ -66,19 +66,27 @@ class CacheStates(ModelHook):
             HookRegistry.check_if_exists_or_initialize(self.network).register_hook(self, NAME)
             self.forward = self.network.forward
         self.inner: Any = self.fn_ref.original_forward
+        self.own: Any = self.fn_ref.forward
 
     @property
-    def in_place(self) -> bool:
+    def outermost(self) -> bool:
         """Whether nothing but offloading stands around this."""
         return any(vars(self.network).get(name) is self.forward for name in ("forward", "_old_forward"))
 
+    @property
+    def bypassed(self) -> bool:
+        """Whether a cache was taken off from within: diffusers then calls what that stood around, and passes this over."""
+        return self.fn_ref.forward is not self.own
+
     def remove(self) -> None:
         """Take this off, after which the network is as before. Raises `ConfigError` if another wrapper stands around it."""
-        if not self.in_place:
+        if not self.outermost:
             raise ConfigError(
                 f"The forward of {type(self.network).__name__} has been replaced since iec.apply. Take that off first (a cache: "
                 "disable_cache()), then remove this."
             )
+        if self.bypassed:
+            self.fn_ref.original_forward = self.fn_ref.forward
         with _offloading_aside(self.network):
             HookRegistry.check_if_exists_or_initialize(self.network).remove_hook(NAME, recurse=False)
 
