@@ -26,7 +26,7 @@ class IECEulerScheduler(Levels, EulerDiscreteScheduler):  # type: ignore[misc]  
     sigma = sqrt((1 - abar) / abar) are the noise levels. It is `IECScheduler` in other variables, without clipping: the corrected
     state is at sigma_s, and ``scale_model_input`` scales it so, while the label stays t. The arguments of EulerDiscreteScheduler
     mean what they mean there, as do those of ``set_timesteps``: fractional timesteps, Karras' levels, given sigmas. Ours are those
-    of `IECScheduler`; cached_steps does nothing here.
+    of `IECScheduler`; cached_steps is for caches under `iec.apply`.
 
     * A network that predicts v or x_0 is corrected through what it predicts, F in the place of eps, with A and B of that form. For
       v: A = 1 + (sigma_s / sigma_t - 1) sigma_t^2 / (sigma_t^2 + 1), B = (sigma_s - sigma_t) / sqrt(sigma_t^2 + 1), a rotation of

@@ -30,7 +30,8 @@ class IECFlowMatchScheduler(Levels, FlowMatchEulerDiscreteScheduler):  # type: i
 
     t and s are the noise levels ``sigmas``, 1 is noise. The arguments of FlowMatchEulerDiscreteScheduler mean what they mean there,
     and so do those of ``set_timesteps``: given sigmas are shifted, ``mu`` belongs to use_dynamic_shifting. preset, iterations (K),
-    lambdas, tolerance, criterion, norm, placement, fraction, count, steps: as for `IECScheduler`. cached_steps does nothing here.
+    lambdas, tolerance, criterion, norm, placement, fraction, count, steps: as for `IECScheduler`. cached_steps is for caches under
+    `iec.apply`.
 
     * last_step: ``skip`` by default, unlike in the paper. The corrected state of the step that ends at s = 0 has no noise left, and
       the network is told t: a perfect one then says of it 0, and lambda puts back lambda times all that the step removed,
