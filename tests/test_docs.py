@@ -5,13 +5,15 @@ import shlex
 from pathlib import Path
 
 import pytest
-from diffusers import StableDiffusionPipeline
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, StableDiffusionPipeline
 
 from iec.errors import ConfigError
 from iec.models.model import Source
 from iec.runs.runner import run_cell
 from iec.tables.experiment import Experiment
 from tests.models.tiny import stable_diffusion, tiny
+from tests.tiny_flow import FLUX, flux
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
@@ -50,6 +52,16 @@ def test_programs_run(page, program, capsys, monkeypatch, tmp_path):
     exec(compile(program, page, "exec"), {})
     printed = capsys.readouterr().out
     assert printed and "nan" not in printed and "None" not in printed
+
+
+def test_the_program_with_a_cache_runs(monkeypatch, capsys):
+    pipe = flux(FlowMatchEulerDiscreteScheduler(shift=3.0))
+    pipe.default_sample_size = 8
+    pipe.encode_prompt = lambda **_: (FLUX["prompt_embeds"], FLUX["pooled_prompt_embeds"], torch.zeros(7, 3))
+    monkeypatch.setattr(FluxPipeline, "from_pretrained", lambda name: pipe)
+    program = the_program("FLUX with a cache and a correction").replace("num_inference_steps=50", "num_inference_steps=5")
+    exec(program, {})
+    assert capsys.readouterr().out
 
 
 NO_CELL = r"-m |--help|pooled_keys|rounded_eps|calm_eps|devices="

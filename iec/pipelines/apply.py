@@ -97,7 +97,8 @@ def apply(
     Works for pipelines that call ``pipe.unet`` once for each entry of ``scheduler.timesteps`` (with guidance on one doubled
     batch). Hooks and wrappers on the UNet, put on before or after, either work or are refused by name, at the latest at the next
     call. So are switches of a quantized UNet. With a cache the UNet's repeated blocks can be compiled, with quantization nothing.
-    Without cache and quantize only the scheduler is exchanged; then the network need not be a UNet (DiT, SD3, FLUX ..).
+    Without cache and quantize only the scheduler is exchanged; then the network need not be a UNet (DiT, SD3, FLUX ..). Caches of
+    diffusers on a transformer are kept (docs/caches.md), and ``placement.cached_steps`` says what happens in steps that they cache.
     ``save_pretrained`` saves the scheduler, but no cache and no quantization: call `remove` before.
     Raises `ConfigError`, or `DeviceError` where the kernels do not run, and then changes nothing.
     """

@@ -13,12 +13,13 @@ from iec.pipelines.transformer_caches import KINDS, NAME, CacheStates, cache_hoo
 EXACT = "text_kv_cache"
 """The module of TextKVCache, which keeps what depends on the prompt alone."""
 FOREIGN = {
-    "cache_dit": ("cache-dit", "Call cache_dit.disable_cache(pipe)"),
     "nunchaku.caching": ("nunchaku", "Load the transformer again, without apply_cache_on_pipe, or leave the `with TeaCache(..)`"),
     "para_attn": ("ParaAttention", "Load the transformer again, without apply_cache_on_pipe"),
     "DeepCache": ("DeepCacheSDHelper", "Use iec.apply(pipe, cache=..) in its place: call its disable()"),
 }
 """The modules whose function stands in the place of a forward -> the cache, and how to take it off."""
+MARKED = ("cache-dit", "Call cache_dit.disable_cache(pipe)")
+"""The same for networks with ``_is_cached``. Functions of cache-dit that only change a signature stay when it is taken off."""
 
 
 def keep_states(pipe: Any, scheduler: Corrected) -> list[Callable[[], object]]:
@@ -84,7 +85,7 @@ def _cache_of(network: Any, but: Collection[str]) -> tuple[str | None, str]:
             if source.startswith(package):
                 return foreign
     if getattr(network, "_is_cached", False):
-        return FOREIGN["cache_dit"]
+        return MARKED
     resets = hasattr(network, "_reset_stateful_cache")
     for module in network.modules():
         for name, hook in getattr(getattr(module, "_diffusers_hook", None), "hooks", {}).items():

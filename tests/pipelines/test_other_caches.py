@@ -33,7 +33,6 @@ def wrapped(module, network, plain):
     ("module", "name", "way_out"),
     [
         ("nunchaku.caching.teacache", "nunchaku", "leave the `with TeaCache"),
-        ("cache_dit.caching.cache_adapters", "cache-dit", "cache_dit.disable_cache"),
         ("para_attn.first_block_cache", "ParaAttention", "Load the transformer again"),
     ],
 )
@@ -89,3 +88,15 @@ def test_networks_that_are_not_reset_after_a_run_are_refused():
         iec.apply(pipe, correction=Correction())
     HookRegistry.check_if_exists_or_initialize(pipe.transformer).remove_hook("pyramid_attention_broadcast")
     iec.apply(pipe, correction=Correction()).remove()
+
+
+def test_what_cache_dit_leaves_behind_is_not_refused(pipe):
+    """Its disable_cache() takes the mark off, and leaves forwards of its own with another signature."""
+    network = pipe.transformer
+    plain = network.forward
+    network.forward, network._is_cached = wrapped("cache_dit.caching.patch_functors.functor_flux", network, plain), True
+    with pytest.raises(ConfigError, match="cache-dit. is on transformer.*cache_dit.disable_cache"):
+        iec.apply(pipe, correction=Correction())
+    del network._is_cached
+    iec.apply(pipe, correction=Correction()).remove()
+    network.forward = plain
