@@ -50,7 +50,8 @@ class Subject:
         if wrong := [label or cell.slug for label, cell in found if not takes_single_steps(cell.sampler)]:
             raise ConfigError(
                 f"{', '.join(wrong)}: analyses take single steps. A multistep solver has none, nor have "
-                "corrector=unic, stepback and restart. Use sampler=ddim and corrector=none."
+                "corrector=unic, stepback and restart, nor efficiency.schedule=adaptive. Use sampler=ddim, corrector=none and "
+                "another schedule."
             )
         return [cls(cell, tuple(experiment.rows[label]), images, out, label or cell.slug) for label, cell in found]
 

@@ -11,6 +11,7 @@ from torch import nn
 from iec.efficiency.cost import Cost
 from iec.io.components import component_of, with_source
 from iec.models import Card, Model
+from iec.sampling.adaptive import AdaptiveRefresh
 from iec.sampling.network import Network
 from iec.sampling.solver import Solver
 from iec.sampling.timetable import Timetable
@@ -55,6 +56,11 @@ class Technique(ABC):
     def refresh_found_by_prepare(self) -> bool:
         """Whether the refresh steps come with what `prepare` returns; `refresh` then gives None."""
         return False
+
+    @property
+    def adaptive(self) -> AdaptiveRefresh | None:
+        """What decides for each image at which steps it refreshes; `refresh` then gives {0}. None: nothing does."""
+        return None
 
     @abstractmethod
     def prepare(self, model: Model, table: Timetable, artifacts: Path) -> Prepared:

@@ -1,7 +1,7 @@
 """The techniques of the paper: none, post-training quantization, DeepCache, CacheQuant."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +143,8 @@ class DeepCache(CachingConfig, Technique):
         self.plan(len(sampler.timetable))  # refuses what T does not have
 
     def refresh(self, num_steps: int) -> frozenset[int] | None:
+        if self.adaptive is not None:
+            return frozenset({0})
         return None if self.refresh_found_by_prepare else self.steps_of(num_steps)
 
     def prepare(self, model: Model, table: Timetable, artifacts: Path) -> Prepared:
@@ -154,10 +156,12 @@ class DeepCache(CachingConfig, Technique):
         return Prepared(CachedUNetNetwork(model.unet, cut, forecast), cost)
 
     def identity(self, card: Card, num_steps: int) -> dict[str, Any]:
-        """By the refresh steps, or the plan that finds them."""
-        plan = self.plan(num_steps)
-        refresh = sorted(self.steps_of(num_steps)) if plan is None else {"planned": plan.as_dict()}
-        return {"technique": "deepcache", "refresh": refresh, "cut": self.cut_of(card), **self.forecast_identity()}
+        """By the refresh steps, or what finds them."""
+        plan, refresh = self.plan(num_steps), self.refresh(num_steps)
+        found: Any = {"planned": plan.as_dict()} if plan is not None else sorted(refresh or ())
+        if self.adaptive is not None:
+            found = {"adaptive": asdict(self.adaptive)}
+        return {"technique": "deepcache", "refresh": found, "cut": self.cut_of(card), **self.forecast_identity()}
 
 
 @dataclass(frozen=True)
@@ -179,6 +183,11 @@ class CacheQuant(CachingConfig, Quantizing):
 
     def __post_init__(self) -> None:
         CachingConfig.__post_init__(self)
+        if self.adaptive is not None:
+            raise ConfigError(
+                "CacheQuant calibrates each step for the one kind of call that all images make there, and with "
+                "efficiency.schedule=adaptive each image decides. Use efficiency.schedule=planned or dps, or efficiency=deepcache."
+            )
         PTQConfig.__post_init__(self)
         self._config(0, frozenset({0}))  # refuses what it refuses
         require_kernels(self.kernels, self.ptq)

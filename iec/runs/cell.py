@@ -226,6 +226,7 @@ def _sampler(config: DictConfig, card: Card, technique: Technique) -> Solver:
         placement=_placement(config.iec),
         epsilon_scale=config.iec.epsilon_scale,
         refresh=technique.refresh(len(table)),
+        adaptive=technique.adaptive,
         dtype=dtype,
     )
     return with_solver(options.solver, configured.corrector_of(config.corrector).attach(ddim, card.shape))

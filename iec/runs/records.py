@@ -70,8 +70,9 @@ class Manifest:
 class PreparedRecord:
     """What was known once the network was prepared, prepared.json.
 
-    refresh: the refresh steps; None: every step. cost: of network calls; None: unknown. calibration_calls: of the technique and of
-    the corrector, see `iec.Prepared`; None: unknown, as in records of older versions.
+    refresh: the refresh steps, those that all images have with ``efficiency.schedule=adaptive``; None: every step. cost: of network
+    calls; None: unknown. calibration_calls: of the technique and of the corrector, see `iec.Prepared`; None: unknown, as in records
+    of older versions.
     """
 
     refresh: list[int] | None

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from operator import itemgetter
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -106,7 +105,7 @@ def predict(
     order, parts = [], []
     for t in timesteps.unique().tolist():
         images = (timesteps == t).nonzero().flatten()
-        own = None if cache is None else cache.changed(itemgetter(images))
+        own = None if cache is None else cache.of(images)
         parts.append(network(x[images], replace(step, timestep=t), None if cond is None else cond[images], own))
         order.append(images)
     back = torch.cat(order).argsort()

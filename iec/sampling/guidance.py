@@ -31,7 +31,7 @@ class GuidedNetwork:
                 f"Guidance needs cond [{len(x)}, 2, ...], of an unconditional and a conditional branch for each image, not {given}."
             )
         if cache is not None:
-            cache = cache.changed(_unfold)
+            cache = cache.changed(_unfold, images=[*range(len(x))] * self.branches)
         prediction = self.network(torch.cat([x] * self.branches), step, _unfold(cond[:, -self.branches :]), cache)
         eps = prediction.eps
         if self.branches == 2:

@@ -47,6 +47,11 @@ def with_solver(name: str, sampler: Sampler) -> Solver:
             f"sampler={name} is a control of its own: corrections and correctors refine DDIM's step. Use iec=none and "
             "corrector=none with it."
         )
+    if sampler.adaptive is not None:
+        raise ConfigError(
+            f"sampler={name} takes the steps of a whole batch, and efficiency.schedule=adaptive splits it. Use sampler=ddim, or "
+            "another schedule."
+        )
     return MultistepSampler(sampler.timetable, name, sampler.refresh, sampler.dtype)
 
 

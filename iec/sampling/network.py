@@ -4,8 +4,9 @@ A network is any callable ``network(x, step, cond, cache) -> Prediction``. All t
 no network remembers which step it is on.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, field, replace
+from operator import itemgetter
 from typing import Any, Literal, Protocol
 
 import torch
@@ -38,23 +39,41 @@ class FeatureCache:
 
     feature: of the last refresh, [B, ...], an entry an image. step: the step it came from. probe: what else the network keeps of
     that call, [B, ...]; None without. earlier: of the refreshes before, the newest first, without ``earlier`` of their own: as many
-    as the network asks for (`Prediction.history`).
+    as the network asks for (`Prediction.history`). refreshed: where images refresh at steps of their own, the index of the step of
+    each; None: that of ``step`` for all. An image that has fewer features than others repeats its oldest.
     """
 
     feature: Tensor
     step: Step
     probe: Tensor | None = None
     earlier: tuple["FeatureCache", ...] = ()
+    refreshed: tuple[int, ...] | None = None
 
     @property
     def stored(self) -> tuple["FeatureCache", ...]:
         """Of each refresh, the newest first."""
         return replace(self, earlier=()), *self.earlier
 
-    def changed(self, change: Callable[[Tensor], Tensor], probes: bool = True) -> "FeatureCache":
-        """Every feature, and with ``probes`` every probe, replaced by ``change`` of it."""
+    def index_of(self, image: int) -> int:
+        """The index of the step that the feature of this image came from."""
+        return self.step.index if self.refreshed is None else self.refreshed[image]
+
+    def changed(
+        self, change: Callable[[Tensor], Tensor], probes: bool = True, images: Sequence[int] | None = None
+    ) -> "FeatureCache":
+        """Every feature, and with ``probes`` every probe, replaced by ``change`` of it. images: the image that each entry is then
+        of, where ``change`` selects, orders or repeats them; None: as before.
+        """
         probe = change(self.probe) if probes and self.probe is not None else self.probe
-        return FeatureCache(change(self.feature), self.step, probe, tuple(cache.changed(change, probes) for cache in self.earlier))
+        earlier = tuple(cache.changed(change, probes, images) for cache in self.earlier)
+        refreshed = self.refreshed
+        if refreshed is not None and images is not None:
+            refreshed = tuple(refreshed[b] for b in images)
+        return FeatureCache(change(self.feature), self.step, probe, earlier, refreshed)
+
+    def of(self, images: Tensor) -> "FeatureCache":
+        """Of these images alone, int64 [B']."""
+        return self.changed(itemgetter(images), images=images.tolist())
 
     def after(self, cache: "FeatureCache | None", history: int) -> "FeatureCache":
         """This in front of what ``cache`` stores, of which at most ``history`` are kept.
@@ -64,6 +83,14 @@ class FeatureCache:
         """
         before = () if cache is None else tuple(stored for stored in cache.stored if stored.step.index < self.step.index)
         return replace(self, earlier=before[:history])
+
+    @staticmethod
+    def joined(parts: Sequence["FeatureCache"], order: Tensor) -> "FeatureCache":
+        """One of the images of all ``parts``, one part after the other, put into ``order``, int64 [B]."""
+        count = max(len(part.stored) for part in parts)
+        levels = zip(*[(*part.stored, *[part.stored[-1]] * (count - len(part.stored))) for part in parts], strict=True)
+        newest, *earlier = [_joined(level, order) for level in levels]
+        return replace(newest, earlier=tuple(earlier))
 
 
 @dataclass(frozen=True)
@@ -80,11 +107,27 @@ class Prediction:
     history: int = 0
 
 
-def renewed(cache: FeatureCache | None, prediction: Prediction, step: Step) -> FeatureCache | None:
-    """The cache after a call at ``step``: as it was, or with the feature that the call made in front."""
+def _joined(parts: Sequence[FeatureCache], order: Tensor) -> FeatureCache:
+    """`FeatureCache.joined` of parts without ``earlier``."""
+    indices = [part.index_of(b) for part in parts for b in range(len(part.feature))]
+    refreshed = tuple(indices[b] for b in order.tolist())
+    step = max((part.step for part in parts), key=lambda step: step.index)
+    probes = [part.probe for part in parts if part.probe is not None]
+    return FeatureCache(
+        torch.cat([part.feature for part in parts])[order],
+        step,
+        torch.cat(probes)[order] if probes else None,
+        refreshed=None if set(refreshed) == {step.index} else refreshed,
+    )
+
+
+def renewed(cache: FeatureCache | None, prediction: Prediction, step: Step, history: int = 0) -> FeatureCache | None:
+    """The cache after a call at ``step``: as it was, or with the feature that the call made in front. history: how many features of
+    earlier refreshes are kept at least.
+    """
     if prediction.feature is None:
         return cache
-    return FeatureCache(prediction.feature, step, prediction.probe).after(cache, prediction.history)
+    return FeatureCache(prediction.feature, step, prediction.probe).after(cache, max(history, prediction.history))
 
 
 class Network(Protocol):

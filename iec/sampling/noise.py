@@ -1,6 +1,7 @@
 """Noise that belongs to an image: it depends on (seed, n) alone, not on batch, order, process or device."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -33,6 +34,10 @@ class Noise:
     def of_step(self, i: int, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> Tensor:
         """z of sampling step i, [B, C, H, W]: the same however often the step is evaluated."""
         return self._draw(i + 1, dtype, device)
+
+    def of(self, images: Sequence[int]) -> "Noise":
+        """Of these of the images, by their place in the batch."""
+        return replace(self, indices=tuple(self.indices[b] for b in images))
 
     def _draw(self, stream: int, dtype: torch.dtype, device: torch.device | str) -> Tensor:
         draws = [

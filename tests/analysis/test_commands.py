@@ -68,6 +68,13 @@ def test_calls_of_a_technique_without_free_refresh_steps_are_not_planned(tmp_pat
         run_plan(Subject.of(["efficiency=none"], 2, tmp_path), 2, (0.5,), Budget(3, None, 6))
 
 
+def test_images_that_decide_where_they_refresh_have_no_single_steps_and_another_schedule_has(tmp_path):
+    cache = ["efficiency=deepcache", "efficiency.threshold=0.3", "efficiency.schedule=adaptive"]
+    with pytest.raises(ConfigError, match=r"efficiency\.schedule=adaptive\. Use .* another schedule"):
+        Subject.of(cache, 2, tmp_path)
+    Subject.of(cache[:1], 2, tmp_path)
+
+
 def test_a_suggestion_is_written_with_its_test(tmp_path, caplog):
     caplog.set_level("INFO")
     numbers = run_suggest(subject(tmp_path), 2, (0.3, 0.7), None)

@@ -313,6 +313,7 @@ def test_refusals_change_nothing(sd):
         "belong together": {"quantize": W4},
         "is not there": {"cache": CachingConfig(2, cut=9)},
         "found by a calibration": {"cache": CachingConfig(schedule="planned")},
+        "each image decides.* Choose uniform": {"cache": CachingConfig(schedule="adaptive", threshold=0.3)},
         "is not IEC": {"correction": Correction(evaluate_at="s")},
         "iec.Sampler only": {"correction": Correction(renorm=True)},
         "not calibrated|calibrated": {"cache": CachingConfig(2), "placement": full, "quantize": W4, "calibration": CALIBRATION},

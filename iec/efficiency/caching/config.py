@@ -8,6 +8,7 @@ from iec.efficiency.caching.forecast_config import ForecastConfig
 from iec.efficiency.planning.config import PlanConfig
 from iec.errors import ConfigError
 from iec.models.cards import Card
+from iec.sampling.adaptive import AdaptiveRefresh
 from iec.sampling.refresh import centred, explicit, quadratic, require_interval, uniform
 
 SCHEDULES = ("uniform", "quadratic", "centred", "explicit")
@@ -23,8 +24,9 @@ class CachingConfig(ForecastConfig):
     * interval: N; about one in N steps runs the full network: n = ceil(T / N) refresh steps (unless ``explicit``, or
       ``planned`` with ``refreshes``).
     * schedule: ``uniform`` (every N-th step), ``quadratic`` (fewer refresh steps towards the clean end), ``centred`` (most of
-      them around step ``centre``), ``explicit`` (the list ``steps``, which has to contain 0) or ``planned`` (n steps placed on
-      calibration images, see `PlanConfig`).
+      them around step ``centre``), ``explicit`` (the list ``steps``, which has to contain 0), ``planned`` (n steps placed on
+      calibration images, see `PlanConfig`) or ``adaptive`` (each image decides, see `AdaptiveRefresh`; N has no part in it).
+    * threshold: of adaptive, the relative change of the feature that is tolerated; the larger, the fewer full calls.
     * power: of the quadratic and the centred curve, above 1; None: 1.5 for quadratic, 1.4 for centred.
     * refreshes: n of a plan, instead of ceil(T / N). objective, plan_images, plan_evaluations: of a plan; None: ``final``, 8, 100.
     * cut: a skip connection by number, 0 is the shallowest, or ``pixel`` or ``latent``; None: that of the model's kind.
@@ -41,12 +43,13 @@ class CachingConfig(ForecastConfig):
     objective: str | None = None
     plan_images: int | None = None
     plan_evaluations: int | None = None
+    threshold: float | None = None
 
     def __post_init__(self) -> None:
         ForecastConfig.__post_init__(self)
         if self.schedule not in self._schedules():
             raise ConfigError(f"Unknown efficiency.schedule {self.schedule!r}; choose {', '.join(self._schedules())}.")
-        takers = {"power": ("quadratic", "centred"), "centre": ("centred",), "steps": ("explicit",)}
+        takers = {"power": ("quadratic", "centred"), "centre": ("centred",), "steps": ("explicit",), "threshold": ("adaptive",)}
         takers |= dict.fromkeys(("refreshes", "objective", "plan_images", "plan_evaluations"), ("planned",))
         for key, kinds in takers.items():
             given = getattr(self, key) is not None
@@ -54,7 +57,7 @@ class CachingConfig(ForecastConfig):
                 raise ConfigError(
                     f"efficiency.{key} belongs to efficiency.schedule={' or '.join(kinds)}, not {self.schedule}. Leave one out."
                 )
-            if not given and key in ("centre", "steps") and self.schedule in kinds:
+            if not given and key in ("centre", "steps", "threshold") and self.schedule in kinds:
                 raise ConfigError(f"efficiency.schedule={self.schedule} needs efficiency.{key}.")
         if self.plan_evaluations is not None and self.objective in ("feature", "forecast"):
             raise ConfigError(
@@ -67,12 +70,23 @@ class CachingConfig(ForecastConfig):
             )
         if self.schedule == "planned":
             self._plan_of(1)  # refuses what it refuses, whatever T is
+        _ = self.adaptive  # refuses what it refuses
 
     def _schedules(self) -> tuple[str, ...]:
-        return (*SCHEDULES, "planned")
+        return (*SCHEDULES, "planned", "adaptive")
+
+    @property
+    def adaptive(self) -> AdaptiveRefresh | None:
+        """What decides for each image, with ``schedule=adaptive``."""
+        return AdaptiveRefresh(self.threshold) if self.schedule == "adaptive" and self.threshold is not None else None
 
     def require_known(self) -> None:
-        """Raises `ConfigError` for a schedule that is found on a model, by a technique's ``prepare``."""
+        """Raises `ConfigError` for a schedule that a technique's ``prepare`` finds on a model, and for one that images decide."""
+        if self.schedule == "adaptive":
+            raise ConfigError(
+                "efficiency.schedule=adaptive has no refresh steps: each image decides, in `iec run` with efficiency=deepcache. "
+                f"Choose {', '.join(SCHEDULES)} here."
+            )
         if self.schedule not in SCHEDULES:
             raise ConfigError(
                 f"efficiency.schedule={self.schedule!r} is found by a calibration; choose {', '.join(SCHEDULES)}. The steps that "
@@ -102,7 +116,7 @@ class CachingConfig(ForecastConfig):
     def at(self, refresh: frozenset[int]) -> Self:
         """The same with these refresh steps, however they were found."""
         found = {"schedule": "explicit", "steps": sorted(refresh)}
-        unset = ("power", "centre", "refreshes", "objective", "plan_images", "plan_evaluations")
+        unset = ("power", "centre", "refreshes", "objective", "plan_images", "plan_evaluations", "threshold")
         return replace(self, **found, **dict.fromkeys(unset))  # type: ignore[arg-type]
 
     def steps_of(self, num_steps: int) -> frozenset[int]:

@@ -108,22 +108,32 @@ class Extrapolated(Forecast):
         return self.order
 
     def feature(self, cache: FeatureCache, step: Step, probe: Tensor | None) -> Tensor:
-        nodes, features = [self._time(cache.step)], [cache.feature]
-        for stored in cache.earlier:
-            if (u := self._time(stored.step)) < nodes[-1]:
-                nodes.append(u)
-                features.append(stored.feature)
-        return combined(weights(self.basis, nodes, self._time(step)), features)
+        stored = cache.stored
+        if all(one.refreshed is None for one in stored):
+            used = self._weights([one.step.index for one in stored], step.index)
+            return combined(list(used.values()), [stored[j].feature for j in used])
+        images = [self._weights([one.index_of(b) for one in stored], step.index) for b in range(len(cache.feature))]
+        table = torch.tensor([[of.get(j, 0.0) for of in images] for j in range(len(stored))], dtype=torch.float64)
+        shape = (len(stored), -1, *[1] * (cache.feature.ndim - 1))
+        return combined(list(table.to(cache.feature.device).view(shape)), [one.feature for one in stored])
 
-    def _time(self, step: Step) -> float:
+    def _weights(self, indices: Sequence[int], i: int) -> dict[int, float]:
+        """Of the stored features that a call at step i uses, by their place; ``indices`` of their steps, the newest first."""
+        nodes = {0: self._time(indices[0])}
+        for j, index in enumerate(indices):
+            if (u := self._time(index)) < min(nodes.values()):
+                nodes[j] = u
+        return dict(zip(nodes, weights(self.basis, list(nodes.values()), self._time(i)), strict=True))
+
+    def _time(self, index: int) -> float:
         if self.clock is None:
-            return step.index
-        if step.index >= len(self.clock):
+            return index
+        if index >= len(self.clock):
             raise ConfigError(
-                f"Sampling step {step.index} has no clock; the forecast was made for {len(self.clock)} steps. Prepare the "
+                f"Sampling step {index} has no clock; the forecast was made for {len(self.clock)} steps. Prepare the "
                 "technique for the timetable that is sampled."
             )
-        return self.clock[step.index]
+        return self.clock[index]
 
 
 @dataclass(frozen=True)

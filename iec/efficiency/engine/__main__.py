@@ -59,6 +59,11 @@ def main(arguments: list[str] | None = None) -> None:
 def export_cell(cell: Cell, path: Path, engine: str) -> None:
     """Write the cell's network to ``path``, and to `cached_path` of it. Raises `ConfigError` for one that has no form in a file."""
     require_unet(cell.card)
+    if cell.technique.adaptive is not None:
+        raise ConfigError(
+            "A file says at which steps the cached network is called, and with efficiency.schedule=adaptive each image decides. "
+            "Use efficiency.schedule=uniform."
+        )
     model, table = cell.model.load(str(cell.device)), cell.sampler.timetable
     prepared = cell.technique.prepare(model, table, cell.artifacts)
     refresh = cell.sampler_of(prepared).refresh
