@@ -3,13 +3,15 @@
 import torch
 from torch import Tensor, nn
 
+from iec.models.inputs import Conditioning
 from iec.sampling.network import FeatureCache, Prediction, Step
 
 
 class UNetNetwork:
     """A diffusers UNet (or any module called as ``module(x, t).sample``) as a `Network`, in the module's own dtype.
 
-    cond: class labels for a UNet2DModel, text embeddings [B, tokens, width] for a UNet2DConditionModel.
+    cond: class labels for a UNet2DModel, text embeddings [B, tokens, width] for a UNet2DConditionModel; or a `Conditioning`, of
+    any network of diffusers.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -17,8 +19,12 @@ class UNetNetwork:
         parameter = next(module.parameters())
         self.dtype, self.device = parameter.dtype, parameter.device
 
-    def __call__(self, x: Tensor, step: Step, cond: Tensor | None = None, cache: FeatureCache | None = None) -> Prediction:
+    def __call__(
+        self, x: Tensor, step: Step, cond: Tensor | Conditioning | None = None, cache: FeatureCache | None = None
+    ) -> Prediction:
         t = torch.full((len(x),), step.timestep, device=x.device)
+        if isinstance(cond, Conditioning):
+            return Prediction(self.module(x.to(self.dtype), timestep=t, **cond.arguments).sample)
         extra = () if cond is None else (cond,)
         return Prediction(self.module(x.to(self.dtype), t, *extra).sample)
 

@@ -74,12 +74,12 @@ def apply(
     calibration: Mapping[str, Any] | None = None,
     kernels: str = "simulated",
 ) -> Applied:
-    """Put IEC under a pipeline, and feature caching (DeepCache) and quantization where DDIM can sample it.
+    """Put IEC under a pipeline, and feature caching (DeepCache) and quantization where its network is a UNet.
 
     * correction, placement: see `IECScheduler`; ``IECScheduler.from_config`` says which schedulers it can replace. Euler keeps its
-      variables and noise levels (`IECEulerScheduler`), but becomes DDIM where there is a cache or quantization. Flow matching is
-      corrected by `IECFlowMatchScheduler`; without a placement its last step is left out. If the pipeline has a VAE and its
-      scheduler has no ``clip_sample``, x_0 is not clipped. With a correction and no placement all eligible steps are corrected.
+      variables and noise levels (`IECEulerScheduler`). Flow matching is corrected by `IECFlowMatchScheduler`; without a placement
+      its last step is left out. If the pipeline has a VAE and its scheduler has no ``clip_sample``, x_0 is not clipped. With a
+      correction and no placement all eligible steps are corrected.
       With neither no step is, unless the pipeline's scheduler already is one of ours: then its own correction, placement and
       corrector stay.
     * corrector: see `IECScheduler.from_config`. Euler becomes DDIM with one.
@@ -108,7 +108,7 @@ def apply(
         require_kernels(kernels, quantize)
     elif kernels != "simulated":
         raise ConfigError(f"kernels={kernels!r} are of a quantized network. Give quantize and calibration too, or leave it out.")
-    scheduler = _scheduler(pipe, correction, placement, corrector, ddim=cache is not None or quantize is not None)
+    scheduler = _scheduler(pipe, correction, placement, corrector)
     if cache is not None or quantize is not None or scheduler.placement.kind != "none":
         require_repeatable(pipe)
         require_no_cache(pipe)
@@ -131,9 +131,9 @@ def apply(
             forward = Forward(unet, scheduler, cut, forecast, cache_from)
         else:
             require_machine(kernels, next(unet.parameters()).device, None)
-            calls = _record(pipe, unet, scheduler, cut, forecast, quantize, calibration)
+            calls, seen = _record(pipe, unet, scheduler, cut, forecast, quantize, calibration)
             timesteps = tuple(call.step.timestep for call in calls)
-            calibrated = _calibrated(unet, quantize, cut, forecast.forecast_of(scheduler.abar(timesteps)), calls)
+            calibrated = _calibrated(unet, quantize, cut, seen, calls)
             quantized = with_kernels(calibrated, kernels, None)
             copy = QuantizedCopy(unet, quantized.unet)
             forward = Forward(quantized.unet, scheduler, cut, forecast, cache_from, quantized, copy, timesteps)
@@ -150,24 +150,17 @@ def remove(pipe: Any) -> None:
         applied.remove()
 
 
-def _scheduler(pipe: Any, correction: Correction | None, placement: Placement | None, corrector: Corrector, *, ddim: bool) -> Any:
-    """ddim: whether it has to be an `IECScheduler`, as a cache and quantization need. A corrector needs it as well."""
+def _scheduler(pipe: Any, correction: Correction | None, placement: Placement | None, corrector: Corrector) -> Any:
     config = {**pipe.scheduler.config, "_class_name": type(pipe.scheduler).__name__}  # not known to one that was built in code
     flow = is_flow(config)
     if flow and corrector != NO_CORRECTOR:
         raise ConfigError(
             "A corrector acts on steps of DDIM, and this pipeline is one of flow matching. Apply the correction alone."
         )
-    if flow and ddim:
-        raise ConfigError(
-            "Caching and quantization need a pipeline that DDIM can sample, and this is one of flow matching. Apply the "
-            "correction alone."
-        )
     kind = IECFlowMatchScheduler if flow else IECScheduler
     if _latent(pipe) and not flow:
         config.setdefault("clip_sample", False)
-    ddim = ddim or corrector != NO_CORRECTOR
-    meant = for_ddim(config, {}) if ddim and is_euler(config) else {}
+    meant = for_ddim(config, {}) if corrector != NO_CORRECTOR and is_euler(config) else {}
     if correction is None and placement is None and corrector == NO_CORRECTOR and isinstance(pipe.scheduler, IECScheduler):
         corrector = pipe.scheduler.corrector
     meant |= {} if flow else {"corrector": corrector}
@@ -199,13 +192,13 @@ def _cut(pipe: Any, unet: nn.Module, cache: CachingConfig) -> int:
 def _record(
     pipe: Any,
     unet: nn.Module,
-    scheduler: IECScheduler,
+    scheduler: Corrected,
     cut: int | None,
     forecast: ForecastConfig,
     config: PTQConfig,
     calibration: Mapping[str, Any],
-) -> list[CalibrationCall]:
-    """The calls of a float run of the pipeline, without corrections."""
+) -> tuple[list[CalibrationCall], Forecast]:
+    """The calls of a float run of the pipeline, without corrections, and the forecast of its steps."""
     calls: list[CalibrationCall] = []
 
     def record(call: CalibrationCall) -> None:
@@ -222,11 +215,12 @@ def _record(
             )
         calls.append(call)
 
-    plain = IECScheduler.from_config(scheduler.config, placement="none", fraction=None, count=None, steps=None)
+    kind: Any = type(scheduler)
+    plain = kind.from_config(scheduler.config, placement="none", fraction=None, count=None, steps=None)
     plain.refresh_of = scheduler.refresh_of
     with _exchange(pipe, plain, Forward(unet, plain, cut, forecast, record=record), []):
         pipe(**calibration)
-    return calls
+    return calls, forecast.forecast_of(plain.abar())
 
 
 def _calibrated(

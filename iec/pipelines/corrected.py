@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
@@ -13,6 +14,7 @@ from iec.errors import ConfigError
 from iec.pipelines.compatibility import plain
 from iec.pipelines.run import Run
 from iec.sampling.correction import Correction, none_frozen, update
+from iec.sampling.network import Step
 from iec.sampling.placement import CachedSteps, LastStep, Placement
 
 Solve = Callable[[Tensor], tuple[Tensor, ...]]
@@ -106,6 +108,9 @@ class Corrected:
         self.placement = Placement(*placement, config["cached_steps"], last_step)
         # set by `iec.apply`, never saved: what is looked at before every run
         self.before_run: Callable[[], None] | None = None
+        # and the refresh steps of T: a function, and for the steps that are run
+        self.refresh_of: Callable[[int], frozenset[int]] | None = None
+        self._refresh: frozenset[int] | None = None
         self.run = Run((), (), False)
         self.position: int | None = None  # of the next call in ``timesteps``; None before the first
         self.pending: Pending | None = None
@@ -129,14 +134,13 @@ class Corrected:
     def timesteps(self, value: Tensor) -> None:
         self._timesteps = value
 
-    def lay_out(
-        self, still: Collection[int], clean: Collection[int], *, listed: bool, refresh: Collection[int] | None = None
-    ) -> list[int]:
+    def lay_out(self, still: Collection[int], clean: Collection[int], *, listed: bool) -> list[int]:
         """Repeat the ``timesteps`` [T], as the parent's ``set_timesteps`` left them, for the corrected steps, and forget an earlier
         run: which of them every entry is. still: steps that leave x as it is. clean: those that end at the clean image.
         """
         labels = self._timesteps
-        steps = self.placement.corrected(len(labels), refresh, still, clean) if self.correction.iterations else frozenset()
+        self._refresh = None if self.refresh_of is None else self.refresh_of(len(labels))
+        steps = self.placement.corrected(len(labels), self._refresh, still, clean) if self.correction.iterations else frozenset()
         self.run = Run.laid_out(labels.tolist(), steps, self.correction.iterations, listed=listed)
         later = self.correction.evaluate_at == "s"  # the calls of a correction are labelled s, the next timestep
         entries = [i + (later and k > 0) for i, k in self.run.calls]
@@ -152,11 +156,27 @@ class Corrected:
         self.begin(begin_index)
 
     def begin(self, entry: int) -> int:
-        """Begin the run at this entry: the sampling index of its first step. Raises `ConfigError`, see `Run.first_step`."""
+        """Begin the run at this entry: the sampling index of its first step. The schedule of a cache is that of the steps that are
+        run. Raises `ConfigError`, see `Run.first_step`.
+        """
         everywhere = self.placement.kind == "all_steps" and self.placement.last_step == "correct"
         first = self.run.first_step(entry, cached_steps=everywhere)
         self.position = entry
+        if self.refresh_of is not None:
+            self._refresh = frozenset(first + i for i in self.refresh_of(len(self.run.timesteps) - first))
         return first
+
+    def call(self, timestep: float | Tensor) -> Step:
+        """The network call that comes next; ``timestep`` has to be its own. Raises `ConfigError`."""
+        i, k = self.next_call(timestep)
+        cached = self._refresh is not None and i not in self._refresh and not (k and self.placement.cached_steps == "full")
+        cached = cached and not (k and self.pending is None)  # passed over, before there is a feature
+        t: Any = self.run.timesteps[i]  # a fraction on noise levels between those of the training
+        return Step(i, t, "cached" if cached else "full", k)
+
+    def abar(self) -> np.ndarray:
+        """The signal's share of the variance where every step of the run begins, float64 [T]."""
+        raise NotImplementedError
 
     def next_call(self, timestep: float | Tensor) -> tuple[int, int]:
         """(sampling index, correction) of the network call that comes next; ``timestep`` has to be its own. Raises `ConfigError`.

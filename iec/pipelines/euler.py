@@ -6,6 +6,7 @@ pipe.scheduler = iec.IECScheduler.from_config(pipe.scheduler.config)
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler, EulerDiscreteSchedulerOutput
 from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401  # where it is missing, saved pipelines cannot be loaded
@@ -26,7 +27,7 @@ class IECEulerScheduler(Levels, EulerDiscreteScheduler):  # type: ignore[misc]  
     sigma = sqrt((1 - abar) / abar) are the noise levels. It is `IECScheduler` in other variables, without clipping: the corrected
     state is at sigma_s, and ``scale_model_input`` scales it so, while the label stays t. The arguments of EulerDiscreteScheduler
     mean what they mean there, as do those of ``set_timesteps``: fractional timesteps, Karras' levels, given sigmas. Ours are those
-    of `IECScheduler`; cached_steps does nothing here.
+    of `IECScheduler`.
 
     * A network that predicts v or x_0 is corrected through what it predicts, F in the place of eps, with A and B of that form. For
       v: A = 1 + (sigma_s / sigma_t - 1) sigma_t^2 / (sigma_t^2 + 1), B = (sigma_s - sigma_t) / sqrt(sigma_t^2 + 1), a rotation of
@@ -67,6 +68,10 @@ class IECEulerScheduler(Levels, EulerDiscreteScheduler):  # type: ignore[misc]  
         super().set_timesteps(device=device, **given)
         self.lay_out_levels(clean=bool(self.sigmas[-1] == 0), listed=timesteps is not None or sigmas is not None)
         self.is_scale_input_called = False
+
+    def abar(self) -> np.ndarray:
+        """See `Corrected.abar`: 1 / (sigma^2 + 1)."""
+        return 1 / (self.beginnings() ** 2 + 1)
 
     def step(  # type: ignore[override]  # without the arguments of noise
         self,

@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
     FlowMatchEulerDiscreteScheduler,
@@ -30,7 +31,7 @@ class IECFlowMatchScheduler(Levels, FlowMatchEulerDiscreteScheduler):  # type: i
 
     t and s are the noise levels ``sigmas``, 1 is noise. The arguments of FlowMatchEulerDiscreteScheduler mean what they mean there,
     and so do those of ``set_timesteps``: given sigmas are shifted, ``mu`` belongs to use_dynamic_shifting. preset, iterations (K),
-    lambdas, tolerance, criterion, norm, placement, fraction, count, steps: as for `IECScheduler`. cached_steps does nothing here.
+    lambdas, tolerance, criterion, norm, placement, fraction, count, steps, cached_steps: as for `IECScheduler`.
 
     * last_step: ``skip`` by default, unlike in the paper. The corrected state of the step that ends at s = 0 has no noise left, and
       the network is told t: a perfect one then says of it 0, and lambda puts back lambda times all that the step removed,
@@ -87,6 +88,11 @@ class IECFlowMatchScheduler(Levels, FlowMatchEulerDiscreteScheduler):  # type: i
         super().set_timesteps(num_inference_steps, device=device, sigmas=sigmas, mu=mu, timesteps=timesteps)
         self.lay_out_levels(clean=True, listed=sigmas is not None or timesteps is not None)
         self.whole_run = self.run
+
+    def abar(self) -> np.ndarray:
+        """See `Corrected.abar`: (1 - sigma)^2 / ((1 - sigma)^2 + sigma^2)."""
+        noise = self.beginnings()
+        return (1 - noise) ** 2 / ((1 - noise) ** 2 + noise**2)
 
     def begin(self, entry: int) -> int:
         """See `Corrected.begin`; the entry of a correction becomes the first call of its step where pipelines count entries."""

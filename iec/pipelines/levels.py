@@ -3,6 +3,7 @@
 from collections.abc import Collection
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,6 +35,11 @@ class Levels(Corrected):
     def levels(self, i: int) -> tuple[Tensor, Tensor]:
         """Where step i begins and ends."""
         return self.sigmas[self.run.first_call(i)], self.sigmas[self.run.first_call(i + 1)]
+
+    def beginnings(self) -> np.ndarray:
+        """The level where every step of the run begins, float64 [T]."""
+        entries = [self.run.first_call(i) for i in range(len(self.run.timesteps))]
+        return self.sigmas[entries].double().cpu().numpy()
 
     @property
     def step_index(self) -> int | None:

@@ -6,7 +6,7 @@ A pipeline calls its network once for each entry of ``scheduler.timesteps``. Lik
 timesteps of the steps that it corrects, and tells by position which step and which correction a call belongs to.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,6 @@ from iec.pipelines.corrected import Corrected, Solve, constructor
 from iec.pipelines.euler import IECEulerScheduler
 from iec.pipelines.hooks import Hooks, require_pipeline, schedule_of
 from iec.sampling.corrector import NO_CORRECTOR, Corrector
-from iec.sampling.network import Step
 from iec.sampling.timetable import CLEAN, NoiseSchedule, Timetable
 
 
@@ -61,9 +60,6 @@ class IECScheduler(Corrected, DDIMScheduler):  # type: ignore[misc]  # the bases
     def prepare(self) -> None:
         """See `Corrected.prepare`."""
         super().prepare()
-        # set by `iec.apply`, never saved: the refresh steps of T
-        self.refresh_of: Callable[[int], frozenset[int]] | None = None
-        self._refresh: frozenset[int] | None = None
         self.corrector: Corrector = NO_CORRECTOR  # given to `from_config`, never saved
         self._hooks: Hooks | None = None
 
@@ -121,30 +117,15 @@ class IECScheduler(Corrected, DDIMScheduler):  # type: ignore[misc]  # the bases
         require_signal(self.config["prediction_type"], any(self.alphas_cumprod[t] == 0 for t in values))
         self.pairs = table.pairs
         self.timesteps = torch.tensor(values, dtype=torch.int64, device=device)
-        self._refresh = None if self.refresh_of is None else self.refresh_of(len(table))
         still, clean = (
             [i for i, (t, s) in enumerate(table.pairs) if t == s],
             [i for i, (_, s) in enumerate(table.pairs) if s == CLEAN],
         )
-        self.lay_out(still, clean, listed=timesteps is not None, refresh=self._refresh)
+        self.lay_out(still, clean, listed=timesteps is not None)
 
-    def abar(self, timesteps: Sequence[int]) -> np.ndarray:
-        """abar at each, float64."""
-        return self.alphas_cumprod[list(timesteps)].double().cpu().numpy()
-
-    def begin(self, entry: int) -> int:
-        """See `Corrected.begin`; the schedule of a cache is that of the steps that are run."""
-        first = super().begin(entry)
-        if self.refresh_of is not None:
-            self._refresh = frozenset(first + i for i in self.refresh_of(len(self.pairs) - first))
-        return first
-
-    def call(self, timestep: int | Tensor) -> Step:
-        """The network call that comes next; ``timestep`` has to be its own. Raises `ConfigError`."""
-        i, k = self.next_call(timestep)
-        cached = self._refresh is not None and i not in self._refresh and not (k and self.placement.cached_steps == "full")
-        cached = cached and not (k and self.pending is None)  # passed over, before there is a feature
-        return Step(i, self.pairs[i][0], "cached" if cached else "full", k)
+    def abar(self) -> np.ndarray:
+        """See `Corrected.abar`."""
+        return self.alphas_cumprod[[t for t, _ in self.pairs]].double().cpu().numpy()
 
     # fmt: off
     def step(

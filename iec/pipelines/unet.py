@@ -14,11 +14,13 @@ from torch import Tensor, nn
 
 from iec.efficiency.caching import CachedUNetNetwork
 from iec.efficiency.caching.forecast_config import ForecastConfig
+from iec.efficiency.caching.network import ARGUMENTS, TEXT
 from iec.efficiency.quantization import CalibrationCall, QuantizedUNet
 from iec.errors import ConfigError
+from iec.models.inputs import Conditioning
 from iec.pipelines.copies import QuantizedCopy
+from iec.pipelines.corrected import Corrected
 from iec.pipelines.run import Run
-from iec.pipelines.scheduler import IECScheduler
 from iec.pipelines.wrappers import require_called, require_uncompiled
 from iec.sampling.correction import kept
 from iec.sampling.network import FeatureCache, Step, renewed
@@ -35,13 +37,13 @@ class Forward:
     def __init__(
         self,
         unet: nn.Module,
-        scheduler: IECScheduler,
+        scheduler: Corrected,
         cut: int | None,
         forecast: ForecastConfig,
         cache_from: str = "last",
         quantized: QuantizedUNet | None = None,
         copy: QuantizedCopy | None = None,
-        timesteps: tuple[int, ...] = (),
+        timesteps: tuple[float, ...] = (),
         record: Callable[[CalibrationCall], None] | None = None,
     ) -> None:
         self.conditional = isinstance(unet, UNet2DConditionModel)
@@ -66,9 +68,9 @@ class Forward:
         bound.apply_defaults()
         given = bound.arguments
         step = self._next(given["timestep"])
-        x, cond = given["sample"], given["encoder_hidden_states" if self.conditional else "class_labels"]
+        x, cond = given["sample"], None
         if self.cut is not None or self.record is not None:
-            _require_plain_call(given)
+            cond = _conditioning(given, TEXT if self.conditional else "class_labels")
         if self.record is not None:
             self.record(CalibrationCall(x, step, cond, self.cache if step.mode == "cached" else None))
         with nullcontext() if self.quantized is None else self.quantized.context.reading(step.index):
@@ -79,7 +81,7 @@ class Forward:
             return (eps,)
         return UNet2DConditionOutput(sample=eps) if self.conditional else UNet2DOutput(sample=eps)
 
-    def _next(self, timestep: int | Tensor) -> Step:
+    def _next(self, timestep: float | Tensor) -> Step:
         """The call that this is; a run that was laid out since the last call begins with no feature."""
         try:
             step, run = self.scheduler.call(timestep), self.scheduler.run
@@ -106,7 +108,7 @@ class Forward:
         self.position = self.scheduler.position
         return step
 
-    def _cached(self, network: CachedUNetNetwork, x: Tensor, step: Step, cond: Tensor | None) -> Tensor:
+    def _cached(self, network: CachedUNetNetwork, x: Tensor, step: Step, cond: Tensor | Conditioning | None) -> Tensor:
         if self.cache is not None and len(self.cache.feature) != len(x):
             if self.quantized is not None and step.mode == "cached":
                 raise ConfigError(
@@ -130,21 +132,23 @@ class Forward:
         return kept(frozen.repeat(len(cache.feature) // len(frozen)), self.cache, cache)  # under guidance: both branches
 
     def _network(self, cut: int) -> CachedUNetNetwork:
-        timesteps = [t for t, _ in self.scheduler.pairs]
-        return CachedUNetNetwork(self.unet, cut, self.forecast.forecast_of(self.scheduler.abar(timesteps)))
+        return CachedUNetNetwork(self.unet, cut, self.forecast.forecast_of(self.scheduler.abar()))
 
 
-def _require_plain_call(given: Mapping[str, Any]) -> None:
-    """Only what a `Network` takes: the state, the timestep, one conditioning."""
-    known = {"self", "sample", "timestep", "return_dict", "encoder_hidden_states"}
-    if "encoder_hidden_states" not in given:
-        known.add("class_labels")
-    extra = [name for name, value in given.items() if name not in known and value is not None]
+def _conditioning(given: Mapping[str, Any], bare: str) -> Tensor | Conditioning | None:
+    """What a UNet is ``given`` beside the state and the timestep: one tensor if that is the argument ``bare``, and nothing else.
+
+    Raises `ConfigError` for arguments that are not passed on.
+    """
+    told = {name: value for name, value in given.items() if value is not None}
+    told = {name: value for name, value in told.items() if name not in ("self", "sample", "timestep", "return_dict")}
+    extra = sorted(told.keys() - {bare, *(ARGUMENTS if bare == TEXT else ())})
     if extra:
         raise ConfigError(
             f"The pipeline gives its UNet {', '.join(extra)}, which caching and calibration cannot pass on. Leave that out of "
             "the pipeline, or apply the correction alone."
         )
+    return told.get(bare) if told.keys() <= {bare} else Conditioning(told)
 
 
 def restorer(unet: nn.Module) -> Callable[[], None]:

@@ -6,7 +6,7 @@ no network remembers which step it is on.
 
 from collections.abc import Callable
 from dataclasses import astuple, dataclass, field, replace
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -88,9 +88,11 @@ def renewed(cache: FeatureCache | None, prediction: Prediction, step: Step) -> F
 
 
 class Network(Protocol):
-    """Predicts the noise in x [B, C, H, W] at ``step``; ``cond`` [B, ...] is the conditioning of each image."""
+    """Predicts the noise in x [B, C, H, W] at ``step``; ``cond`` [B, ...] is the conditioning of each image: a tensor, or of some
+    networks more (`iec.models.inputs.Conditioning`).
+    """
 
-    def __call__(self, x: Tensor, step: Step, cond: Tensor | None = None, cache: FeatureCache | None = None) -> Prediction: ...
+    def __call__(self, x: Tensor, step: Step, cond: Any = None, cache: FeatureCache | None = None) -> Prediction: ...
 
 
 @dataclass

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from iec.correctors.unic import UniC
 from iec.efficiency.caching.config import CachingConfig
 from iec.errors import ConfigError
 from iec.pipelines.apply import apply
@@ -184,22 +185,21 @@ def test_the_name_of_a_loaded_scheduler_counts(tmp_path):
     IECScheduler.from_config(IECScheduler.from_config(built.config, original_inference_steps=None).config)
 
 
-def test_apply_keeps_euler_and_makes_it_ddim_under_a_cache(sd):
+def test_apply_keeps_euler_under_a_cache_too(sd):
     sd.scheduler = diffusers.EulerDiscreteScheduler(**SD, timestep_spacing="leading", steps_offset=1)
-    with apply(sd, correction=Correction(tolerance=0)):
-        assert type(sd.scheduler) is IECEulerScheduler
-    with apply(sd, correction=Correction(tolerance=0), cache=CachingConfig(2)):
-        assert type(sd.scheduler) is IECScheduler and sd.scheduler.config["clip_sample"] is False
+    for options in ({}, {"cache": CachingConfig(2)}):
+        with apply(sd, correction=Correction(tolerance=0), **options):
+            assert type(sd.scheduler) is IECEulerScheduler
     sd.scheduler = IECScheduler.from_config(sd.scheduler.config, iterations=3)
     with apply(sd, cache=CachingConfig(2)):
-        assert type(sd.scheduler) is IECScheduler and sd.scheduler.correction.iterations == 3
+        assert type(sd.scheduler) is IECEulerScheduler and sd.scheduler.correction.iterations == 3
 
 
-def test_a_cache_on_pixels_asks_whether_x0_is_clipped():
+def test_ddim_on_pixels_asks_whether_x0_is_clipped():
     ddim = KINDS["DDIM"][0]()
     ddim.scheduler = diffusers.EulerDiscreteScheduler()
     with pytest.raises(ConfigError, match="EulerDiscreteScheduler has no clip_sample"):
-        apply(ddim, cache=CachingConfig(2))
+        apply(ddim, corrector=UniC())
     ddim.scheduler = IECScheduler.from_config(ddim.scheduler.config, clip_sample=True)
     with apply(ddim, cache=CachingConfig(2)):
         ddim(batch_size=1, num_inference_steps=2)

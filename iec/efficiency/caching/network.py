@@ -1,5 +1,6 @@
 """A diffusers UNet that can reuse its deep feature, or forecast it: DeepCache (arXiv 2312.00858) as a `Network`."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,7 +10,14 @@ from iec.efficiency.caching.cut import Kind, find_cut
 from iec.efficiency.caching.forecast import REUSE, Forecast
 from iec.efficiency.caching.structure import Signals, structure_of
 from iec.errors import ConfigError
+from iec.models.inputs import Conditioning
 from iec.sampling.network import FeatureCache, Prediction, Step
+
+TEXT, ADDED = "encoder_hidden_states", "added_cond_kwargs"
+RESIDUALS = ("down_block_additional_residuals", "mid_block_additional_residual")
+ARGUMENTS = frozenset({TEXT, ADDED, *RESIDUALS})
+"""Arguments of a UNet2DConditionModel that may be in a `Conditioning`: text embeddings; ``text_embeds`` [B, P] and ``time_ids``
+[B, n] of Stable Diffusion XL; the residuals of a ControlNet, one a skip and that of the mid block, both or neither."""
 
 
 class CachedUNetNetwork:
@@ -18,7 +26,9 @@ class CachedUNetNetwork:
     module: a UNet2DModel or UNet2DConditionModel, float or the ``unet`` of a quantized one; its own modules are run, in its own
     dtype. Build this after the UNet has been quantized. cut: see `find_cut`. forecast: what cached calls take for F, given those of
     the last refreshes.
-    cond: class labels [B] of a UNet2DModel with a class embedding, text embeddings [B, tokens, width] of a UNet2DConditionModel.
+    cond: class labels [B] of a UNet2DModel with a class embedding, text embeddings [B, tokens, width] of a UNet2DConditionModel; or
+    a `Conditioning` of the latter's arguments, see `ARGUMENTS`. Residuals of a ControlNet are added to the skips; a cached call
+    uses those of the skips that it makes. The deeper ones and the mid block's are within F, as they were at the last refresh.
 
     A full call equals ``module(x, t, cond).sample`` bit for bit, if the UNet and its down and up blocks have no hooks and no
     forward of their own: their parts are run, and they are not called. A hook on a deep module fires in full calls only. A cached
@@ -39,31 +49,40 @@ class CachedUNetNetwork:
         self.dtype: Any = module.dtype  # under layerwise casting that of the arithmetic, not of the parameters
         self.device = next(module.parameters()).device
 
-    def __call__(self, x: Tensor, step: Step, cond: Tensor | None = None, cache: FeatureCache | None = None) -> Prediction:
+    def __call__(
+        self, x: Tensor, step: Step, cond: Tensor | Conditioning | None = None, cache: FeatureCache | None = None
+    ) -> Prediction:
         x = x.to(self.dtype)
         timesteps = torch.full((len(x),), step.timestep, device=x.device)
         if self.module.config.center_input_sample:
             x = 2 * x - 1.0
-        signals = self._signals(x, timesteps, cond)
+        told = _arguments(cond)
+        signals = self._signals(x, timesteps, told)
         start = len(self.structure.up) - 1 - self.cut.index  # the up stage that F enters
         feature = probe = None
         if step.mode == "full":
-            h, skips = self._down(x, signals, len(self.structure.down))
+            h, skips = self._down(x, signals, len(self.structure.down), told)
             probe = skips[self.cut.index] if self.forecast.needs_probe else None
             h = self.structure.run_mid(h, signals)
+            if told.get(RESIDUALS[1]) is not None:
+                h = h + told[RESIDUALS[1]]
             h = self._up(h, skips, signals, 0, start)
             feature = h
         else:
-            _, skips = self._down(x, signals, self.cut.index + 1)
+            _, skips = self._down(x, signals, self.cut.index + 1, told)
             h = self._feature(cache, step, skips[-1])
         h = self._up(h, skips, signals, start, len(self.structure.up))
         return Prediction(self._output(h, timesteps), feature, probe, self.forecast.history)
 
-    def _down(self, h: Tensor, signals: Signals, stages: int) -> tuple[Tensor, list[Tensor]]:
+    def _down(self, h: Tensor, signals: Signals, stages: int, told: Mapping[str, Any]) -> tuple[Tensor, list[Tensor]]:
+        """What the last of the first ``stages`` gives, and the skips of all of them."""
         skips = []
         for stage in self.structure.down[:stages]:
             h = stage(h, signals)
             skips.append(h)
+        residuals = told.get(RESIDUALS[0])
+        if residuals is not None:
+            skips = [skip + residual for skip, residual in zip(skips, residuals, strict=False)]  # a residual for every skip
         return h, skips
 
     def _up(self, h: Tensor, skips: list[Tensor], signals: Signals, start: int, stop: int) -> Tensor:
@@ -84,13 +103,15 @@ class CachedUNetNetwork:
             )
         return self.forecast.feature(cache, step, skip)
 
-    def _signals(self, x: Tensor, timesteps: Tensor, cond: Tensor | None) -> Signals:
+    def _signals(self, x: Tensor, timesteps: Tensor, told: Mapping[str, Any]) -> Signals:
         """Time embedding, class embedding and text, as the UNet's own forward makes them."""
-        unet = self.module
+        unet, cond = self.module, told.get(TEXT)
         if self.conditional:
             if cond is None:
                 raise ConfigError("This UNet is conditional: give cond, its text embeddings [B, tokens, width].")
             emb = unet.time_embedding(unet.get_time_embed(x, timesteps))
+            if unet.config.addition_embed_type is not None:
+                emb = emb + unet.get_aug_embed(emb, cond, told.get(ADDED) or {})
             if unet.time_embed_act is not None:
                 emb = unet.time_embed_act(emb)
             if unet.encoder_hid_proj is not None:
@@ -113,3 +134,18 @@ class CachedUNetNetwork:
         if not self.conditional and unet.config.time_embedding_type == "fourier":
             h = h / timesteps.view(-1, 1, 1, 1)  # a UNet2DModel with Fourier features works in units of the noise level
         return h
+
+
+def _arguments(cond: Tensor | Conditioning | None) -> Mapping[str, Any]:
+    """By name; a bare tensor is the text, or the class labels. Raises `ConfigError` for one that is not passed on here."""
+    if not isinstance(cond, Conditioning):
+        return {TEXT: cond}
+    unknown = [name for name, value in cond.arguments.items() if name not in ARGUMENTS and value is not None]
+    if unknown:
+        raise ConfigError(f"A cached UNet takes no {', '.join(unknown)}. Leave that out, or run this UNet without caching.")
+    if len({cond.arguments.get(name) is None for name in RESIDUALS}) == 2:
+        raise ConfigError(
+            f"Give {' and '.join(RESIDUALS)}, as a ControlNet does, or neither. (One alone is an old T2I-adapter's: run this UNet "
+            "without caching.)"
+        )
+    return cond.arguments

@@ -24,12 +24,14 @@ BLOCKS = frozenset(
 """Blocks whose parts are run one by one here (the mid block is run as a whole)."""
 
 CONDITIONAL: dict[str, tuple[object, ...]] = {
-    **dict.fromkeys(("addition_embed_type", "class_embed_type", "num_class_embeds", "time_cond_proj_dim"), (None,)),
+    **dict.fromkeys(("class_embed_type", "num_class_embeds", "time_cond_proj_dim"), (None,)),
+    "addition_embed_type": (None, "text_time"),
     "encoder_hid_dim_type": (None, "text_proj"),
     "attention_type": ("default",),
     "dual_cross_attention": (False,),  # diffusers' own forward fails on it
 }
-"""Values of settings of a UNet2DConditionModel that need no input beside x, the timestep and text embeddings."""
+"""Values of settings of a UNet2DConditionModel that need no input beside x, the timestep, text embeddings and, for ``text_time``
+(Stable Diffusion XL), pooled ones and sizes."""
 
 
 @dataclass(frozen=True)

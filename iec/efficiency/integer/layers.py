@@ -51,6 +51,7 @@ class IntegerLayer(SealedLayer):
         super().__init__()
         self.name, self.context, self.parts, self.inputs = layer.name, layer.context, layer.parts, layer.inputs
         self.split, self.passes, inner = layer.split, passes, layer.layer
+        self.keep_sizes(inner)
         self.geometry = Geometry.of(inner) if isinstance(inner, nn.Conv2d) else None
         k, self.weight_bits = layer.weight_codes(), layer.weight_bits
         weights = [IntegerWeight.of(k[:, part], delta) for part, delta in zip(self.parts, layer.weight_delta, strict=True)]

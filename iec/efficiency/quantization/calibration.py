@@ -9,6 +9,7 @@ from torch import Tensor
 
 from iec.efficiency.quantization.model import QuantizedUNet
 from iec.errors import ConfigError
+from iec.models.inputs import Conditioning
 from iec.sampling.network import FeatureCache, Network, Step
 
 
@@ -16,12 +17,12 @@ from iec.sampling.network import FeatureCache, Network, Step
 class CalibrationCall:
     """One network call of a float sampling run on n images, what step ``step.index`` is calibrated on.
 
-    x: [n, C, H, W]. cond: [n, ...]. cache: what a cached call reuses, [n, ...]; a call in full mode has none.
+    x: [n, C, H, W]. cond: [n, ...], see `Network`. cache: what a cached call reuses, [n, ...]; a call in full mode has none.
     """
 
     x: Tensor
     step: Step
-    cond: Tensor | None = None
+    cond: Tensor | Conditioning | None = None
     cache: FeatureCache | None = None
 
     def __post_init__(self) -> None:

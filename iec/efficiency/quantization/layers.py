@@ -28,6 +28,12 @@ class SealedLayer(nn.Module):
         """Of the weight with its scales, and of the bias, where they are kept on disk."""
         raise NotImplementedError
 
+    def keep_sizes(self, layer: nn.Module) -> None:
+        """Those of the layer in whose place this stands: Stable Diffusion XL's pipeline reads them."""
+        for name in ("in_features", "out_features", "in_channels", "out_channels"):
+            if hasattr(layer, name):
+                setattr(self, name, getattr(layer, name))
+
     def __getattr__(self, name: str) -> Any:
         if name in ("weight", "bias"):
             raise NoWeightError(
@@ -66,6 +72,7 @@ class QuantLayer(SealedLayer, Float32Scales):
     ) -> None:
         super().__init__()
         self.layer, self.name, self.context, self.split = layer, name, context, split
+        self.keep_sizes(layer)
         self.weight_bits, self.activation_bits = config.bits_of(name)
         self.parts = parts_of(layer, split)
         self.inputs = input_quantizers(name, config, context, self.parts)

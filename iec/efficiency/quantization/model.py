@@ -46,7 +46,7 @@ class QuantizedNetwork:
         self.quantized = quantized
         self.network = network or UNetNetwork(quantized.unet)
 
-    def __call__(self, x: Tensor, step: Step, cond: Tensor | None = None, cache: FeatureCache | None = None) -> Prediction:
+    def __call__(self, x: Tensor, step: Step, cond: Any = None, cache: FeatureCache | None = None) -> Prediction:
         with self.quantized.context.reading(step.index):
             return self.network(x, step, cond, cache)
 

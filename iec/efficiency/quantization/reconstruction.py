@@ -17,6 +17,7 @@ from iec.efficiency.quantization.model import QuantizedUNet
 from iec.efficiency.quantization.units import units
 from iec.errors import ConfigError
 from iec.io.artifacts import artifact_path, load_artifact, save_artifact
+from iec.models.inputs import Conditioning
 from iec.sampling.network import Network
 
 KIND = "ptq-unit"
@@ -139,7 +140,8 @@ def _digest(quantized: QuantizedUNet, calls: Sequence[CalibrationCall]) -> str:
         stored = () if call.cache is None else call.cache.stored
         steps = tuple(cache.step for cache in stored) or (None,)
         digest.update(repr((call.step, *steps)).encode())
-        values = [call.x, call.cond, *(value for cache in stored for value in (cache.feature, cache.probe))]
+        told = call.cond.tensors() if isinstance(call.cond, Conditioning) else [call.cond]
+        values = [call.x, *told, *(value for cache in stored for value in (cache.feature, cache.probe))]
         tensors += [value for value in values if value is not None]
     for tensor in tensors:
         digest.update(repr((tensor.shape, tensor.dtype)).encode())

@@ -8,6 +8,7 @@ from iec.efficiency.caching import CachedUNetNetwork, find_cut
 from iec.efficiency.quantization.model import skip_splits
 from iec.errors import ConfigError
 from iec.models import load_model
+from iec.models.unet import UNetNetwork
 from iec.sampling.network import Step
 from tests.efficiency.caching.unets import CASES, PAPER, SMALL, cuts_of, make, text_unet
 
@@ -65,7 +66,7 @@ def test_every_cut_agrees_with_the_shapes_that_occur(name):
             resnet.register_forward_pre_hook(
                 lambda _, args, key=f"up_blocks.{block}.resnets.{j}": entering.update({key: args[0].shape})
             )
-    unet(torch.randn(3, 3, 8, 8), 10, *(() if cond is None else (cond,)))
+    UNetNetwork(unet)(torch.randn(3, 3, 8, 8), Step(0, 10), cond)
     cuts = [find_cut(unet, k) for k in cuts_of(unet)]
     assert sorted(cut.consumer for cut in cuts) == sorted(entering)
     for k, cut in enumerate(cuts):

@@ -5,6 +5,7 @@ from diffusers import UNet2DConditionModel, UNet2DModel
 
 from iec.efficiency.caching.structure import structure_of
 from iec.efficiency.cost import network_cost
+from iec.models.inputs import Conditioning
 
 SMALL = {"sample_size": 8, "norm_num_groups": 4, "block_out_channels": (16, 24, 32)}
 
@@ -38,6 +39,18 @@ def _residual():
 
 
 LABELS = torch.tensor([1, 4, 0])
+TEXTS = torch.randn(3, 4, 6)
+XL = {"addition_embed_type": "text_time", "addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 53}
+"""As Stable Diffusion XL's UNet: pooled text of 5, 6 sizes."""
+XL_COND = Conditioning({
+    "encoder_hidden_states": TEXTS, "added_cond_kwargs": {"text_embeds": torch.randn(3, 5), "time_ids": torch.rand(3, 6)},
+})  # fmt: skip
+SKIPS = ((16, 8), (16, 8), (16, 4), (24, 4), (24, 2), (32, 2))
+CONTROLLED = Conditioning({
+    "encoder_hidden_states": TEXTS,
+    "down_block_additional_residuals": [torch.randn(3, width, size, size) for width, size in SKIPS],
+    "mid_block_additional_residual": torch.randn(3, 32, 2, 2),
+})  # fmt: skip
 
 CASES = {
     "pixel": (_pixel, None),
@@ -50,6 +63,8 @@ CASES = {
     "labels": (lambda: _pixel(num_class_embeds=5), LABELS),
     "labels as timesteps": (lambda: _pixel(class_embed_type="timestep"), LABELS),
     "embedded labels": (lambda: _pixel(class_embed_type="identity"), torch.randn(3, 64)),
+    "text, pooled text and sizes": (lambda: text_unet(**XL), XL_COND),
+    "text, residuals of a ControlNet": (text_unet, CONTROLLED),
     "text": (text_unet, torch.randn(3, 4, 6)),
     "text, layers by level": (lambda: text_unet(layers_per_block=(1, 2, 1), use_linear_projection=True), torch.randn(3, 4, 6)),
     "text, projected": (lambda: text_unet(encoder_hid_dim=5, time_embedding_act_fn="silu"), torch.randn(3, 4, 5)),
