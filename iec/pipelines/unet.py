@@ -90,9 +90,9 @@ class Forward:
             step, run = self.scheduler.call(timestep), self.scheduler.run
         except ConfigError as error:
             raise ConfigError(
-                f"This UNet is under iec.apply, whose scheduler did not lay out this call ({str(error).split('. ')[0]}). If "
-                "another pipeline with the same UNet is run, give it that scheduler too (other.scheduler = pipe.scheduler), or "
-                "call iec.remove(pipe) before. Else call set_timesteps before every run, and the UNet once for every timestep."
+                f"This network is under iec.apply, whose scheduler did not lay out this call ({str(error).split('. ')[0]}). If "
+                "another pipeline with the same network is run, give it that scheduler too (other.scheduler = pipe.scheduler), or "
+                "call iec.remove(pipe) before. Else call set_timesteps before every run, and the network once for every timestep."
             ) from error
         if run is not self.run:
             if self.timesteps and run.timesteps != self.timesteps:

@@ -62,8 +62,8 @@ def plain_network(pipe: Any, *, quantize: bool, cache: bool) -> Any:
     for name, module in unet.named_modules():
         if _replaced_forward(module) is not None and (not name or not hasattr(module, "_diffusers_hook")):
             raise ConfigError(
-                f"The forward of {name or 'the UNet'} has been replaced already (by offloading, or by iec.apply on a pipeline of "
-                "the same parts). Take that off, and put it back after this."
+                f"The forward of {name or 'the network'} has been replaced already (by offloading, or by iec.apply on a pipeline "
+                "of the same parts). Take that off, and put it back after this."
             )
     return unet
 
@@ -78,7 +78,7 @@ def require_called(unet: Any, *, quantize: bool, cache: bool) -> None:
         if name and _replaced_forward(module) is not None:
             raise ConfigError(
                 f"The forward of {name} has been replaced already (by layerwise casting, offloading, a cache of diffusers ..), "
-                "and a quantized network would not call it. Take that off, or load the UNet again. To save memory, move the "
+                "and a quantized network would not call it. Take that off, or load the network again. To save memory, move the "
                 "pipeline to half precision: pipe.to(torch.float16)."
             )
         if isinstance(module, QuantAttnProcessor) and _hooked(module):
@@ -117,10 +117,11 @@ def _require_own_forward(unet: Any) -> None:
 
 def require_uncompiled(unet: Any, *, quantize: bool) -> None:
     """Raises `ConfigError` if the UNet, or anything within a quantized one, is compiled in place."""
+    part = "transformer" if isinstance(unet, TRANSFORMERS) else "unet"
     if any(module._compiled_call_impl is not None for module in (unet.modules() if quantize else [unet])):
         raise ConfigError(
-            "The UNet is compiled in place, and what is put in its place cannot be traced. Undo it by "
-            f"`for m in pipe.unet.modules(): m._compiled_call_impl = None`; {_compile_advice(quantize)}"
+            "The network is compiled in place, and what is put in its place cannot be traced. Undo it by "
+            f"`for m in pipe.{part}.modules(): m._compiled_call_impl = None`; {_compile_advice(quantize)}"
         )
 
 
