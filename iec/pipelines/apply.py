@@ -27,7 +27,7 @@ from iec.pipelines.flow import IECFlowMatchScheduler, is_flow
 from iec.pipelines.other_caches import keep_states, require_no_cache
 from iec.pipelines.scheduler import IECScheduler
 from iec.pipelines.unet import Forward, restorer
-from iec.pipelines.wrappers import plain_unet, require_repeatable
+from iec.pipelines.wrappers import part_of, plain_network, require_repeatable
 from iec.sampling.correction import Correction
 from iec.sampling.corrector import NO_CORRECTOR, Corrector
 from iec.sampling.network import Network
@@ -75,7 +75,8 @@ def apply(
     calibration: Mapping[str, Any] | None = None,
     kernels: str = "simulated",
 ) -> Applied:
-    """Put IEC under a pipeline, and feature caching (DeepCache) and quantization where its network is a UNet.
+    """Put IEC under a pipeline, feature caching (DeepCache) where its network is a UNet, and quantization where it is a UNet or the
+    transformer of DiT or PixArt.
 
     * correction, placement: see `IECScheduler`; ``IECScheduler.from_config`` says which schedulers it can replace. Euler keeps its
       variables and noise levels (`IECEulerScheduler`). Flow matching is corrected by `IECFlowMatchScheduler`; without a placement
@@ -89,12 +90,12 @@ def apply(
       happens at cached steps. cut None: ``latent`` for a pipeline with a VAE, else ``pixel``. Features are reused or forecast.
     * quantize: the activation scales of each step are calibrated on a run of the pipeline itself, in float, without corrections,
       with the cache if there is one: ``pipe(**calibration)``, e.g. ``{"prompt": [..], "generator":
-      torch.Generator().manual_seed(0), "num_inference_steps": 50}``. This run has to call the UNet on ``calibration_images``
+      torch.Generator().manual_seed(0), "num_inference_steps": 50}``. This run has to call the network on ``calibration_images``
       inputs in each step; guidance makes two inputs of one image. Later runs must have the same timesteps.
     * kernels: of the quantized UNet. ``simulated`` computes in float arithmetic on the grid; ``int8`` on 8-bit integers, with
       compiled passes between them; ``int8_unfused`` without. On integers the UNet stays on the device where it was calibrated.
 
-    Works for pipelines that call ``pipe.unet`` once for each entry of ``scheduler.timesteps`` (with guidance on one doubled
+    Works for pipelines that call their network once for each entry of ``scheduler.timesteps`` (with guidance on one doubled
     batch). Hooks and wrappers on the UNet, put on before or after, either work or are refused by name, at the latest at the next
     call. So are switches of a quantized UNet. With a cache the UNet's repeated blocks can be compiled, with quantization nothing.
     Without cache and quantize only the scheduler is exchanged; then the network need not be a UNet (DiT, SD3, FLUX ..). Caches of
@@ -121,7 +122,7 @@ def apply(
         return applied
     require_no_cache(pipe)
     scheduler.before_run = lambda: require_no_cache(pipe)
-    unet = plain_unet(pipe, quantize=quantize is not None, cache=cache is not None)
+    unet = plain_network(pipe, quantize=quantize is not None, cache=cache is not None)
     cut = None if cache is None else _cut(pipe, unet, cache)
     if cache is not None:
         scheduler.refresh_of = cache.steps_of
@@ -210,7 +211,7 @@ def _record(
     def record(call: CalibrationCall) -> None:
         if len(call.x) != config.calibration_images:
             raise ConfigError(
-                f"The calibration calls the UNet on {len(call.x)} inputs a step (with guidance two an image), and "
+                f"The calibration calls the network on {len(call.x)} inputs a step (with guidance two an image), and "
                 f"efficiency.calibration_images={config.calibration_images}. Make them agree."
             )
         if call.step.index != len(calls):
@@ -260,16 +261,16 @@ def _exchange(pipe: Any, scheduler: Corrected, forward: Forward | None, undo: li
         unet = forward.unet
         if vars(unet).get("forward") is not forward:
             raise ConfigError("The forward of the UNet has been replaced since iec.apply. Take that off first, then remove this.")
-        around = (
-            pipe.unet is not unet and isinstance(pipe.unet, nn.Module) and any(module is unet for module in pipe.unet.modules())
-        )
+        now = getattr(pipe, part)
+        around = now is not unet and isinstance(now, nn.Module) and any(module is unet for module in now.modules())
         if around and forward.copy is not None:
             raise ConfigError(
-                f"pipe.unet has been wrapped in a {type(pipe.unet).__name__} since iec.apply (torch.compile?). Put the UNet itself "
-                "back first (pipe.unet = pipe.unet._orig_mod), then remove this."
+                f"pipe.{part} has been wrapped in a {type(now).__name__} since iec.apply (torch.compile?). Put the network itself "
+                f"back first (pipe.{part} = pipe.{part}._orig_mod), then remove this."
             )
         del unet.forward
 
+    part = part_of(pipe)
     applied = Applied(pipe, scheduler, None if forward is None else forward.quantized, undo)
     undo.append(lambda: delattr(pipe, HANDLE))
     setattr(pipe, HANDLE, applied)
@@ -278,7 +279,7 @@ def _exchange(pipe: Any, scheduler: Corrected, forward: Forward | None, undo: li
         unet = forward.unet
         if forward.copy is not None:
             undo.append(forward.copy.hand_back)
-            swap("unet", unet)
+            swap(part, unet)
         unet.forward = forward
         undo.append(partial(unwrap, forward))
     return applied

@@ -43,27 +43,27 @@ class QuantizedCopy:
         device = next(self.copy.parameters()).device
         if self.device not in (None, device):
             raise ConfigError(
-                f"The UNet computes on integers that lie on {self.device}, and has been moved to {device}. Move it back, or call "
-                "iec.remove(pipe), move it, and iec.apply again."
+                f"The network computes on integers that lie on {self.device}, and has been moved to {device}. Move it back, or "
+                "call iec.remove(pipe), move it, and iec.apply again."
             )
         for name, processor in processors.items():
             if processor is not self.processors.get(name):
                 raise ConfigError(
                     f"The processor of {name} is now {type(processor).__name__} (attention slicing, xformers, fused projections, "
                     "IP-Adapter ..), whose products are not quantized. Call iec.remove(pipe), then "
-                    "pipe.unet.set_default_attn_processor(), and iec.apply again."
+                    "set_default_attn_processor() of the network, and iec.apply again."
                 )
         for name, module in {**self.modules, **modules}.items():
             if modules.get(name) is not self.modules.get(name):
                 what = type(module).__name__
                 raise ConfigError(
-                    f"{name} ({what}) of the quantized UNet has been replaced, added or taken out since it was calibrated (an "
-                    "adapter?). Call iec.remove(pipe), change the UNet, and iec.apply again."
+                    f"{name} ({what}) of the quantized network has been replaced, added or taken out since it was calibrated (an "
+                    "adapter?). Call iec.remove(pipe), change the network, and iec.apply again."
                 )
         for (name, attribute), value in self._switched():
             if attribute not in HARMLESS:
                 raise ConfigError(
-                    f"{attribute} of {name or 'the UNet'} is now {value!r} (FreeU, chunked feed-forward ..): the network was "
+                    f"{attribute} of {name or 'the network'} is now {value!r} (FreeU, chunked feed-forward ..): the network was "
                     "calibrated with another value. Switch it back (pipe.disable_freeu() ..), or call "
                     "iec.remove(pipe), which keeps the switch, and iec.apply again."
                 )

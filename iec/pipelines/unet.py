@@ -21,7 +21,7 @@ from iec.models.inputs import Conditioning
 from iec.pipelines.copies import QuantizedCopy
 from iec.pipelines.corrected import Corrected
 from iec.pipelines.run import Run
-from iec.pipelines.wrappers import require_called, require_uncompiled
+from iec.pipelines.wrappers import TRANSFORMERS, UNETS, require_called, require_uncompiled
 from iec.sampling.correction import kept
 from iec.sampling.network import FeatureCache, Step, renewed
 
@@ -46,11 +46,15 @@ class Forward:
         timesteps: tuple[float, ...] = (),
         record: Callable[[CalibrationCall], None] | None = None,
     ) -> None:
-        self.conditional = isinstance(unet, UNet2DConditionModel)
+        kind = next(kind for kind in (*UNETS, *TRANSFORMERS) if isinstance(unet, kind))
         self.unet, self.scheduler, self.cut, self.forecast, self.cache_from = unet, scheduler, cut, forecast, cache_from
         self.quantized, self.copy, self.timesteps, self.record = quantized, copy, timesteps, record
-        # of diffusers, also where a subclass hides it
-        self.signature = inspect.signature((UNet2DConditionModel if self.conditional else UNet2DModel).forward)
+        self.signature = inspect.signature(kind.forward)  # of diffusers, also where a subclass hides it
+        self.conditional = kind is UNet2DConditionModel
+        self.state = list(self.signature.parameters)[1]  # the argument that is x
+        # what may be told beside the state, and which of it as a bare tensor; a transformer may be told anything by image
+        self.bare = TEXT if self.conditional else "class_labels" if kind is UNet2DModel else None
+        self.passed = ARGUMENTS if self.conditional else frozenset({"class_labels"}) if kind is UNet2DModel else None
         self.run: Run | None = None
         self.position: int | None = None
         self.cache: FeatureCache | None = None
@@ -68,9 +72,8 @@ class Forward:
         bound.apply_defaults()
         given = bound.arguments
         step = self._next(given["timestep"])
-        x, cond = given["sample"], None
-        if self.cut is not None or self.record is not None:
-            cond = _conditioning(given, TEXT if self.conditional else "class_labels")
+        x = given[self.state]
+        cond = self._conditioning(given) if self.cut is not None or self.record is not None else None
         if self.record is not None:
             self.record(CalibrationCall(x, step, cond, self.cache if step.mode == "cached" else None))
         with nullcontext() if self.quantized is None else self.quantized.context.reading(step.index):
@@ -87,9 +90,9 @@ class Forward:
             step, run = self.scheduler.call(timestep), self.scheduler.run
         except ConfigError as error:
             raise ConfigError(
-                f"This UNet is under iec.apply, whose scheduler did not lay out this call ({str(error).split('. ')[0]}). If "
-                "another pipeline with the same UNet is run, give it that scheduler too (other.scheduler = pipe.scheduler), or "
-                "call iec.remove(pipe) before. Else call set_timesteps before every run, and the UNet once for every timestep."
+                f"This network is under iec.apply, whose scheduler did not lay out this call ({str(error).split('. ')[0]}). If "
+                "another pipeline with the same network is run, give it that scheduler too (other.scheduler = pipe.scheduler), or "
+                "call iec.remove(pipe) before. Else call set_timesteps before every run, and the network once for every timestep."
             ) from error
         if run is not self.run:
             if self.timesteps and run.timesteps != self.timesteps:
@@ -131,24 +134,25 @@ class Forward:
             return cache
         return kept(frozen.repeat(len(cache.feature) // len(frozen)), self.cache, cache)  # under guidance: both branches
 
+    def _conditioning(self, given: Mapping[str, Any]) -> Tensor | Conditioning | None:
+        """What the network is ``given`` beside the state and the timestep: one tensor if that is the argument ``bare`` alone.
+
+        Raises `ConfigError` for arguments that are not passed on.
+        """
+        own = {"self", self.state, "timestep", "return_dict"}
+        told = {name: value for name, value in given.items() if name not in own and value is not None}
+        extra = [] if self.passed is None else sorted(told.keys() - self.passed)
+        if extra:
+            raise ConfigError(
+                f"The pipeline gives its UNet {', '.join(extra)}, which caching and calibration cannot pass on. Leave that out of "
+                "the pipeline, or apply the correction alone."
+            )
+        if not told or list(told) == [self.bare]:
+            return next(iter(told.values()), None)
+        return Conditioning(told)
+
     def _network(self, cut: int) -> CachedUNetNetwork:
         return CachedUNetNetwork(self.unet, cut, self.forecast.forecast_of(self.scheduler.abar()))
-
-
-def _conditioning(given: Mapping[str, Any], bare: str) -> Tensor | Conditioning | None:
-    """What a UNet is ``given`` beside the state and the timestep: one tensor if that is the argument ``bare``, and nothing else.
-
-    Raises `ConfigError` for arguments that are not passed on.
-    """
-    told = {name: value for name, value in given.items() if value is not None}
-    told = {name: value for name, value in told.items() if name not in ("self", "sample", "timestep", "return_dict")}
-    extra = sorted(told.keys() - {bare, *(ARGUMENTS if bare == TEXT else ())})
-    if extra:
-        raise ConfigError(
-            f"The pipeline gives its UNet {', '.join(extra)}, which caching and calibration cannot pass on. Leave that out of "
-            "the pipeline, or apply the correction alone."
-        )
-    return told.get(bare) if told.keys() <= {bare} else Conditioning(told)
 
 
 def restorer(unet: nn.Module) -> Callable[[], None]:

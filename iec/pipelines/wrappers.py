@@ -4,29 +4,45 @@ be passed over; what works together is let through."""
 from collections.abc import Iterator
 from typing import Any
 
-from diffusers import UNet2DConditionModel, UNet2DModel
+from diffusers import DiTTransformer2DModel, PixArtTransformer2DModel, UNet2DConditionModel, UNet2DModel
 from torch import nn
 
 from iec.efficiency.integer import fused_parts
 from iec.efficiency.quantization.attention import QuantAttnProcessor
 from iec.errors import ConfigError
 
+UNETS: tuple[type[Any], ...] = (UNet2DConditionModel, UNet2DModel)
+TRANSFORMERS: tuple[type[Any], ...] = (DiTTransformer2DModel, PixArtTransformer2DModel)
+"""Transformers that can be quantized: their layers are Conv2d and Linear, and their attention is plain."""
+QUANTIZERS = frozenset({"torchao", "bitsandbytes", "optimum", "modelopt", "auto_round", "sdnq", "nunchaku"})
+"""Packages whose layers or weights are quantized already; so are those of diffusers.quantizers (GGUF)."""
 
-def plain_unet(pipe: Any, *, quantize: bool, cache: bool) -> Any:
-    """The pipeline's UNet, if all that is done in its forward is its own. Raises `ConfigError` naming who else takes part."""
-    unet = getattr(pipe, "unet", None)
+
+def part_of(pipe: Any) -> str:
+    """The name of the pipeline's network: ``unet`` or ``transformer``."""
+    return "unet" if hasattr(pipe, "unet") or not hasattr(pipe, "transformer") else "transformer"
+
+
+def plain_network(pipe: Any, *, quantize: bool, cache: bool) -> Any:
+    """The pipeline's network, if all that is done in its forward is its own. Raises `ConfigError` naming who else takes part."""
+    part = part_of(pipe)
+    unet = getattr(pipe, part, None)
     if hasattr(unet, "_orig_mod"):
         raise ConfigError(
-            "pipe.unet is wrapped by torch.compile, and what is put in its place cannot be traced. Give the pipeline the UNet "
-            f"itself, pipe.unet = pipe.unet._orig_mod; {_compile_advice(quantize)}"
+            f"pipe.{part} is wrapped by torch.compile, and what is put in its place cannot be traced. Give the pipeline the "
+            f"network itself, pipe.{part} = pipe.{part}._orig_mod; {_compile_advice(quantize)}"
         )
-    if not isinstance(unet, nn.Module):
-        raise ConfigError(f"{type(pipe).__name__} has no UNet; caching and quantization need one. Apply the correction alone.")
-    if not isinstance(unet, UNet2DModel | UNet2DConditionModel):
+    if cache and (part != "unet" or not isinstance(unet, nn.Module)):
+        raise ConfigError(f"{type(pipe).__name__} has no UNet; caching needs one. Apply the correction alone.")
+    known: tuple[type[Any], ...] = UNETS if cache else (*UNETS, *TRANSFORMERS)
+    if not isinstance(unet, known):
         raise ConfigError(
-            f"pipe.unet is a {type(unet).__name__}; caching and quantization need a UNet2DModel or UNet2DConditionModel. Give the "
-            "pipeline that one (without a wrapper such as DataParallel), or apply the correction alone."
+            f"pipe.{part} is a {type(unet).__name__}; {'caching' if cache else 'quantization'} needs one of "
+            f"{', '.join(kind.__name__ for kind in known)}. Give the pipeline that one (without a wrapper such as DataParallel), "
+            "or apply the correction alone."
         )
+    if quantize:
+        _require_float(unet, part)
     for name, module in unet.named_modules():
         if quantize and isinstance(getattr(module, "base_layer", None), nn.Module):
             raise ConfigError(
@@ -41,8 +57,8 @@ def plain_unet(pipe: Any, *, quantize: bool, cache: bool) -> Any:
     for name, module in unet.named_modules():
         if _replaced_forward(module) is not None and (not name or not hasattr(module, "_diffusers_hook")):
             raise ConfigError(
-                f"The forward of {name or 'the UNet'} has been replaced already (by offloading, or by iec.apply on a pipeline of "
-                "the same parts). Take that off, and put it back after this."
+                f"The forward of {name or 'the network'} has been replaced already (by offloading, or by iec.apply on a pipeline "
+                "of the same parts). Take that off, and put it back after this."
             )
     return unet
 
@@ -57,7 +73,7 @@ def require_called(unet: Any, *, quantize: bool, cache: bool) -> None:
         if name and _replaced_forward(module) is not None:
             raise ConfigError(
                 f"The forward of {name} has been replaced already (by layerwise casting, offloading, a cache of diffusers ..), "
-                "and a quantized network would not call it. Take that off, or load the UNet again. To save memory, move the "
+                "and a quantized network would not call it. Take that off, or load the network again. To save memory, move the "
                 "pipeline to half precision: pipe.to(torch.float16)."
             )
         if isinstance(module, QuantAttnProcessor) and _hooked(module):
@@ -96,10 +112,11 @@ def _require_own_forward(unet: Any) -> None:
 
 def require_uncompiled(unet: Any, *, quantize: bool) -> None:
     """Raises `ConfigError` if the UNet, or anything within a quantized one, is compiled in place."""
+    part = "transformer" if isinstance(unet, TRANSFORMERS) else "unet"
     if any(module._compiled_call_impl is not None for module in (unet.modules() if quantize else [unet])):
         raise ConfigError(
-            "The UNet is compiled in place, and what is put in its place cannot be traced. Undo it by "
-            f"`for m in pipe.unet.modules(): m._compiled_call_impl = None`; {_compile_advice(quantize)}"
+            "The network is compiled in place, and what is put in its place cannot be traced. Undo it by "
+            f"`for m in pipe.{part}.modules(): m._compiled_call_impl = None`; {_compile_advice(quantize)}"
         )
 
 
@@ -113,6 +130,18 @@ def require_repeatable(pipe: Any) -> None:
             f"The network of {type(pipe).__name__} is told the end of its step (mean flow), read from the next entry of the "
             "scheduler's list, which corrections repeat: it would be told that the step has no length. Leave the correction out."
         )
+
+
+def _require_float(network: nn.Module, part: str) -> None:
+    """Raises `ConfigError` if layers are quantized by another package, told by the module of their class or of their weight's."""
+    for name, module in network.named_modules():
+        for kind in (type(module), *(type(parameter) for parameter in module.parameters(recurse=False))):
+            root, *rest = kind.__module__.split(".")
+            if root in QUANTIZERS or (root == "diffusers" and rest[:1] == ["quantizers"]):
+                raise ConfigError(
+                    f"{name} of pipe.{part} is quantized already ({kind.__name__} of {kind.__module__}). Leave quantize out, "
+                    "corrections and caches work on such layers; or load the network without quantization_config."
+                )
 
 
 def _compile_advice(quantize: bool) -> str:

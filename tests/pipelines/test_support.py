@@ -1,6 +1,6 @@
 """The table of pipelines is true: each is built, tiny and with the kind of scheduler that it is published with."""
 
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import diffusers
@@ -9,6 +9,7 @@ import torch
 
 import iec
 from iec.errors import ConfigError
+from iec.pipelines import apply as apply_module
 from iec.pipelines.support import FLOW, PIPELINES, table
 from tests.tiny_flow import OTHERS, SDXL_POOLED, WAYS, sdxl
 from tests.tiny_pipelines import KINDS, TEXT, refiner, seeded, stable_diffusion
@@ -49,6 +50,20 @@ def exchanged(pipe, scheduler):
     return pipe
 
 
+class Reached(Exception):
+    """Nothing is refused before the network is wrapped, or calibrated."""
+
+
+@contextmanager
+def reached(kind):
+    def stop(*_, **__):
+        raise Reached
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(apply_module, "_cut" if kind == "cache" else "_record", stop)
+        yield
+
+
 def published(row):
     """The scheduler of a row. Sana's and Wan's are for flows."""
     options = UNIPC if row.pipeline in ("SanaPipeline", "WanPipeline") else SCHEDULERS.get(row.scheduler, BETAS)
@@ -69,6 +84,10 @@ def test_the_table_says_what_apply_does(row):
         code = row.note.split("`")[1].removeprefix("pipe.scheduler = ")  # what to do instead
         with pytest.warns(UserWarning) if "from_config" in code else nullcontext():
             pipe.scheduler = eval(code, {"iec": iec, "pipe": pipe})
+    kinds = {"cache": {"cache": iec.CachingConfig(2)}, "quantize": {"quantize": iec.PTQConfig(), "calibration": {}}}
+    for kind, options in kinds.items():
+        with pytest.raises(Reached) if getattr(row, kind) else pytest.raises(ConfigError, match="needs one"), reached(kind):
+            iec.apply(pipe, **options)
     with iec.apply(pipe, **({} if row.ours is None else {"correction": iec.Correction(tolerance=0)})) as applied:
         pipe(
             **{

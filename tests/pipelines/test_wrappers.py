@@ -266,7 +266,7 @@ def test_other_forwards_are_put_back_around_ours(sd):
 
     sd.unet.forward = wrap(inner)
     for options in ({"cache": FULL}, quantization()):
-        with pytest.raises(ConfigError, match="forward of the UNet has been replaced already"):
+        with pytest.raises(ConfigError, match="forward of the network has been replaced already"):
             apply(sd, **options)
     del sd.unet.forward
     with apply(sd, cache=FULL):
@@ -355,7 +355,7 @@ def test_another_pipeline_with_this_unet_is_told_so(sd):
     other = quiet(StableDiffusionImg2ImgPipeline(**sd.components, requires_safety_checker=False))
     latents = torch.rand(2, 3, 8, 8, generator=seeded(9))
     with apply(sd, cache=FULL):
-        with pytest.raises(ConfigError, match="another pipeline with the same UNet"):
+        with pytest.raises(ConfigError, match="another pipeline with the same network"):
             image(other, image=latents, strength=0.8)
         other.scheduler, own = sd.scheduler, other.scheduler
         cached = image(other, image=latents, strength=0.8)

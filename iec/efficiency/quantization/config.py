@@ -6,6 +6,8 @@ from typing import Any
 from iec.efficiency.quantization.quantizer import SCALE_RULES
 from iec.errors import ConfigError
 
+ENDS = frozenset({"conv_in", "conv_out", "pos_embed.proj", "proj_out", "proj_out_2"})
+"""The first and the last layer: of a UNet, and of a transformer on patches (PixArt, DiT)."""
 OFF = 32
 """The number of bits that means: not quantized."""
 
@@ -69,7 +71,7 @@ class PTQConfig:
 
     * weight_bits, activation_bits, softmax_bits: 2 .. 16, or 32 for off. Weights have one scale per output channel, the inputs of
       layers and the operands of attention one per tensor and sampling step (see activation_granularity).
-    * end_bits: bits of weight and input of ``conv_in`` and ``conv_out``, in place of the above; what is off stays off.
+    * end_bits: bits of weight and input of the first and the last layer, `ENDS`, in place of the above; what is off stays off.
     * scale_rule: ``mse``, ``max`` or ``percentile``, of weights and activations, see `search_scale`.
     * weight_symmetric: the grid of a weight is k delta, k = -L/2 .. L/2 - 1. delta is what the rule finds for the weight and its
       negative together. Integer kernels (`iec.efficiency.integer`) then need no sum over a layer's input.
@@ -144,7 +146,7 @@ class PTQConfig:
     def bits_of(self, layer: str) -> tuple[int, int]:
         """(weight bits, activation bits) of the layer of that name, e.g. ``down_blocks.0.resnets.0.conv1``."""
         bits = (self.weight_bits, self.activation_bits)
-        if layer in ("conv_in", "conv_out"):
+        if layer in ENDS:
             return self._end(bits[0]), self._end(bits[1])
         return bits
 

@@ -52,7 +52,8 @@ class QuantizedNetwork:
 
 
 def quantize_unet(unet: nn.Module, config: PTQConfig, num_steps: int) -> QuantizedUNet:
-    """A quantized copy of a UNet2DModel or UNet2DConditionModel for ``num_steps`` sampling steps; ``unet`` is left as it is.
+    """A quantized copy of a UNet2DModel, a UNet2DConditionModel, or a transformer of Conv2d and Linear layers with plain attention
+    (DiT, PixArt), for ``num_steps`` sampling steps; ``unet`` is left as it is.
 
     Weights are quantized here, from their values alone; activations need `calibrate` or `load_calibration`. Every Conv2d and
     Linear is quantized, the time embedding's included; embedding tables, norms and biases stay float. The float weights stay
@@ -74,7 +75,7 @@ def with_layers(unet: nn.Module, config: PTQConfig, num_steps: int, make: LayerM
 
     unet = unet.eval().requires_grad_(False)
     context = StepContext(num_steps)
-    splits = skip_splits(unet) if config.split_skips else {}
+    splits = skip_splits(unet) if config.split_skips and hasattr(unet, "up_blocks") else {}  # a transformer has no skips
     for name, module in list(unet.named_modules()):
         if isinstance(module, Attention):
             require_supported(module, name)
