@@ -19,7 +19,11 @@ def test_images_are_chosen_in_every_tensor_and_none_stays_none():
         assert torch.equal(part.arguments["added"]["time_ids"], SIZES[images]) and type(part.arguments["residuals"]) is list
 
 
-@pytest.mark.parametrize("value", [0.5, {"scale": 0.5}, torch.ones(()), torch.ones(3, 2), [TEXT, TEXT[:2]]], ids=str)
+@pytest.mark.parametrize(
+    "value",
+    [0.5, {"scale": 0.5}, torch.ones(()), torch.ones(3, 2), [TEXT, TEXT[:2]]],
+    ids=["number", "mapping", "scalar", "another batch", "batches that differ"],
+)
 def test_what_is_not_by_image_is_refused_by_name(value):
     with pytest.raises(ConfigError, match="as scale, and caching and calibration pass on what has one entry"):
         Conditioning({"text": TEXT, "scale": value})
