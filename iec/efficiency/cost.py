@@ -80,11 +80,13 @@ def network_cost(
     config: PTQConfig = FLOAT,
     branches: int = 1,
     forecast: Forecast = REUSE,
+    history: int = 0,
 ) -> Cost:
     """The cost of ``unet`` quantized as ``config`` says and cached at ``cut``; arguments as of `operations`.
 
     unet: without ``cut`` it may be a transformer. branches: how often an image goes through it, 2 under guidance. forecast: how
     many features the loop has to store. (The weighted sum of them, in cached calls, is no product of layers and is not counted.)
+    history: features of earlier refreshes that it stores at least, as adaptive refresh does.
     """
 
     def total(calls: list[Operation]) -> CallCost:
@@ -94,14 +96,14 @@ def network_cost(
     full, cached = operations(unet, shape, cond, cut)
     if cut is None:
         return Cost(weight_bytes, total(full))
-    stored = stored_values(find_cut(unet, cut), shape, forecast) * branches * unet.dtype.itemsize
+    stored = stored_values(find_cut(unet, cut), shape, forecast, history) * branches * unet.dtype.itemsize
     return Cost(weight_bytes, total(full), total(cached), stored)
 
 
-def stored_values(cut: Cut, shape: tuple[int, ...], forecast: Forecast) -> int:
-    """Numbers that the sampling loop stores of one image of ``shape`` (C, H, W) between calls."""
+def stored_values(cut: Cut, shape: tuple[int, ...], forecast: Forecast, history: int = 0) -> int:
+    """Numbers that the sampling loop stores of one image of ``shape`` (C, H, W) between calls. history: see `network_cost`."""
     channels = cut.channels + (cut.skip_channels if forecast.needs_probe else 0)
-    return (forecast.history + 1) * channels * prod(-(-size // cut.factor) for size in shape[1:])
+    return (max(history, forecast.history) + 1) * channels * prod(-(-size // cut.factor) for size in shape[1:])
 
 
 def operations(

@@ -22,8 +22,8 @@ from iec.io.artifacts import artifact_path, cached
 from iec.io.paths import user_path
 from iec.io.progress import reported, stage
 from iec.models import Model
-from iec.models.cards import require_unet
-from iec.models.unet import UNetNetwork
+from iec.models.cards import require_network
+from iec.models.unet import network_of
 from iec.sampling.ddim import Sampler
 from iec.sampling.guidance import unet_batch
 from iec.sampling.network import Step
@@ -53,11 +53,11 @@ def quantize(
 
     On a CPU the last bits of a calibration depend on torch's number of threads, which is left as it is (a cell uses 1).
 
-    Raises `ConfigError` for an ideal model or a transformer, and for a quantization that the kernels do not have; `DeviceError`
+    Raises `ConfigError` for an ideal model, and for a quantization that the kernels do not have; `DeviceError`
     for a machine that cannot run them; `ArtifactError` if a file is missing, damaged, or was computed from something else;
     `StoreError` if it cannot be written.
     """
-    require_unet(model.card)
+    require_network(model.card)
     require_kernels(kernels, config)
     folder = None if artifacts is None else Path(artifacts)
     require_machine(kernels, model.device, folder)
@@ -93,7 +93,7 @@ def _calibrate(network: QuantizedUNet, model: Model, config: PTQConfig, table: T
     """units: the folder of what an interrupted reconstruction has finished."""
     inputs, cond = calibration_inputs(model, table, config.calibration_images, float_batch(model, config))
     calls = [CalibrationCall(x, Step(i, t), cond) for i, (x, (t, _)) in enumerate(zip(inputs, table.pairs, strict=True))]
-    evaluate = UNetNetwork(network.unet)
+    evaluate = network_of(network.unet)
     with reported("calibrating") as report:
         calibrate(network, evaluate, calls, report)
     if config.reconstruct != "none":

@@ -30,7 +30,7 @@ from iec.errors import ConfigError
 from iec.io.artifacts import artifact_path, cached
 from iec.io.paths import user_path
 from iec.models import Card, Model
-from iec.models.cards import require_unet
+from iec.models.cards import require_network
 from iec.models.ideal import IdealNetwork
 from iec.models.unet import parameter_bytes
 from iec.sampling.ddim import Sampler
@@ -44,12 +44,13 @@ def model_cost(
     cut: int | Kind | None = None,
     config: PTQConfig = FLOAT,
     forecast: Forecast = REUSE,
+    history: int = 0,
 ) -> Cost:
-    """Of network calls on an image of the model; under guidance both branches count."""
+    """Of network calls on an image of the model; under guidance both branches count. history: see `network_cost`."""
     cond = None if model.card.tokens is None else torch.empty(1, *model.card.tokens)
     if model.card.takes_labels:
         cond = torch.zeros(1, dtype=torch.int64)
-    return network_cost(model.unet, model.card.shape, weight_bytes, cond, cut, config, model.branches, forecast)
+    return network_cost(model.unet, model.card.shape, weight_bytes, cond, cut, config, model.branches, forecast, history)
 
 
 def ideal_cost(network: IdealNetwork) -> Cost:
@@ -107,7 +108,7 @@ class PTQ(Quantizing):
         require_kernels(self.kernels, self.ptq)
 
     def check(self, card: Card, skeleton: Callable[[], nn.Module], sampler: Solver) -> None:
-        require_unet(card)
+        require_network(card)
 
     def prepare(self, model: Model, table: Timetable, artifacts: Path) -> Prepared:
         network = quantize(model, self.ptq, table, artifacts=artifacts, artifact=self.artifact, kernels=self.kernels)
@@ -152,7 +153,8 @@ class DeepCache(CachingConfig, Technique):
             return prepare_planned(self, model, table, artifacts)
         cut = self.cut_of(model.card)
         forecast = self.forecast_of(table.abar_t)
-        cost = model_cost(model, parameter_bytes(model.unet), cut, forecast=forecast)
+        history = 0 if self.adaptive is None else self.adaptive.history
+        cost = model_cost(model, parameter_bytes(model.unet), cut, forecast=forecast, history=history)
         return Prepared(CachedUNetNetwork(model.unet, cut, forecast), cost)
 
     def identity(self, card: Card, num_steps: int) -> dict[str, Any]:
@@ -219,6 +221,7 @@ class CacheQuant(CachingConfig, Quantizing):
         return None if self.refresh_found_by_prepare else self.steps_of(num_steps)
 
     def prepare(self, model: Model, table: Timetable, artifacts: Path) -> Prepared:
+        require_machine(self.kernels, model.device, artifacts)  # before a plan, which takes longer
         if self.schedule == "planned":
             return prepare_planned(self, model, table, artifacts)
         cut = self.cut_of(model.card)
@@ -242,7 +245,6 @@ class CacheQuant(CachingConfig, Quantizing):
 
     def _quantized(self, model: Model, table: Timetable, artifacts: Path) -> tuple[QuantizedUNet, CacheTables]:
         """The UNet on its kernels, and the correction of the cache error."""
-        require_machine(self.kernels, model.device, artifacts)
         if self.kernels == "simulated" or self.artifact is not None:
             calibrated = self._calibrated(model, table, artifacts)
             return with_kernels(calibrated.network.quantized, self.kernels, artifacts), calibrated.tables
@@ -252,7 +254,8 @@ class CacheQuant(CachingConfig, Quantizing):
             return integer_tensors(calibrated.network.quantized) | calibrated.tables.tensors()
 
         config = self._config(self.cut_of(model.card), self.refresh(len(table)))
-        fingerprint = calibration_fingerprint(model, self.ptq, table) | {"cachequant": config.as_dict()}
+        own = {"cachequant": config.as_dict(), "cut": find_cut(model.unet, config.cut).index}
+        fingerprint = calibration_fingerprint(model, self.ptq, table) | own
         path = artifact_path(artifacts, KIND, fingerprint)
         stored = cached(path, KIND, fingerprint, integers)
         unet = stored_network(model.unet, self.ptq, len(table), stored, path, self.kernels, artifacts)

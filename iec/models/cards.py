@@ -130,18 +130,24 @@ class Card:
         return sum(component.parameters for component in self.components.values())
 
 
-def require_unet(card: Card) -> None:
-    """Raises `MismatchError` for an ideal model and for a transformer."""
-    if "transformer" in card.components:
-        raise MismatchError(
-            f"{card.name} is a transformer: it has no skip connection to cache at, and only UNets are quantized and exported. Use "
-            "efficiency=none or an added error (efficiency=error_rounding), or a model with a UNet, e.g. model=ddim_cifar_small."
-        )
+def require_network(card: Card) -> None:
+    """Raises `MismatchError` for an ideal model, which has no layers."""
     if card.dataset is not None:
         raise MismatchError(
             f"{card.name} is a closed formula, with no UNet to quantize or to cache. Use efficiency=none or an added error "
             "(efficiency=error_rounding), or a trained model, e.g. model=ddim_cifar_small."
         )
+
+
+def require_unet(card: Card) -> None:
+    """Raises `MismatchError` for an ideal model and for a transformer."""
+    if "transformer" in card.components:
+        raise MismatchError(
+            f"{card.name} is a transformer: it has no skip connection to cache at, and only UNets are exported. Use "
+            "efficiency=none, a quantization (efficiency=w8a8) or an added error (efficiency=error_rounding), or a model with a "
+            "UNet, e.g. model=ddim_cifar_small."
+        )
+    require_network(card)
 
 
 @cache

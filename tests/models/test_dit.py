@@ -79,7 +79,10 @@ def test_labels_are_numbers_beside_the_unconditional_class():
     assert model.identity["conditioning"] == Source.of(tiny("ldm_imagenet"), random_weights=True).conditioning
 
 
-@pytest.mark.parametrize("more", [[], ["efficiency=error_rounding"], ["corrector=dcw"], ["sampler=unipc", "iec=none"]])
+QUANTIZED = ["efficiency=w8a8", "efficiency.calibration_images=2", "efficiency.scale_rule=max"]
+
+
+@pytest.mark.parametrize("more", [[], QUANTIZED, ["efficiency=error_rounding"], ["corrector=dcw"], ["sampler=unipc", "iec=none"]])
 def test_a_cell_runs_from_noise_to_images(make_cell, tiny_cards, tmp_path, more):
     base = [f"model={NAME}", "model.random_weights=true", "iec=all_steps", "sampler.steps=4", f"paths.output={tmp_path}"]
     result = run_cell(make_cell(*base, *more))
@@ -101,16 +104,13 @@ def test_the_cost_of_both_branches_is_that_of_the_layers_and_of_attention():
     assert two == 2 * one > 0
 
 
-@pytest.mark.parametrize("efficiency", ["w8a8", "deepcache", "cachequant_w4a8"])
+@pytest.mark.parametrize("efficiency", ["deepcache", "cachequant_w4a8"])
 def test_what_needs_a_unet_is_refused_by_name_before_anything_is_loaded(make_cell, tmp_path, efficiency):
     with pytest.raises(MismatchError, match=r"dit_imagenet is a transformer: it has no skip.*Use efficiency=none"):
         make_cell(f"model={NAME}", "model.random_weights=true", f"efficiency={efficiency}", f"paths.output={tmp_path}")
 
 
-def test_its_network_is_neither_quantized_nor_exported(tiny_cards, tmp_path):
-    table = Timetable.spaced("uniform", 2, card(NAME).schedule)
-    with pytest.raises(MismatchError, match="is a transformer"):
-        iec.quantize(model_of(), iec.PTQConfig(), table)
+def test_its_network_is_not_exported(tiny_cards, tmp_path):
     with pytest.raises(MismatchError, match="is a transformer"):
         export([str(tmp_path / "file.onnx"), f"model={NAME}", "model.random_weights=true", "device=cpu"])
 

@@ -2,9 +2,11 @@
 
 import pytest
 
+import iec
 import iec.runs.sampling as sampling
 from iec.efficiency.caching.config import CachingConfig
 from iec.efficiency.engine.__main__ import export_cell
+from iec.efficiency.techniques import DeepCache
 from iec.errors import ConfigError
 from iec.runs.runner import run_cell
 from iec.tables.rows import Row
@@ -90,3 +92,14 @@ def test_killed_and_resumed_it_makes_the_same_bytes_and_calls_are_the_mean_over_
     assert 2 <= calls["full"] == calls["correction"] < 8 and calls["cached_correction"] == 0
     column = Row("adaptive", whole, {}, None).cells()["calls (full+cached+corr.)"]
     assert column == f"{8 + calls['full']:g} ({calls['full']:g}+{8 - calls['full']:g}+{calls['full']:g})"
+
+
+def test_the_two_features_that_it_stores_are_counted(tmp_path):
+    model = iec.load_model("ddim_fashion_small", device="cpu")
+    table = iec.Timetable.spaced("quad", 4, model.card.schedule)
+
+    def stored(**options):
+        return DeepCache(**options).prepare(model, table, tmp_path).cost.cache_bytes
+
+    adaptive = {"schedule": "adaptive", "threshold": 0.3}
+    assert stored(**adaptive) == 2 * stored() == stored(forecast="linear") == stored(**adaptive, forecast="linear")

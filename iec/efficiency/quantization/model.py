@@ -12,7 +12,7 @@ from iec.efficiency.quantization.config import PTQConfig
 from iec.efficiency.quantization.layers import QuantLayer, SealedLayer
 from iec.efficiency.quantization.steps import ActivationQuantizer, StepContext
 from iec.errors import ConfigError
-from iec.models.unet import UNetNetwork, parameter_bytes
+from iec.models.unet import network_of, parameter_bytes
 from iec.sampling.network import FeatureCache, Network, Prediction, Step
 
 
@@ -38,13 +38,13 @@ class QuantizedUNet(nn.Module):
 class QuantizedNetwork:
     """A quantized UNet as a `Network`: a call at sampling step i reads the scales of step i of every activation quantizer.
 
-    network: how the quantized UNet is evaluated; `UNetNetwork` unless a network that runs parts of it is given. Raises
+    network: how the quantized UNet is evaluated; `network_of` it unless a network that runs parts of it is given. Raises
     `ArtifactError` for a step, or a layer at a step, that was not calibrated.
     """
 
     def __init__(self, quantized: QuantizedUNet, network: Network | None = None) -> None:
         self.quantized = quantized
-        self.network = network or UNetNetwork(quantized.unet)
+        self.network = network or network_of(quantized.unet)
 
     def __call__(self, x: Tensor, step: Step, cond: Any = None, cache: FeatureCache | None = None) -> Prediction:
         with self.quantized.context.reading(step.index):

@@ -7,7 +7,7 @@ import torch
 import iec
 from iec.efficiency import prepare as preparation
 from iec.efficiency import techniques
-from iec.errors import ConfigError
+from iec.errors import ConfigError, DeviceError
 from iec.runs.runner import run_cell
 from iec.runs.sampling import prepare
 from iec.sampling.network import Step
@@ -89,3 +89,25 @@ def test_the_library_quantizes_on_integers_with_and_without_a_folder(tmp_path):
     for message, (kernels, unfit) in refused.items():
         with pytest.raises(ConfigError, match=message):
             iec.quantize(model, unfit, table, kernels=kernels)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_integers_belong_to_the_cut_that_they_were_calibrated_at(tmp_path):
+    model = iec.load_model("ddim_fashion_small", device="cpu")
+    table = iec.Timetable.spaced("quad", 2, model.card.schedule)
+    options = {"interval": 2, "dec_images": 2, "calibration_images": 2, "scale_rule": "max", "dec_quant": False}
+    for cut in (2, 1):  # of 64 channels both
+        techniques.CacheQuant(cut=cut, kernels="int8_unfused", **options).prepare(model, table, tmp_path)
+    assert len(list(tmp_path.glob("integers-*.safetensors"))) == 2
+
+
+def test_a_machine_is_refused_before_a_plan_is_made(tmp_path, monkeypatch):
+    def refused(*_):
+        raise DeviceError("no VNNI")
+
+    monkeypatch.setattr(techniques, "require_machine", refused)
+    monkeypatch.setattr(techniques, "planned", lambda *_: pytest.fail("a plan was made"))
+    model = iec.load_model("ddim_fashion_small", device="cpu")
+    table = iec.Timetable.spaced("quad", 4, model.card.schedule)
+    with pytest.raises(DeviceError, match="no VNNI"):
+        techniques.CacheQuant(interval=2, schedule="planned", kernels="int8").prepare(model, table, tmp_path)
