@@ -117,7 +117,7 @@ def test_a_bad_override_is_refused_with_its_name(tmp_path):
     with pytest.raises(ConfigError, match="at least 1"):
         subject(tmp_path, images=0)
     for looks_back in ("sampler=unipc", "corrector=unic", "corrector=stepback", "corrector=restart"):
-        with pytest.raises(ConfigError, match="Use sampler=ddim and corrector=none"):
+        with pytest.raises(ConfigError, match="Use sampler=ddim, corrector=none and another schedule"):
             subject(tmp_path, looks_back)
     with pytest.raises(ConfigError, match="at least 1"):
         run_norms(subject(tmp_path), Options(), 0)

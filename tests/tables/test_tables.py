@@ -324,7 +324,7 @@ def test_published_values_stand_beside_measured_ones_and_the_small_scale_is_of_b
     assert body["large"]["N"] == "" and body[labels[0]]["N"] == "2" and body["large"]["IS, published"] == "200 (s)"
     paired = {label: bool(row["PSNR to ref. (dB)"]) for label, row in body.items()}
     assert paired == {label: label.endswith("corrected") for label in body}  # each with the plain row of its model
-    kinds = ("grid", "error", "cost")
+    kinds = ("grid", "seconds", "error", "cost")
     assert {p.name for p in folder.glob("*.png")} == {
         f"{kind}-{model}.png" for kind in kinds for model in ("ddim_cifar_small", "ddim_fashion_small")
     }
