@@ -92,6 +92,22 @@ def quiet(pipe):
     return pipe
 
 
+class Bar:
+    """In the place of a pipeline's progress bar: ``n`` of ``total``."""
+
+    def __init__(self, total):
+        self.total, self.n = total, 0
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def update(self):
+        self.n += 1
+
+
 def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 

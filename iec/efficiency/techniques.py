@@ -225,13 +225,13 @@ class CacheQuant(CachingConfig, Quantizing):
         if self.schedule == "planned":
             return prepare_planned(self, model, table, artifacts)
         cut = self.cut_of(model.card)
-        quantized, tables = self._quantized(model, table, artifacts)
+        config = self._config(cut, self.refresh(len(table)))
+        quantized, tables = self._quantized(config, model, table, artifacts)
         forecast = self.forecast_of(table.abar_t)
-        cost = model_cost(model, weight_bytes(quantized), cut, self.ptq, forecast)
+        cost = model_cost(model, weight_bytes(quantized), cut, config.ptq, forecast)
         network = QuantizedNetwork(quantized, CorrectedCacheNetwork(CachedUNetNetwork(quantized.unet, cut, forecast), tables))
         refresh = tables.refresh if self.refresh_found_by_prepare else None
-        calls = self._config(cut, self.refresh(len(table))).calibration_calls(len(table))
-        return Prepared(network, cost, refresh, own_weights=True, calibration_calls=calls)
+        return Prepared(network, cost, refresh, own_weights=True, calibration_calls=config.calibration_calls(len(table)))
 
     def identity(self, card: Card, num_steps: int) -> dict[str, Any]:
         plan, cut = self.plan(num_steps), self.cut_of(card)
@@ -243,26 +243,26 @@ class CacheQuant(CachingConfig, Quantizing):
         """The refresh steps; {0} stands for those of a plan, which the calibration takes as given; None: it finds them."""
         return frozenset({0}) if self.schedule == "planned" else self.refresh(num_steps)
 
-    def _quantized(self, model: Model, table: Timetable, artifacts: Path) -> tuple[QuantizedUNet, CacheTables]:
+    def _quantized(
+        self, config: CacheQuantConfig, model: Model, table: Timetable, artifacts: Path
+    ) -> tuple[QuantizedUNet, CacheTables]:
         """The UNet on its kernels, and the correction of the cache error."""
         if self.kernels == "simulated" or self.artifact is not None:
-            calibrated = self._calibrated(model, table, artifacts)
+            calibrated = self._calibrated(config, model, table, artifacts)
             return with_kernels(calibrated.network.quantized, self.kernels, artifacts), calibrated.tables
 
         def integers() -> dict[str, Tensor]:
-            calibrated = self._calibrated(model, table, artifacts)
+            calibrated = self._calibrated(config, model, table, artifacts)
             return integer_tensors(calibrated.network.quantized) | calibrated.tables.tensors()
 
-        config = self._config(self.cut_of(model.card), self.refresh(len(table)))
         own = {"cachequant": config.as_dict(), "cut": find_cut(model.unet, config.cut).index}
-        fingerprint = calibration_fingerprint(model, self.ptq, table) | own
+        fingerprint = calibration_fingerprint(model, config.ptq, table) | own
         path = artifact_path(artifacts, KIND, fingerprint)
         stored = cached(path, KIND, fingerprint, integers)
-        unet = stored_network(model.unet, self.ptq, len(table), stored, path, self.kernels, artifacts)
+        unet = stored_network(model.unet, config.ptq, len(table), stored, path, self.kernels, artifacts)
         return unet, CacheTables.of(stored)
 
-    def _calibrated(self, model: Model, table: Timetable, artifacts: Path) -> CalibratedCacheQuant:
-        config = self._config(self.cut_of(model.card), self.refresh(len(table)))
+    def _calibrated(self, config: CacheQuantConfig, model: Model, table: Timetable, artifacts: Path) -> CalibratedCacheQuant:
         return prepare_cachequant(
             model.unet,
             config,

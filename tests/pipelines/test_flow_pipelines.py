@@ -22,7 +22,7 @@ from iec.pipelines.euler import IECEulerScheduler
 from iec.pipelines.flow import IECFlowMatchScheduler
 from iec.pipelines.scheduler import IECScheduler
 from tests.tiny_flow import SDXL_POOLED, WAYS, sdxl
-from tests.tiny_pipelines import STEPS, TEXT, quiet, refiner, seeded, stable_diffusion
+from tests.tiny_pipelines import STEPS, TEXT, Bar, quiet, refiner, seeded, stable_diffusion
 
 FLOW = FlowMatchEulerDiscreteScheduler(shift=3.0)
 EULER = EulerDiscreteScheduler(
@@ -216,20 +216,6 @@ def test_inpainting_puts_the_known_region_back_at_the_level_of_the_state(name):
             torch.testing.assert_close(state, expected)
         else:
             torch.testing.assert_close(state[region], expected[region])
-
-
-class Bar:
-    def __init__(self, total):
-        self.total, self.n = total, 0
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
-    def update(self):
-        self.n += 1
 
 
 @pytest.mark.parametrize(

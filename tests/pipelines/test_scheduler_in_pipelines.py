@@ -25,6 +25,7 @@ from tests.tiny_pipelines import (
     PIXEL,
     STEPS,
     TEXT,
+    Bar,
     Given,
     X,
     pixel_unet,
@@ -183,20 +184,6 @@ def test_noise_is_drawn_once_a_step(pipes, monkeypatch):
     table, placement = table_of(PIXEL.config, [800, 600, 400, 200, 0], eta=0.8), Placement("first_last", count=2)
     expected, _ = ours(pipe, KINDS["DDIM"][2], table, start, Correction(2, tolerance=0), placement, drawn)
     torch.testing.assert_close(last, expected, rtol=1e-4, atol=1e-4)
-
-
-class Bar:
-    def __init__(self, total):
-        self.total, self.n = total, 0
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
-    def update(self):
-        self.n += 1
 
 
 @pytest.mark.parametrize("options", [{}, {"iterations": 3}, {"placement": "first_step"}, {"placement": "none"}])
