@@ -9,7 +9,7 @@ from iec.io.files import write_atomic, write_json
 from iec.tables.experiment import EVIDENCE, Experiment
 from iec.tables.formats import comma_separated, latex, markdown, markdown_code, markdown_text
 from iec.tables.measured import Measured, measured
-from iec.tables.rows import CALIBRATION, COST_GROUP, Row, floor_lines
+from iec.tables.rows import CALIBRATION, Row, floor_lines
 from iec.tables.styles import bases
 
 PUBLISHED = ", published"
@@ -44,8 +44,8 @@ def table_of(rows: list[Row], experiment: Experiment) -> tuple[list[str], list[l
     lines = [line for line in lines if len(line) > 1]
     first = ["", *_published_columns(experiment)]
     columns = dict.fromkeys([*first, *(column for line in lines for column in line)])
-    nothing = [column for column in (CALIBRATION, COST_GROUP) if all(line.get(column, "") in ("", "0") for line in lines)]
-    header = [column for column in columns if column not in nothing and any(line.get(column) for line in lines)]
+    nothing = {CALIBRATION: ("", "0")}  # calls: none
+    header = [column for column in columns if any(line.get(column, "") not in nothing.get(column, ("",)) for line in lines)]
     body = [[line.get(column, "") for column in header] for line in lines]
     return header, body
 
