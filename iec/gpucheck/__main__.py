@@ -3,7 +3,7 @@
     iec gpu-check                          # at most 9 minutes on the first CUDA device; needs no network
     iec gpu-check --size toy               # the same parts on tiny networks: a first look
     iec gpu-check --device cpu             # a rehearsal: every part, on tiny networks. It says nothing about CUDA
-    iec gpu-check --only parity,bytes      # or --skip PART,..; the parts: iec gpu-check --list
+    iec gpu-check --only networks,bytes     # or --skip PART,..; the parts: iec gpu-check --list
 
 report.md and report.json are written after each part. The same command goes on from there: a part that is finished is kept, unless
 the sources have changed since. Exit code 1 if a part failed, 2 for what cannot be run.

@@ -21,6 +21,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from iec.gpucheck.part import Line
+
 HEADROOM, SUM = 4.0, 2.0**-24
 
 
@@ -61,6 +63,11 @@ FLOAT16 = Arithmetic("float16", torch.float16, False, 11)
 ARITHMETICS = (FLOAT32, TF32, BFLOAT16, FLOAT16)
 
 
+def supported(device: torch.device, arithmetics: tuple[Arithmetic, ...] = ARITHMETICS) -> list[Arithmetic]:
+    """A CPU has no TF32, which would be float32 under another name, and is slow in float16, which it has no units for."""
+    return [arithmetic for arithmetic in arithmetics if device.type == "cuda" or arithmetic not in (TF32, FLOAT16)]
+
+
 def relative_error(value: Tensor, reference: Tensor) -> float:
     """|y - r| / |r| over all elements, in float64; NaN and infinity stay what they are."""
     y, r = value.detach().cpu().double(), reference.detach().cpu().double()
@@ -72,3 +79,10 @@ def depth(module: nn.Module) -> tuple[int, int]:
     owners = [[*part.parameters(recurse=False)] for part in module.modules()]
     weights = [p for own in owners for p in own if p.ndim > 1]
     return sum(1 for own in owners if own), max((p[0].numel() for p in weights), default=1)
+
+
+def compared(what: str, arithmetic: Arithmetic, value: Tensor, reference: Tensor, size: tuple[int, int]) -> Line:
+    """The line of one comparison; size: see `depth`."""
+    error, (layers, terms) = relative_error(value, reference), size
+    limit = arithmetic.limit(layers, terms)
+    return Line.at_most(f"{what}, {arithmetic.name}", error, limit, "relative RMS error", f"{layers} layers, sums of {terms}")

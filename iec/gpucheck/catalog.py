@@ -1,10 +1,10 @@
 """All parts of the check, in the order in which they run: what is cheap and tells most comes first."""
 
 from iec.errors import ConfigError
-from iec.gpucheck import parity
+from iec.gpucheck import networks, options, same_bytes, scores
 from iec.gpucheck.part import Part
 
-PARTS: tuple[Part, ...] = (parity.PART,)
+PARTS: tuple[Part, ...] = (networks.PART, options.PART, scores.PART, same_bytes.PART)
 
 
 def chosen(only: str | None, skip: str | None, parts: tuple[Part, ...] = PARTS) -> tuple[Part, ...]:

@@ -15,8 +15,10 @@ from iec.gpucheck.part import BAD, LAST_LINES, Bench, Line, Part, Size, last_lin
 from iec.gpucheck.results import BROKEN, FINISHED, STOPPED, PartResult, Results
 from iec.io.workers import Send, WorkerError, run_workers
 
-GRACE = 15.0
+GRACE = 10.0
 """Seconds after its budget at which a part that hangs in a line is ended."""
+PATIENCE = {"cpu": 10.0}
+"""What budgets are multiplied by: a rehearsal takes what is left of a machine at work, and nobody waits for it."""
 HANG = "hang.txt"
 PRELOAD = ("iec.gpucheck.catalog", "diffusers.models.unets.unet_2d")
 log = logging.getLogger(__name__)
@@ -48,14 +50,14 @@ def run_parts(
         if part not in due:
             log.info("%s: kept, it is finished", part.name)
     for k, part in enumerate(due):
-        left = sum(p.seconds + GRACE for p in due[k:])
+        left = sum(longest(p, device) for p in due[k:])
         log.info(
             "[%d/%d] %s: %s (at most %.0f s; all that is left: at most %.0f s)",
             k + 1,
             len(due),
             part.name,
             part.question,
-            part.seconds + GRACE,
+            longest(part, device),
             left,
         )
         result = run_part(part, device, size, results.machine.version)
@@ -93,8 +95,9 @@ def run_part(part: Part, device: torch.device, size: Size, version: str) -> Part
 def _measure(task: tuple[Part, Bench], send: Send) -> None:
     """In the process: sends each line, and how the part ended."""
     part, bench = task
+    logging.getLogger("iec").setLevel(logging.WARNING)  # the lines are the progress
     with (bench.folder / HANG).open("w") as file:
-        faulthandler.dump_traceback_later(part.seconds + GRACE, exit=True, file=file)
+        faulthandler.dump_traceback_later(longest(part, bench.device), exit=True, file=file)
         try:
             send(_measured(part, bench, send))
         finally:
@@ -102,15 +105,25 @@ def _measure(task: tuple[Part, Bench], send: Send) -> None:
 
 
 def _measured(part: Part, bench: Bench, send: Callable[[Any], None]) -> _End:
-    began = time.monotonic()
+    began, budget = time.monotonic(), budget_of(part, bench.device)
     try:
         for line in part.measure(bench):
             send(line)
-            if time.monotonic() - began > part.seconds:
-                return _End(STOPPED, f"stopped after its budget of {part.seconds:g} s")
+            if time.monotonic() - began > budget:
+                return _End(STOPPED, f"stopped after its budget of {budget:g} s")
     except Exception as error:  # reported; the other parts have processes of their own
         return _End(BROKEN, last_lines(error))
     return _End(FINISHED)
+
+
+def budget_of(part: Part, device: torch.device) -> float:
+    """Seconds after which it stops between lines."""
+    return part.seconds * PATIENCE.get(device.type, 1.0)
+
+
+def longest(part: Part, device: torch.device) -> float:
+    """Seconds after which it is ended."""
+    return budget_of(part, device) + GRACE
 
 
 def _how_it_broke(error: WorkerError, folder: Path) -> str:

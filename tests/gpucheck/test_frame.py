@@ -132,15 +132,15 @@ def test_results_of_another_device_are_not_replaced_unasked(here, machine, tmp_p
 
 
 def test_a_part_beyond_its_budget_stops_between_lines_and_is_not_finished(here, machine, tmp_path):
-    results = check(tmp_path, [part(endless, seconds=0.03)], machine)
+    results = check(tmp_path, [part(endless, seconds=0.003)], machine)
     assert results.of("endless").state == "stopped"
     assert 1 <= len(results.of("endless").lines) < 10
     assert not results.is_finished("endless")
 
 
 def test_a_part_that_hangs_is_ended_and_the_report_says_where(forked, machine, monkeypatch):
-    monkeypatch.setattr(run, "GRACE", 0.1)
-    result = run.run_part(part(hanging, seconds=0.1), CPU, "toy", "1")
+    monkeypatch.setattr(run, "GRACE", 0.2)
+    result = run.run_part(part(hanging, seconds=0.01), CPU, "toy", "1")
     assert result.state == "broken"
     assert result.error.startswith("hanging ended with code 1\n")
     assert "test_frame.py" in result.error

@@ -1,6 +1,7 @@
 """From images to features: what an extractor is, and how images of any source are fed to it."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -137,6 +138,18 @@ def _features(columns: tuple[list[np.ndarray], ...], resolution: int, extractor:
     return Features(pooled, spatial, logits, resolution, extractor)
 
 
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """Within the block float32 is float32 on a GPU, in convolutions and in matrix products, and convolutions are deterministic."""
+    matmul = torch.backends.cuda.matmul
+    before, matmul.allow_tf32 = matmul.allow_tf32, False
+    try:
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+            yield
+    finally:
+        matmul.allow_tf32 = before
+
+
 Forward = Callable[[Tensor], tuple[Tensor, ...]]
 """uint8 [batch, H, W, 3] -> outputs, each [batch, ...]."""
 
@@ -150,7 +163,7 @@ def padded(images: np.ndarray, batch: int, device: torch.device, forward: Forwar
         raise MetricError(f"{len(images)} images in one call; pass 1 .. {batch}, or use iec.metrics.extractors.features.extract.")
     whole = np.zeros((batch, *images.shape[1:]), np.uint8)
     whole[: len(images)] = images
-    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+    with without_tf32():
         outputs = forward(torch.from_numpy(whole).to(device))
     return tuple(value[: len(images)].float().cpu().numpy() for value in outputs)
 
