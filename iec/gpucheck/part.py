@@ -38,11 +38,11 @@ class Line:
     @classmethod
     def at_most(cls, what: str, value: float, limit: float, unit: str = "", remark: str = "") -> "Line":
         """``ok`` if value <= limit, else ``over``; a NaN is ``over``."""
-        return cls(what, OK if value <= limit else OVER, value, limit, unit, remark)
+        return cls(what, OK if value <= limit else OVER, float(value), float(limit), unit, remark)
 
     @classmethod
     def note(cls, what: str, value: float | None = None, unit: str = "", remark: str = "") -> "Line":
-        return cls(what, NOTE, value, None, unit, remark)
+        return cls(what, NOTE, None if value is None else float(value), None, unit, remark)
 
     @classmethod
     def skipped(cls, what: str, reason: str) -> "Line":

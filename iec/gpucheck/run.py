@@ -4,7 +4,8 @@ import faulthandler
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,13 +96,24 @@ def run_part(part: Part, device: torch.device, size: Size, version: str) -> Part
 def _measure(task: tuple[Part, Bench], send: Send) -> None:
     """In the process: sends each line, and how the part ended."""
     part, bench = task
-    logging.getLogger("iec").setLevel(logging.WARNING)  # the lines are the progress
-    with (bench.folder / HANG).open("w") as file:
+    with quiet(), (bench.folder / HANG).open("w") as file:
         faulthandler.dump_traceback_later(longest(part, bench.device), exit=True, file=file)
         try:
             send(_measured(part, bench, send))
         finally:
             faulthandler.cancel_dump_traceback_later()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Within the block what is measured logs warnings alone: the lines are the progress."""
+    ours = logging.getLogger("iec")
+    before = ours.level
+    ours.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        ours.setLevel(before)
 
 
 def _measured(part: Part, bench: Bench, send: Callable[[Any], None]) -> _End:

@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
+import torch
 
 from iec.errors import MetricError
 from iec.io.files import canonical_hash
-from iec.metrics.extractors.features import extract, extract_each
+from iec.metrics.extractors.features import extract, extract_each, padded
 
 
 def test_batches_are_fixed_however_the_images_arrive(tiny, random_images):
@@ -71,3 +72,20 @@ def test_nan_features_are_refused(tiny, random_images):
 
     with pytest.raises(MetricError, match="NaN"):
         extract(random_images, Broken())
+
+
+def test_a_pass_takes_no_tf32_whatever_the_process_allows():
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    seen = []
+
+    def forward(x):
+        seen.append((matmul.allow_tf32, cudnn.allow_tf32))
+        return (x,)
+
+    try:
+        matmul.allow_tf32 = cudnn.allow_tf32 = True
+        padded(np.zeros((1, 4, 4, 3), np.uint8), 2, torch.device("cpu"), forward)
+        assert (seen, matmul.allow_tf32, cudnn.allow_tf32) == ([(False, False)], True, True)
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
