@@ -36,6 +36,11 @@ class Option:
     name: str
     overrides: tuple[str, ...]
 
+    @property
+    def calibrated(self) -> bool:
+        """Whether something is measured on the network before it is sampled."""
+        return any("calibration_images" in text for text in self.overrides)
+
 
 def options(size: Size) -> list[Option]:
     """Those of ``configs/``, correctors on DeepCache, then the variants; at toy size `REHEARSED`."""

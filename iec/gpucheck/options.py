@@ -1,7 +1,7 @@
 """Part ``options``: each option of the configuration on the device against float32 on the CPU, over a few steps of a bundled model.
 
-Techniques, corrections, correctors and solvers. What is compared is the final state. Calibrations of float32 are those of the CPU,
-so that nothing but what runs at each step is compared.
+Techniques, corrections, correctors and solvers. What is compared is the final state: with the CPU's calibrations, which float32
+finds in the same folder, so that nothing but what runs at each step differs; and once with calibrations of the device.
 
 **The limit** is at first that of one call of the network (`iec.gpucheck.arithmetic`). An option that exceeds it is allowed as much
 as rounding does to it on the CPU: `HEADROOM` times the change of its result when the input and the output of each call are
@@ -36,10 +36,14 @@ def measure(bench: Bench) -> Iterator[Line]:
         for option in options(bench.size):
             what = f"{option.name}, {arithmetic.name}"
             yield from attempted(what, lambda o=option, a=arithmetic, w=what: [trials.compared(w, o, a)])  # type: ignore[misc]
+            if option.calibrated and arithmetic is FLOAT32:
+                what = f"{option.name}, calibrated on the device"
+                yield from attempted(what, lambda o=option, w=what: [trials.compared(w, o, FLOAT32, anew=True)])  # type: ignore[misc]
     for name, reason in NOT_HERE.items():
         yield Line.skipped(name, reason)
 
 
+Around = Callable[[Network], Network]
 PART = Part("options", "Does each technique, correction and solver give what it gives on a CPU?", measure, seconds=80)
 
 
@@ -50,20 +54,23 @@ class Trials:
         self.bench = bench
         self.cell, self.model, self.reference = cache(self._cell), cache(self._model), cache(self._reference)
 
-    def compared(self, what: str, option: Option, arithmetic: Arithmetic) -> Line:
+    def compared(self, what: str, option: Option, arithmetic: Arithmetic, anew: bool = False) -> Line:
+        """anew: calibrated on the device, too."""
         reference = self.reference(option)
         model = self.model(self.bench.device, arithmetic)
         with arithmetic.active():
-            error = relative_error(self.final_state(option, model), reference)
+            error = relative_error(self.final_state(option, model, anew=anew), reference)
         limit = arithmetic.limit(*depth(model.unet))
         if error > limit:
             changed = self.final_state(option, self.model(torch.device("cpu"), FLOAT32), perturbed_by(limit / HEADROOM))
             limit = max(limit, HEADROOM * relative_error(changed, reference))
         return Line.at_most(what, error, limit, "relative RMS error")
 
-    def final_state(self, option: Option, model: Model, around: Callable[[Network], Network] = lambda network: network) -> Tensor:
-        """[B, C, H, W]. around: what is put around the network that the technique prepares."""
+    def final_state(self, option: Option, model: Model, around: Around = lambda network: network, anew: bool = False) -> Tensor:
+        """[B, C, H, W]. around: what is put around the network that the technique prepares. anew: with calibrations of its own."""
         cell = self.cell(option)
+        if anew:
+            cell = replace(cell, paths=replace(cell.paths, artifacts=self.bench.folder / "anew"))
         prepared, sampler = prepare(cell, model)
         samples = sample_batch(model, around(prepared.network), sampler, cell.seed, cell.batches[0], IMAGES)
         return torch.from_numpy(samples.states[-1])
@@ -85,7 +92,7 @@ class Trials:
         return self.final_state(option, self.model(torch.device("cpu"), FLOAT32))
 
 
-def perturbed_by(size: float) -> Callable[[Network], Network]:
+def perturbed_by(size: float) -> Around:
     """Around a network: its input and its output, each with a relative error of that size, the same at each call."""
 
     def around(network: Network) -> Network:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from iec.gpucheck.part import BAD, LAST_LINES, Bench, Line, Part, Size, last_lines
+from iec.gpucheck.part import FAILED, LAST_LINES, Bench, Line, Part, Size, last_lines
 from iec.gpucheck.results import BROKEN, FINISHED, STOPPED, PartResult, Results
 from iec.io.workers import Send, WorkerError, run_workers
 
@@ -147,11 +147,14 @@ def _how_it_broke(error: WorkerError, folder: Path) -> str:
 
 def described(line: Line) -> str:
     """A line, as a terminal shows it."""
-    value = "" if line.value is None else f" {line.value:.4g}"
-    limit = "" if line.limit is None else f" (limit {line.limit:.3g})"
-    remark = f": {line.remark}" if line.remark and line.verdict not in BAD - {"over"} else ""
-    rest = f"\n{line.remark}" if line.verdict == "failed" else remark
-    return f"{line.verdict:<7} {line.what}{value}{f' {line.unit}' if line.unit and value else ''}{limit}{rest}"
+    text = f"{line.verdict:<7} {line.what}"
+    if line.value is not None:
+        text += f" {line.value:.4g}"
+    if line.limit is not None:
+        text += f" (limit {line.limit:.3g})"
+    if line.unit:
+        text += f" {line.unit}"
+    return text + (("\n" if line.verdict == FAILED else ": ") + line.remark if line.remark else "")
 
 
 def counted(lines: Sequence[Line]) -> str:

@@ -187,7 +187,8 @@ def test_parts_are_chosen_by_name():
 
 
 def test_all_parts_together_end_within_nine_minutes():
-    assert sum(p.seconds + run.GRACE for p in PARTS) <= 540
+    start = 15
+    assert sum(p.seconds + run.GRACE for p in PARTS) + start <= 540
     assert len({p.name for p in PARTS}) == len(PARTS)
 
 

@@ -97,7 +97,7 @@ def test_an_option_that_rounds_is_allowed_what_rounding_does_to_it(bench, monkey
     calls = iter(("device", "perturbed"))
     monkeypatch.setattr(trials, "reference", lambda _: results["reference"])
     monkeypatch.setattr(trials, "model", lambda *_: SimpleNamespace(unet=nn.Linear(2, 2)))
-    monkeypatch.setattr(trials, "final_state", lambda *_: results[next(calls)])
+    monkeypatch.setattr(trials, "final_state", lambda *_, **__: results[next(calls)])
     line = trials.compared("x", options("toy")[0], FLOAT32)
     assert line.verdict == verdict
     assert line.limit == pytest.approx(FLOAT32.limit(1, 2) if of_device < 1.001 else 0.004, rel=1e-3)
