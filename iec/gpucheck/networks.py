@@ -42,7 +42,7 @@ def architecture_lines(bench: Bench, name: str) -> Iterator[Line]:
     eps = predicted(model.unet, x, cond)
     for arithmetic in supported(bench.device, ARITHMETICS):
         module = on(bench.device, model.unet, arithmetic.dtype)
-        with arithmetic.active():
+        with arithmetic.active(bench.device):
             value = predicted(module, x.to(bench.device), None if cond is None else moved(cond, bench.device, arithmetic))
         yield compared(f"{name}: network", arithmetic, value, eps, depth(module))
         del module, value  # before the next one is there
@@ -75,7 +75,7 @@ def decoder_lines(bench: Bench, name: str, decoder: Decoder, z: Tensor) -> Itera
     images = decoder(z)
     for arithmetic in supported(bench.device, (FLOAT32, TF32)):
         module = on(bench.device, decoder.module, arithmetic.dtype)
-        with arithmetic.active():
+        with arithmetic.active(bench.device):
             value = replace(decoder, module=module)(z.to(bench.device))
         yield compared(f"{name}: decoder", arithmetic, value, images, depth(module))
 
@@ -90,6 +90,6 @@ def text_lines(bench: Bench, name: str, encoder: TextEncoder) -> Iterator[Line]:
     states = encoder(TEXTS)
     for arithmetic in supported(bench.device, ARITHMETICS):
         model = on(bench.device, encoder.model, arithmetic.dtype)
-        with arithmetic.active():
+        with arithmetic.active(bench.device):
             value = TextEncoder(model, encoder.tokenizer)(TEXTS)
         yield compared(f"{name}: text encoder", arithmetic, value, states, depth(model))

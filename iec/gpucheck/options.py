@@ -58,7 +58,7 @@ class Trials:
         """anew: calibrated on the device, too."""
         reference = self.reference(option)
         model = self.model(self.bench.device, arithmetic)
-        with arithmetic.active():
+        with arithmetic.active(self.bench.device):
             error = relative_error(self.final_state(option, model, anew=anew), reference)
         limit = arithmetic.limit(*depth(model.unet))
         if error > limit:

@@ -150,10 +150,10 @@ def described(line: Line) -> str:
     text = f"{line.verdict:<7} {line.what}"
     if line.value is not None:
         text += f" {line.value:.4g}"
-    if line.limit is not None:
-        text += f" (limit {line.limit:.3g})"
     if line.unit:
         text += f" {line.unit}"
+    if line.limit is not None:
+        text += f" (limit {line.limit:.3g})"
     return text + (("\n" if line.verdict == FAILED else ": ") + line.remark if line.remark else "")
 
 

@@ -2,8 +2,8 @@
 
 Extractors compute in float32 without TF32, whatever the process allows: so the limit of features is float32's also where TF32 is
 allowed around them. The maths of scores is numpy's on the CPU: what a device changes of a score comes from its features. Scores are
-shown with four digits, and are allowed a relative difference of `DIGITS`, which these do not show. (On a CPU, features of EffNet-Lite0
-with errors at their limit, 4e-5, changed KID by 5e-5 and the others by less.)
+shown with four digits, and are allowed a relative difference of `DIGITS`, which these do not show. (On a CPU, features of
+EffNet-Lite0 with errors at their limit, 4e-5, changed KID by 5e-5 and the others by less.)
 """
 
 import warnings
@@ -54,7 +54,7 @@ def extractor_lines(bench: Bench, make: Callable[[torch.device], Any]) -> Iterat
     own: Any = make(torch.device("cpu"))
     expected, real = extract(pictures(0), own), extract(pictures(1), own)
     for allowed in supported(bench.device, (FLOAT32, TF32)):
-        with allowed.active():
+        with allowed.active(bench.device):
             features = extract(pictures(0), make(bench.device))
         around = "" if allowed is FLOAT32 else ", TF32 allowed around it"
         for name in ("pooled", "spatial", "logits"):
@@ -91,7 +91,7 @@ def clip_lines(bench: Bench) -> Iterator[Line]:
     captions = [f"picture number {n}" for n in range(IMAGES)]
     expected = own.per_image(pictures(0), captions)
     for allowed in supported(bench.device, (FLOAT32, TF32)):
-        with allowed.active():
+        with allowed.active(bench.device):
             values = CLIPScorer(folder, bench.device).per_image(pictures(0), captions)
         around = "" if allowed is FLOAT32 else ", TF32 allowed around it"
         error = float(np.abs(values - expected).max()) / 100

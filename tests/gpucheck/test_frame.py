@@ -15,7 +15,7 @@ from iec.gpucheck.machine import Machine
 from iec.gpucheck.part import Bench, Line, Part, attempted
 from iec.gpucheck.report import markdown, write_report
 from iec.gpucheck.results import Results, stored
-from iec.io.workers import WorkerError
+from iec.io.workers import WorkerError, run_workers
 
 CPU = torch.device("cpu")
 
@@ -59,18 +59,18 @@ def part(measure, seconds=60.0):
 def here(monkeypatch):
     """Parts are measured in this process."""
 
-    def run_workers(work, tasks, receive, **_):
+    def in_this_process(work, tasks, receive, **_):
         for task in tasks.values():
             work(task, receive)
 
-    monkeypatch.setattr(run, "run_workers", run_workers)
+    monkeypatch.setattr(run, "run_workers", in_this_process)
 
 
 @pytest.fixture
 def forked(monkeypatch, one_thread):
     """Parts are measured in a fork of this process, of which only its end is heard."""
 
-    def run_workers(work, tasks, receive, **_):
+    def in_a_fork(work, tasks, receive, **_):
         [(name, task)] = tasks.items()
         if not (process := os.fork()):
             work(task, lambda _: None)
@@ -78,7 +78,7 @@ def forked(monkeypatch, one_thread):
         code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
         raise WorkerError(f"{name} ended with code {code}. The way out of another command.")
 
-    monkeypatch.setattr(run, "run_workers", run_workers)
+    monkeypatch.setattr(run, "run_workers", in_a_fork)
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +149,12 @@ def test_a_part_that_hangs_is_ended_and_the_report_says_where(forked, machine, m
 def test_a_part_that_is_killed_is_broken_and_another_commands_way_out_is_not_repeated(forked):
     result = run.run_part(part(killed), CPU, "toy", "1")
     assert (result.state, result.error) == ("broken", "killed ended with code -9")
+
+
+def test_a_part_is_measured_in_a_new_process_as_for_a_gpu(monkeypatch):
+    monkeypatch.setattr(run, "run_workers", lambda *given, forked, preload: run_workers(*given, forked=False))
+    result = run.run_part(part(good), CPU, "toy", "1")
+    assert (result.state, [line.verdict for line in result.lines]) == ("finished", ["ok", "note", "skipped"])
 
 
 def test_a_failed_line_does_not_end_its_part():

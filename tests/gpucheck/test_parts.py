@@ -44,14 +44,20 @@ def test_a_nan_is_over_the_limit():
 
 
 def test_arithmetic_is_as_before_afterwards_whatever_happens():
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32
-    with pytest.raises(ValueError), TF32.active():
-        assert (matmul.allow_tf32, cudnn.allow_tf32) == (True, True)
+    matmul, cudnn, onednn = torch.backends.cuda.matmul, torch.backends.cudnn, torch.backends.mkldnn
+
+    def state():
+        return matmul.allow_tf32, cudnn.allow_tf32, onednn.enabled
+
+    before = state()
+    with pytest.raises(ValueError), TF32.active(CUDA):
+        assert state() == (True, True, True)
         raise ValueError
-    with FLOAT32.active():
-        assert (matmul.allow_tf32, cudnn.allow_tf32) == (False, False)
-    assert (matmul.allow_tf32, cudnn.allow_tf32) == before
+    with FLOAT32.active(CUDA):
+        assert state() == (False, False, True)
+    with FLOAT32.active(CPU):
+        assert state() == (False, False, False)
+    assert state() == before
 
 
 def test_a_gpu_has_four_arithmetics_and_a_cpu_two():

@@ -74,18 +74,27 @@ def test_nan_features_are_refused(tiny, random_images):
         extract(random_images, Broken())
 
 
-def test_a_pass_takes_no_tf32_whatever_the_process_allows():
+@pytest.mark.parametrize("allow", ["highest", "high", "medium", "newer"])
+def test_a_pass_takes_no_tf32_whatever_the_process_allows(allow):
+    """By either of torch's interfaces; afterwards it is as before."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32
     seen = []
 
     def forward(x):
         seen.append((matmul.allow_tf32, cudnn.allow_tf32))
         return (x,)
 
+    def state():
+        legacy = None if allow == "newer" else torch.get_float32_matmul_precision()
+        return matmul.fp32_precision, legacy, cudnn.allow_tf32
+
     try:
-        matmul.allow_tf32 = cudnn.allow_tf32 = True
+        if allow == "newer":
+            matmul.fp32_precision = "tf32"
+        else:
+            torch.set_float32_matmul_precision(allow)
+        before = state()
         padded(np.zeros((1, 4, 4, 3), np.uint8), 2, torch.device("cpu"), forward)
-        assert (seen, matmul.allow_tf32, cudnn.allow_tf32) == ([(False, False)], True, True)
+        assert (seen, state()) == ([(False, False)], before)
     finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = before
+        torch.set_float32_matmul_precision("highest")

@@ -140,14 +140,24 @@ def _features(columns: tuple[list[np.ndarray], ...], resolution: int, extractor:
 
 @contextmanager
 def without_tf32() -> Iterator[None]:
-    """Within the block float32 is float32 on a GPU, in convolutions and in matrix products, and convolutions are deterministic."""
+    """Within the block float32 is float32 on a GPU, in convolutions and in matrix products, and convolutions are deterministic.
+
+    Torch has two interfaces to the latter. Writing by the older one sets both; what was set by the newer one it cannot read.
+    """
     matmul = torch.backends.cuda.matmul
-    before, matmul.allow_tf32 = matmul.allow_tf32, False
+    newer = matmul.fp32_precision
+    try:
+        older = torch.get_float32_matmul_precision()
+    except RuntimeError:
+        older = None
+    matmul.allow_tf32 = False
     try:
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
             yield
     finally:
-        matmul.allow_tf32 = before
+        if older is not None:
+            torch.set_float32_matmul_precision(older)
+        matmul.fp32_precision = newer
 
 
 Forward = Callable[[Tensor], tuple[Tensor, ...]]
