@@ -17,6 +17,7 @@ from iec.efficiency.caching.forecast import Forecast
 from iec.efficiency.caching.forecast_config import ForecastConfig
 from iec.efficiency.integer import require_kernels, require_machine, with_kernels
 from iec.efficiency.quantization import CalibrationCall, PTQConfig, QuantizedUNet, calibrate, quantize_unet, reconstruct
+from iec.efficiency.quantization.selection import require_units
 from iec.errors import ConfigError
 from iec.io.progress import reported
 from iec.models.unet import UNetNetwork
@@ -132,6 +133,8 @@ def apply(
             "calibrated. Use cached_steps='cached' or 'skip'."
         )
     forecast, cache_from = cache or ForecastConfig(), (correction or Correction()).cache_from
+    if quantize is not None:
+        require_units(unet, quantize)
     undo: list[Callable[[], object]] = [restorer(unet)]
     try:
         if quantize is None or calibration is None:
@@ -209,11 +212,10 @@ def _record(
     calls: list[CalibrationCall] = []
 
     def record(call: CalibrationCall) -> None:
-        if len(call.x) != config.calibration_images:
-            raise ConfigError(
-                f"The calibration calls the network on {len(call.x)} inputs a step (with guidance two an image), and "
-                f"efficiency.calibration_images={config.calibration_images}. Make them agree."
-            )
+        if calls and call.step.index == calls[-1].step.index:  # the other branch of guidance
+            call = calls.pop().followed_by(call)
+        elif calls:
+            require_inputs(calls[-1])
         if call.step.index != len(calls):
             raise ConfigError(
                 f"The calibration runs sampling step {call.step.index} after {len(calls)} others: it starts in the middle "
@@ -221,12 +223,23 @@ def _record(
                 "steps; the result serves every strength."
             )
         calls.append(call)
+        if len(call.x) > config.calibration_images:
+            require_inputs(call)
+
+    def require_inputs(call: CalibrationCall) -> None:
+        if len(call.x) != config.calibration_images:
+            raise ConfigError(
+                f"The calibration calls the network on {len(call.x)} inputs a step (with guidance two an image), and "
+                f"efficiency.calibration_images={config.calibration_images}. Make them agree."
+            )
 
     kind: Any = type(scheduler)
     plain = kind.from_config(scheduler.config, placement="none", fraction=None, count=None, steps=None)
     plain.refresh_of = scheduler.refresh_of
     with _exchange(pipe, plain, Forward(unet, plain, cut, forecast, record=record), []):
         pipe(**calibration)
+    for call in calls[-1:]:
+        require_inputs(call)
     return calls, forecast.forecast_of(plain.abar())
 
 

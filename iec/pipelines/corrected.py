@@ -19,6 +19,8 @@ from iec.sampling.placement import CachedSteps, LastStep, Placement
 
 Solve = Callable[[Tensor], tuple[Tensor, ...]]
 """A step from its x_t: the network's output F -> (A x_t + B F + noise, and what else the scheduler tells: x_0)."""
+ROUNDED = 2**-7
+"""Relative error of a number that was rounded to bfloat16 twice."""
 
 
 @dataclass
@@ -112,6 +114,7 @@ class Corrected:
         self.refresh_of: Callable[[int], frozenset[int]] | None = None
         self._refresh: frozenset[int] | None = None
         self.run = Run((), (), False)
+        self.labels: tuple[float, ...] = ()
         self.position: int | None = None  # of the next call in ``timesteps``; None before the first
         self.pending: Pending | None = None
 
@@ -145,7 +148,7 @@ class Corrected:
         later = self.correction.evaluate_at == "s"  # the calls of a correction are labelled s, the next timestep
         entries = [i + (later and k > 0) for i, k in self.run.calls]
         self._timesteps = labels[entries]
-        self.labels: tuple[float, ...] = tuple(self._timesteps.tolist())
+        self.labels = tuple(self._timesteps.tolist())
         self.num_inference_steps = len(labels)
         self.order = self.run.order
         self.position, self.pending = None, None
@@ -193,6 +196,14 @@ class Corrected:
                 "every run, and step once for every entry of scheduler.timesteps, in order."
             )
         return run.calls[position]
+
+    def label_near(self, timestep: float) -> float:
+        """The label of the next call where ``timestep`` is that one, scaled and rounded (FLUX: by 1000, in bfloat16); else
+        ``timestep``. Before the first call, of any call.
+        """
+        labels = self.labels if self.position is None else self.labels[self.position : self.position + 1]
+        near = min(labels, key=lambda label: abs(label - timestep), default=timestep)
+        return near if abs(near - timestep) <= ROUNDED * abs(near) else timestep
 
     @property
     def upcoming(self) -> tuple[int, int]:
