@@ -28,6 +28,7 @@ from iec.pipelines.flow import IECFlowMatchScheduler, is_flow
 from iec.pipelines.other_caches import keep_states, require_no_cache
 from iec.pipelines.scheduler import IECScheduler
 from iec.pipelines.unet import Forward, restorer
+from iec.pipelines.windows import count_steps
 from iec.pipelines.wrappers import part_of, plain_network, require_repeatable
 from iec.sampling.correction import Correction
 from iec.sampling.corrector import NO_CORRECTOR, Corrector
@@ -288,6 +289,8 @@ def _exchange(pipe: Any, scheduler: Corrected, forward: Forward | None, undo: li
     undo.append(lambda: delattr(pipe, HANDLE))
     setattr(pipe, HANDLE, applied)
     swap("scheduler", scheduler)
+    if scheduler.placement.kind != "none":
+        undo.append(count_steps(pipe, scheduler))
     if forward is not None:
         unet = forward.unet
         if forward.copy is not None:

@@ -117,6 +117,7 @@ class Corrected:
         self.labels: tuple[float, ...] = ()
         self.position: int | None = None  # of the next call in ``timesteps``; None before the first
         self.pending: Pending | None = None
+        self.passed_over = False  # the last entry was
 
     @property
     def timesteps(self) -> Tensor:
@@ -212,6 +213,12 @@ class Corrected:
         return self.run.calls[position] if position < len(self.run.calls) else (0, 0)
 
     @property
+    def ended(self) -> bool:
+        """Whether the last call was the last one of its step. Not behind an entry that was passed over."""
+        position = self.position or 0
+        return position > 0 and not self.passed_over and (position == len(self.run.calls) or self.run.calls[position][1] == 0)
+
+    @property
     def frozen(self) -> Tensor | None:
         """Bool [B], within a step: the images that converged in an earlier correction of it. None between two steps, and without a
         tolerance.
@@ -233,6 +240,7 @@ class Corrected:
             self.pending = Pending(step_from(i, k, y), none_frozen(y))
         pending = self.pending
         new, *beside = (step_from(i, k, y) if pending is None else pending.solve)(output)
+        self.passed_over = pending is None
         if pending is None:
             new = y
         elif k:
