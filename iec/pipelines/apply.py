@@ -78,7 +78,7 @@ def apply(
     kernels: str = "simulated",
 ) -> Applied:
     """Put IEC under a pipeline, feature caching (DeepCache) where its network is a UNet, and quantization where it is a UNet or the
-    transformer of DiT or PixArt.
+    transformer of DiT, PixArt, SD3, FLUX or Sana.
 
     * correction, placement: see `IECScheduler`; ``IECScheduler.from_config`` says which schedulers it can replace. Euler keeps its
       variables and noise levels (`IECEulerScheduler`). Flow matching is corrected by `IECFlowMatchScheduler`; without a placement
@@ -94,11 +94,15 @@ def apply(
       with the cache if there is one: ``pipe(**calibration)``, e.g. ``{"prompt": [..], "generator":
       torch.Generator().manual_seed(0), "num_inference_steps": 50}``. This run has to call the network on ``calibration_images``
       inputs in each step; guidance makes two inputs of one image. Later runs must have the same timesteps.
+      Of SD3, FLUX and Sana the layers of `iec.efficiency.quantization.selection` are quantized, the others stay float.
     * kernels: of the quantized UNet. ``simulated`` computes in float arithmetic on the grid; ``int8`` on 8-bit integers, with
       compiled passes between them; ``int8_unfused`` without. On integers the UNet stays on the device where it was calibrated.
 
+    With a correction, what the pipeline's call says of steps keeps its meaning: windows of guidance and ControlNets, and callbacks,
+    which come once a step (`iec.pipelines.windows`).
+
     Works for pipelines that call their network once for each entry of ``scheduler.timesteps`` (with guidance on one doubled
-    batch). Hooks and wrappers on the UNet, put on before or after, either work or are refused by name, at the latest at the next
+    batch; without a cache, also in two calls). Hooks and wrappers on the UNet, put on before or after, either work or are refused by name, at the latest at the next
     call. So are switches of a quantized UNet. With a cache the UNet's repeated blocks can be compiled, with quantization nothing.
     Without cache and quantize only the scheduler is exchanged; then the network need not be a UNet (DiT, SD3, FLUX ..). Caches of
     diffusers on a transformer are kept (docs/caches.md), and ``placement.cached_steps`` says what happens in steps that they cache.

@@ -4,7 +4,8 @@ import copy
 import functools
 import inspect
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +49,9 @@ BORDERS = {
 OPEN = {"control_guidance_start": 0.0, "control_guidance_end": 1.0, "adapter_conditioning_factor": 1.0}
 """The values at which a window is as wide as any run."""
 
+COUNTED = frozenset({"sld_warmup_steps", "edit_warmup_steps", "edit_cooldown_steps", "max_iter_to_alter"})
+"""Numbers of steps in deprecated pipelines of diffusers (safe, semantic, attend-and-excite), which are not translated."""
+
 
 def count_steps(pipe: Any, scheduler: Corrected) -> Callable[[], None]:
     """Let ``pipe(..)`` mean steps where its loop counts calls, while ``scheduler``, which repeats timesteps, is its own. Returns what
@@ -57,7 +61,8 @@ def count_steps(pipe: Any, scheduler: Corrected) -> Callable[[], None]:
 
     * `BORDERS`: what has a window is on in the steps where it is on without corrections, in all calls of a step or in none;
     * ``callback_on_step_end`` and ``callback``: called once a step, after its last correction, with the number of the step;
-      ``pipe.num_timesteps`` is then the number of steps.
+      ``pipe.num_timesteps`` is then the number of steps;
+    * what ``pipe.guider`` (guiders of diffusers, with their start and stop) is told of the step.
     """
     kind = type(pipe)
     theirs: Callable[..., Any] = kind.__call__
@@ -69,7 +74,8 @@ def count_steps(pipe: Any, scheduler: Corrected) -> Callable[[], None]:
         bound = inspect.signature(theirs).bind(self, *args, **kwargs)
         bound.apply_defaults()
         bound.arguments.update(in_calls(scheduler, bound.arguments))
-        return theirs(*bound.args, **bound.kwargs)
+        with _told_steps(getattr(self, "guider", None), scheduler):
+            return theirs(*bound.args, **bound.kwargs)
 
     def take_off() -> None:
         if type(pipe) is counting:
@@ -82,8 +88,14 @@ def count_steps(pipe: Any, scheduler: Corrected) -> Callable[[], None]:
 
 def in_calls(scheduler: Corrected, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Those of a pipeline's ``arguments`` that speak of steps, for its loop over calls. Raises `ConfigError` for a window in a run
-    that leaves out steps at its beginning or end, where the share is one of the steps that are left.
+    that leaves out steps at its beginning or end, where the share is one of the steps that are left, and for `COUNTED`.
     """
+    counted = sorted(COUNTED & arguments.keys())
+    if counted:
+        raise ConfigError(
+            f"This pipeline counts the calls of its network as steps ({', '.join(counted)}), and corrections add calls. Use "
+            "placement='none'."
+        )
     given = {name: value for name, value in arguments.items() if value is not None}
     names = [name for name in BORDERS if name in given and (not name.startswith("skip_") or "skip_guidance_layers" in given)]
     if given.get("strength", 1) < 1 or given.keys() & {"denoising_start", "denoising_end"}:
@@ -125,15 +137,40 @@ def _ordered(start: Any, end: Any, calls: int) -> dict[str, Any]:
 
 
 def _callbacks(scheduler: Corrected, given: Mapping[str, Any]) -> dict[str, Any]:
-    callback, older, interval = given.get("callback_on_step_end"), given.get("callback"), given.get("callback_steps")
     changed: dict[str, Any] = {}
+    callback = given.get("callback_on_step_end")
     if callback is not None:
         changed["callback_on_step_end"] = _once_a_step(scheduler, callback)
     if isinstance(callback, PipelineCallback | MultiPipelineCallbacks):  # which tell the pipeline what they need
         changed["callback_on_step_end_tensor_inputs"] = callback.tensor_inputs
+    rest = given.get("kwargs", {})  # where the callback of Stable Diffusion is, as it is deprecated there
+    told = given if "callback" in given else rest
+    older, interval = told.get("callback"), told.get("callback_steps")
     if older is not None and type(interval) is int and interval > 0:  # anything else is refused by diffusers
-        changed |= {"callback": _every(scheduler, older, interval), "callback_steps": 1}
+        every = {"callback": _every(scheduler, older, interval), "callback_steps": 1}
+        changed |= {"kwargs": rest | every} if told is rest else every
     return changed
+
+
+@contextmanager
+def _told_steps(guider: Any, scheduler: Corrected) -> Iterator[None]:
+    """``guider.set_state`` gets the step and the number of steps in the place of those of calls. guider: may be None."""
+    if guider is None:
+        yield
+        return
+    theirs = guider.set_state
+
+    def set_state(step: int, num_inference_steps: int, timestep: Any) -> None:
+        calls, entry = scheduler.run.calls, scheduler.position or 0
+        first = sum(k == 0 for _, k in calls[: entry - step])  # steps before the run
+        i = sum(k == 0 for _, k in calls[: entry + 1]) - 1
+        theirs(step=i - first, num_inference_steps=len(scheduler.run.timesteps) - first, timestep=timestep)
+
+    guider.set_state = set_state
+    try:
+        yield
+    finally:
+        del guider.set_state
 
 
 def _once_a_step(scheduler: Corrected, callback: Callable[..., Any]) -> Callable[..., Any]:

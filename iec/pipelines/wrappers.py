@@ -136,8 +136,13 @@ def require_uncompiled(unet: Any, *, quantize: bool) -> None:
 
 def require_repeatable(pipe: Any) -> None:
     """Raises `ConfigError` if a network of the pipeline is told where the step ends, by the next entry of the scheduler's list:
-    within a corrected step that is its own.
+    within a corrected step that is its own. And for modular pipelines, whose blocks count calls in ways that are not known here.
     """
+    if any(kind.__name__ == "ModularPipeline" for kind in type(pipe).__mro__):
+        raise ConfigError(
+            f"{type(pipe).__name__} is a modular pipeline, whose blocks take the calls of the network for steps, and corrections add "
+            "calls. Use the pipeline of diffusers for this model (DiffusionPipeline.from_pretrained), or leave the correction out."
+        )
     told = [part for part, network in pipe.components.items() if getattr(getattr(network, "config", None), "use_meanflow", False)]
     if told or type(pipe).__name__.startswith("AnyFlow"):
         raise ConfigError(

@@ -190,6 +190,16 @@ def test_skip_layer_guidance_runs_on_the_scales_of_a_calibration_without():
         assert 0 < (made(pipe, skipping) - plain).norm() < 0.1 * plain.norm()
 
 
+def test_fused_projections_are_refused_until_they_are_taken_apart():
+    pipe, arguments = pipeline("FLUX")
+    pipe.transformer.fuse_qkv_projections()
+    with pytest.raises(ConfigError, match=r"attention uses FluxAttnProcessor, fused_projections.*unfuse_qkv_projections\(\)"):
+        iec.apply(pipe, **quantization("FLUX", arguments))
+    pipe.transformer.unfuse_qkv_projections()
+    with iec.apply(pipe, **quantization("FLUX", arguments)):
+        made(pipe, arguments)
+
+
 def test_rounding_is_learned_by_layer_where_a_block_gives_image_and_text():
     pipe, arguments = pipeline("SD3.5")
     few = Reconstruction(iterations=2, samples=4, batch_size=2)

@@ -1,6 +1,7 @@
 """What speaks of steps keeps its meaning in pipelines whose loop counts calls."""
 
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,10 +15,11 @@ from diffusers import (
     T2IAdapter,
 )
 from diffusers.callbacks import SD3CFGCutoffCallback
+from diffusers.guiders import ClassifierFreeGuidance
 
 import iec
 from iec.errors import ConfigError
-from iec.pipelines.windows import BORDERS, in_calls
+from iec.pipelines.windows import BORDERS, COUNTED, count_steps, in_calls
 from iec.sampling.placement import Placement
 from tests.tiny_flow import OTHERS, SDXL_POOLED, WAYS, sdxl
 from tests.tiny_pipelines import LATENT, TEXT, quiet, seeded, stable_diffusion
@@ -209,3 +211,61 @@ def test_another_scheduler_counts_as_it_does():
         pipe.scheduler = iec.IECFlowMatchScheduler(last_step="correct")
         pipe(**arguments, callback_on_step_end=lambda p, i, t, k: seen.append(i) or {}, generator=seeded())
     assert seen == list(range(6))
+
+
+@pytest.mark.parametrize("begin", [0, 6])
+def test_a_guider_is_told_steps(begin):
+    """As HunyuanVideo 1.5 tells it calls, also from the middle of the run."""
+
+    class Pipe:
+        def __call__(self):
+            on = {}
+            self.scheduler.set_timesteps(T)
+            if begin:
+                self.scheduler.set_begin_index(begin)
+            entries = self.scheduler.timesteps[begin:]
+            for i, t in enumerate(entries):
+                self.guider.set_state(step=i, num_inference_steps=len(entries), timestep=t)
+                on[self.scheduler.call(t).index, self.scheduler.call(t).correction] = self.guider._is_cfg_enabled()
+                self.scheduler.step(torch.zeros(1), t, torch.zeros(1))
+            return on
+
+    pipe, scheduler = Pipe(), iec.IECFlowMatchScheduler()
+    pipe.scheduler, pipe.guider = scheduler, ClassifierFreeGuidance(start=0.2, stop=0.6)
+    take_off = count_steps(pipe, scheduler)
+    first = begin // 2
+    expected = [int(0.2 * (T - first)) <= i - first < int(0.6 * (T - first)) for i in range(T)]
+    assert all(on == expected[i] for (i, _), on in pipe().items()) and any(expected)
+    take_off()
+    assert type(pipe) is Pipe and "set_state" not in vars(pipe.guider)
+
+
+@pytest.mark.parametrize("name", sorted(COUNTED))
+def test_pipelines_that_count_steps_in_other_ways_are_refused(name):
+    scheduler = iec.IECScheduler.from_config(LATENT.config)
+    with pytest.raises(ConfigError, match=rf"counts the calls.*{name}.*placement='none'"):
+        in_calls(scheduler, {"num_inference_steps": 3, name: 1})
+
+
+def test_a_modular_pipeline_is_refused_with_a_correction():
+    class ModularPipeline(type(stable_diffusion())):
+        """By the name of its class."""
+
+    pipe = ModularPipeline(**stable_diffusion().components, requires_safety_checker=False)
+    with pytest.raises(ConfigError, match="is a modular pipeline"):
+        iec.apply(pipe, correction=FIXED)
+    iec.apply(pipe).remove()
+
+
+def test_the_deprecated_callback_of_stable_diffusion_comes_every_few_steps():
+    torch.manual_seed(0)
+    pipe, seen = stable_diffusion(), []
+    arguments = {**TEXT, "num_inference_steps": 5, "output_type": "latent", "callback_steps": 2}
+    with iec.apply(pipe, correction=FIXED), pytest.warns(FutureWarning, match="deprecated"):
+        pipe(**arguments, callback=lambda i, *_: seen.append(i), generator=seeded())
+    assert seen == [0, 2, 4]
+
+
+def test_the_page_names_what_is_translated_and_what_is_refused():
+    page = (Path(__file__).parents[2] / "docs/pipelines.md").read_text()
+    assert [name for name in {*BORDERS, *COUNTED} if f"`{name}`" not in page] == []

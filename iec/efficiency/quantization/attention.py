@@ -22,16 +22,17 @@ def require_supported(attention: "Attention", name: str) -> None:
     """Raises `ConfigError` for attention that computes anything but softmax(q k^T scale) v."""
     from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 
-    extras = ("spatial_norm", "norm_q", "norm_k", "added_kv_proj_dim")
-    found = [extra for extra in extras if getattr(attention, extra, None) is not None]
-    if type(attention.processor) not in (AttnProcessor, AttnProcessor2_0):
-        found.append(type(attention.processor).__name__)
+    if type(attention.processor) in (AttnProcessor, AttnProcessor2_0):
+        extras = ("spatial_norm", "norm_q", "norm_k", "added_kv_proj_dim")
+        found = [extra for extra in extras if getattr(attention, extra, None) is not None]
+    else:
+        found = [type(attention.processor).__name__]
     if attention.fused_projections:
         found.append("fused_projections")
     if found:
         raise ConfigError(
-            f"{name} cannot be quantized: its attention uses {', '.join(found)}. Use a UNet with plain "
-            "attention: diffusers' AttnProcessor2_0 and separate projections."
+            f"{name} cannot be quantized: its attention uses {', '.join(found)}. Use the network with the default attention of "
+            "diffusers and separate projections: unfuse_qkv_projections() of the network, pipe.unload_ip_adapter(), or load it again."
         )
 
 
