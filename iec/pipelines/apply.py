@@ -102,8 +102,9 @@ def apply(
     which come once a step (`iec.pipelines.windows`).
 
     Works for pipelines that call their network once for each entry of ``scheduler.timesteps`` (with guidance on one doubled
-    batch; without a cache, also in two calls). Hooks and wrappers on the UNet, put on before or after, either work or are refused by name, at the latest at the next
-    call. So are switches of a quantized UNet. With a cache the UNet's repeated blocks can be compiled, with quantization nothing.
+    batch; without a cache, also in two calls). Hooks and wrappers on the UNet, put on before or after, either work or are refused
+    by name, at the latest at the next call. So are switches of a quantized UNet. With a cache the UNet's repeated blocks can be
+    compiled, with quantization nothing.
     Without cache and quantize only the scheduler is exchanged; then the network need not be a UNet (DiT, SD3, FLUX ..). Caches of
     diffusers on a transformer are kept (docs/caches.md), and ``placement.cached_steps`` says what happens in steps that they cache.
     ``save_pretrained`` saves the scheduler, but no cache and no quantization: call `remove` before.

@@ -20,9 +20,9 @@ from iec.pipelines.run import Run
 class Border:
     """An argument of a pipeline that says at which step something begins or ends, as a share of the steps.
 
-    reached: (step i, steps T, value) -> whether step i is at or behind the border, in a run without corrections. shift: -1/2 or 1/2,
-    half a call away from the entry where the border has to be, so that no rounding moves it. calls: whether the pipeline multiplies
-    the value by the number of its calls, and not by what it takes for the number of steps.
+    reached: (step i, steps T, value) -> whether step i is at or behind the border, in a run without corrections. shift: half a
+    call, before or behind the entry where the border has to be, so that no rounding moves it. calls: whether the pipeline
+    multiplies the value by the number of its calls, and not by what it takes for the number of steps.
     """
 
     reached: Callable[[int, int, float], bool]
@@ -54,8 +54,8 @@ COUNTED = frozenset({"sld_warmup_steps", "edit_warmup_steps", "edit_cooldown_ste
 
 
 def count_steps(pipe: Any, scheduler: Corrected) -> Callable[[], None]:
-    """Let ``pipe(..)`` mean steps where its loop counts calls, while ``scheduler``, which repeats timesteps, is its own. Returns what
-    takes it off.
+    """Let ``pipe(..)`` mean steps where its loop counts calls, while ``scheduler``, which repeats timesteps, is its own. Returns
+    what takes it off.
 
     Python looks for a call in the class, so the pipeline gets one of its own, of the same name. It translates
 
@@ -118,7 +118,7 @@ def _laid_out(scheduler: Corrected, given: Mapping[str, Any]) -> Run:
     trial: Any = copy.deepcopy(scheduler)
     trial.before_run = None
     taken = inspect.signature(trial.set_timesteps).parameters.keys()  # what is not, diffusers refuses
-    values = {name: given[name] for name in ("timesteps", "sigmas") if name in given.keys() & taken}
+    values: dict[str, Any] = {name: given[name] for name in ("timesteps", "sigmas") if name in given.keys() & taken}
     values = values or {"num_inference_steps": given["num_inference_steps"]}
     trial.set_timesteps(**values, **({"mu": 1.0} if trial.config.get("use_dynamic_shifting") else {}))
     return trial.run
@@ -143,8 +143,8 @@ def _callbacks(scheduler: Corrected, given: Mapping[str, Any]) -> dict[str, Any]
         changed["callback_on_step_end"] = _once_a_step(scheduler, callback)
     if isinstance(callback, PipelineCallback | MultiPipelineCallbacks):  # which tell the pipeline what they need
         changed["callback_on_step_end_tensor_inputs"] = callback.tensor_inputs
-    rest = given.get("kwargs", {})  # where the callback of Stable Diffusion is, as it is deprecated there
-    told = given if "callback" in given else rest
+    rest: dict[str, Any] = given.get("kwargs", {})  # where the callback of Stable Diffusion is, as it is deprecated there
+    told: Mapping[str, Any] = given if "callback" in given else rest
     older, interval = told.get("callback"), told.get("callback_steps")
     if older is not None and type(interval) is int and interval > 0:  # anything else is refused by diffusers
         every = {"callback": _every(scheduler, older, interval), "callback_steps": 1}

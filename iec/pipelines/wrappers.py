@@ -140,8 +140,8 @@ def require_repeatable(pipe: Any) -> None:
     """
     if any(kind.__name__ == "ModularPipeline" for kind in type(pipe).__mro__):
         raise ConfigError(
-            f"{type(pipe).__name__} is a modular pipeline, whose blocks take the calls of the network for steps, and corrections add "
-            "calls. Use the pipeline of diffusers for this model (DiffusionPipeline.from_pretrained), or leave the correction out."
+            f"{type(pipe).__name__} is a modular pipeline, whose blocks take the calls of the network for steps, and corrections "
+            "add calls. Use diffusers' pipeline of this model (DiffusionPipeline.from_pretrained), or leave the correction out."
         )
     told = [part for part, network in pipe.components.items() if getattr(getattr(network, "config", None), "use_meanflow", False)]
     if told or type(pipe).__name__.startswith("AnyFlow"):

@@ -32,7 +32,7 @@ def require_supported(attention: "Attention", name: str) -> None:
     if found:
         raise ConfigError(
             f"{name} cannot be quantized: its attention uses {', '.join(found)}. Use the network with the default attention of "
-            "diffusers and separate projections: unfuse_qkv_projections() of the network, pipe.unload_ip_adapter(), or load it again."
+            "diffusers and separate projections: its unfuse_qkv_projections(), pipe.unload_ip_adapter(), or load it again."
         )
 
 
@@ -58,8 +58,8 @@ class QuantProducts(nn.Module):
 
 
 class QuantAttnProcessor(QuantProducts):
-    """Does what diffusers' `AttnProcessor2_0` does, with quantized products: group norm, 4-D inputs, self and cross attention, mask,
-    residual and output factor.
+    """Does what diffusers' `AttnProcessor2_0` does, with quantized products: group norm, 4-D inputs, self and cross attention,
+    mask, residual and output factor.
     """
 
     # __call__ and not forward: Attention reads the names of its parameters to see which keywords a processor takes.
@@ -130,8 +130,8 @@ class QuantInnerProcessor(QuantProducts):
             result = self.inner(attn, hidden_states, encoder_hidden_states, attention_mask, *positional, **keywords)
         if products.count != 1:
             raise ConfigError(
-                f"The products of {self.name} are computed by an attention backend of diffusers, where they cannot be quantized. Call "
-                "iec.remove(pipe), reset_attention_backend() of the network, and iec.apply again."
+                f"The products of {self.name} are computed by an attention backend of diffusers, where they cannot be quantized. "
+                "Call iec.remove(pipe), reset_attention_backend() of the network, and iec.apply again."
             )
         return result
 
@@ -156,8 +156,8 @@ class QuantInnerProcessor(QuantProducts):
 
 
 def quantized_processor(attention: Any, name: str, config: PTQConfig, context: StepContext) -> QuantProducts | None:
-    """The processor in the place of that of ``attention``; None for Sana's linear attention, which has no softmax: its projections are
-    quantized, its products stay float. Raises `ConfigError` as `require_supported` does.
+    """The processor in the place of that of ``attention``; None for Sana's linear attention, which has no softmax: its projections
+    are quantized, its products stay float. Raises `ConfigError` as `require_supported` does.
     """
     kind = type(attention.processor).__name__
     if kind == "SanaLinearAttnProcessor2_0":

@@ -34,8 +34,8 @@ class CalibrationCall:
             )
 
     def followed_by(self, other: "CalibrationCall") -> "CalibrationCall":
-        """One call on these images and those of ``other``, a full call of the same step: guidance as two calls. Raises `ConfigError` as
-        `Conditioning.followed_by` does.
+        """One call on these images and those of ``other``, a full call of the same step: guidance as two calls. Raises
+        `ConfigError` as `Conditioning.followed_by` does.
         """
         mine, theirs = self.cond, other.cond
         if isinstance(mine, Conditioning) and isinstance(theirs, Conditioning):

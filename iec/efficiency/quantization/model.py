@@ -53,8 +53,8 @@ class QuantizedNetwork:
 
 
 def quantize_unet(unet: nn.Module, config: PTQConfig, num_steps: int) -> QuantizedUNet:
-    """A quantized copy of a UNet2DModel, a UNet2DConditionModel, or a transformer of Conv2d and Linear layers (DiT, PixArt, SD3, FLUX,
-    Sana), for ``num_steps`` sampling steps; ``unet`` is left as it is.
+    """A quantized copy of a UNet2DModel, a UNet2DConditionModel, or a transformer of Conv2d and Linear layers (DiT, PixArt, SD3,
+    FLUX, Sana), for ``num_steps`` sampling steps; ``unet`` is left as it is.
 
     Weights are quantized here, from their values alone; activations need `calibrate` or `load_calibration`. Every Conv2d and
     Linear is quantized, the time embedding's included; of SD3, FLUX and Sana those of `selection.INNER` alone. Embedding tables,
@@ -69,8 +69,8 @@ LayerMaker = Callable[[nn.Conv2d | nn.Linear, str, PTQConfig, StepContext, int |
 
 
 def with_layers(unet: nn.Module, config: PTQConfig, num_steps: int, make: LayerMaker) -> QuantizedUNet:
-    """``unet``, in place, with every layer of `layers_to_quantize` replaced by what ``make`` makes of it, and with quantized attention.
-    Raises `ConfigError` as `quantize_unet` does.
+    """``unet``, in place, with every layer of `layers_to_quantize` replaced by what ``make`` makes of it, and with quantized
+    attention. Raises `ConfigError` as `quantize_unet` does.
     """
     from diffusers.models.attention import AttentionModuleMixin
     from diffusers.models.attention_processor import Attention

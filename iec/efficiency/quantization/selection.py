@@ -30,8 +30,8 @@ def require_units(network: nn.Module, config: PTQConfig) -> None:
     """Raises `ConfigError` for ``reconstruct="block"`` where a block gives two tensors, image and text."""
     if config.reconstruct == "block" and is_joint(network):
         raise ConfigError(
-            f"The blocks of {type(network).__name__} give image and text side by side, and reconstruct='block' learns from one output "
-            "of a block. Use efficiency.reconstruct=layer."
+            f"The blocks of {type(network).__name__} give image and text side by side, and reconstruct='block' learns from one "
+            "output of a block. Use efficiency.reconstruct=layer."
         )
 
 

@@ -67,7 +67,12 @@ JOINT = {"added_kv_proj_dim": 12, "qk_norm": "rms_norm", "bias": True, "out_dim"
 
 def test_operands_of_joint_attention_are_quantized_right_before_their_products():
     """SD3: image and text, each with its projections and norms, attend to both; the text of the last block is not read again."""
-    context, config, x, text = StepContext(1), PTQConfig(activation_bits=5, softmax_bits=3), torch.randn(3, 10, 32), torch.randn(3, 4, 12)
+    context, config, x, text = (
+        StepContext(1),
+        PTQConfig(activation_bits=5, softmax_bits=3),
+        torch.randn(3, 10, 32),
+        torch.randn(3, 4, 12),
+    )
     attention = Attention(32, heads=2, dim_head=16, processor=JointAttnProcessor2_0(), context_pre_only=True, **JOINT)
     attention.eval().requires_grad_(False)
     attention.set_processor(quantized_processor(attention, "attention", config, context))
