@@ -9,6 +9,7 @@ from diffusers import (
     ControlNetModel,
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FluxImg2ImgPipeline,
     StableDiffusionControlNetImg2ImgPipeline,
     StableDiffusionControlNetPipeline,
     StableDiffusionXLAdapterPipeline,
@@ -22,7 +23,7 @@ from iec.errors import ConfigError
 from iec.pipelines.windows import BORDERS, COUNTED, count_steps, in_calls
 from iec.sampling.placement import Placement
 from tests.tiny_flow import OTHERS, SDXL_POOLED, WAYS, sdxl
-from tests.tiny_pipelines import LATENT, TEXT, quiet, seeded, stable_diffusion
+from tests.tiny_pipelines import LATENT, TEXT, quiet, refiner, seeded, stable_diffusion
 
 FLOW = FlowMatchEulerDiscreteScheduler(shift=3.0)
 FIXED = iec.Correction(tolerance=0)
@@ -173,6 +174,27 @@ def test_a_callback_comes_once_a_step_after_its_corrections():
     seen.clear()
     run(generator=seeded())
     assert [entry[0] for entry in seen] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("kind", ["refiner", "FLUX"])
+def test_a_callback_of_a_run_from_the_middle_is_told_the_steps_of_that_run(kind):
+    """A refiner passes one entry over; FLUX begins at the entry of a correction."""
+    torch.manual_seed(0)
+    if kind == "refiner":
+        pipe, arguments = refiner(), {**TEXT, **SDXL_POOLED, "denoising_start": 0.5}
+    else:
+        parts = {name: part for name, part in WAYS["FLUX"][0](FLOW).components.items()}
+        pipe, arguments = quiet(FluxImg2ImgPipeline(**parts)), {**WAYS["FLUX"][1], "strength": 0.5}
+    arguments |= {"image": torch.rand(len(arguments["prompt_embeds"]), 3, *([16, 16] if kind == "FLUX" else [8, 8]))}
+    told = lambda pipe, i, t, _: seen.append((i, float(t), pipe.num_timesteps)) or {}  # noqa: E731
+    run = partial(pipe, **{**arguments, "output_type": "latent"}, num_inference_steps=5, callback_on_step_end=told)
+    seen = []
+    run(generator=seeded())
+    plain = seen[:]
+    seen.clear()
+    with iec.apply(pipe, correction=FIXED, placement=Placement("all_steps")):
+        run(generator=seeded())
+    assert seen == plain and 2 <= len(seen) < 5
 
 
 @pytest.mark.parametrize("cutoff", [{"cutoff_step_ratio": 0.3}, {"cutoff_step_ratio": None, "cutoff_step_index": 3}], ids=str)
