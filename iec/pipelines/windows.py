@@ -97,9 +97,10 @@ def in_calls(scheduler: Corrected, arguments: Mapping[str, Any]) -> dict[str, An
             "placement='none'."
         )
     given = {name: value for name, value in arguments.items() if value is not None}
-    names = [name for name in BORDERS if name in given and (not name.startswith("skip_") or "skip_guidance_layers" in given)]
+    in_use = {"skip": "skip_guidance_layers" in given, "control": all(0 <= start < end <= 1 for start, end in _control(given))}
+    names = [name for name in BORDERS if name in given and in_use.get(name.split("_")[0], True)]  # diffusers refuses wrong windows
     if given.get("strength", 1) < 1 or given.keys() & {"denoising_start", "denoising_end"}:
-        narrow = [name for name in names if any(value != OPEN.get(name) for value in _listed(given[name]))]
+        narrow = [name for name in names if set(_listed(given[name])) != {OPEN.get(name)}]
         if narrow:
             raise ConfigError(
                 f"{', '.join(narrow)} would be counted in calls of the network, since this run leaves steps out (strength, "
@@ -109,7 +110,11 @@ def in_calls(scheduler: Corrected, arguments: Mapping[str, Any]) -> dict[str, An
     run = _laid_out(scheduler, given) if names else Run((), (), False)
     changed = {name: _mapped(functools.partial(BORDERS[name].moved, run), given[name]) for name in names}
     if "control_guidance_start" in changed:
-        changed |= _ordered(changed["control_guidance_start"], changed["control_guidance_end"], len(run.calls))
+        apart = 0.25 / len(run.calls)  # diffusers wants an end behind the beginning, also where no step lies within
+        windows = [(start, max(end, start + apart)) for start, end in _control(changed)]
+        several = isinstance(given["control_guidance_start"], list) or isinstance(given["control_guidance_end"], list)
+        for i, name in enumerate(("control_guidance_start", "control_guidance_end")):
+            changed[name] = [window[i] for window in windows] if several else windows[0][i]
     return changed | _callbacks(scheduler, given)
 
 
@@ -119,21 +124,9 @@ def _laid_out(scheduler: Corrected, given: Mapping[str, Any]) -> Run:
     trial.before_run = None
     taken = inspect.signature(trial.set_timesteps).parameters.keys()  # what is not, diffusers refuses
     values: dict[str, Any] = {name: given[name] for name in ("timesteps", "sigmas") if name in given.keys() & taken}
-    values = values or {"num_inference_steps": given["num_inference_steps"]}
+    values = values or {"num_inference_steps": given.get("num_inference_steps")}
     trial.set_timesteps(**values, **({"mu": 1.0} if trial.config.get("use_dynamic_shifting") else {}))
     return trial.run
-
-
-def _ordered(start: Any, end: Any, calls: int) -> dict[str, Any]:
-    """A ControlNet's window, which diffusers wants to end behind its beginning, also where no step lies within."""
-    if isinstance(start, list) or isinstance(end, list):
-        count = max(len(_listed(start)), len(_listed(end)))
-        starts, ends = (value if isinstance(value, list) else count * [value] for value in (start, end))
-        return {
-            "control_guidance_start": starts,
-            "control_guidance_end": [max(b, a + 0.25 / calls) for a, b in zip(starts, ends, strict=True)],
-        }
-    return {"control_guidance_end": max(end, start + 0.25 / calls)}
 
 
 def _callbacks(scheduler: Corrected, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -201,10 +194,19 @@ def _every(scheduler: Corrected, callback: Callable[..., Any], interval: int) ->
     return after_call
 
 
+def _control(given: Mapping[str, Any]) -> list[tuple[float, float]]:
+    """The windows of the ControlNets, of which there may be several; a number is that of all of them."""
+    if "control_guidance_start" not in given or "control_guidance_end" not in given:
+        return []
+    edges = [_listed(given[f"control_guidance_{edge}"]) for edge in ("start", "end")]
+    count = max(map(len, edges))
+    return list(zip(*(edge if len(edge) == count else edge * count for edge in edges), strict=True))
+
+
 def _mapped(function: Callable[[float], float], value: Any) -> Any:
     """Of a number, or of each in a list."""
-    return [function(item) for item in value] if isinstance(value, list | tuple) else function(value)
+    return [function(item) for item in value] if isinstance(value, list) else function(value)
 
 
 def _listed(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, list | tuple) else [value]
+    return value if isinstance(value, list) else [value]

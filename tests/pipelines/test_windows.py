@@ -51,6 +51,8 @@ def test_a_border_falls_before_the_first_call_of_its_step(name, placement, liste
         scheduler.set_timesteps(**given)
         calls = scheduler.run.calls
         for value in (0.0, 0.01, 0.2, 0.3, 0.5, 0.77, 1.0):
+            if value == {"control_guidance_start": 1.0, "control_guidance_end": 0.0}.get(name):
+                continue  # diffusers refuses it
             given |= {"skip_guidance_layers": [0], "control_guidance_end": 1.0, "control_guidance_start": 0.0} | {name: value}
             moved = in_calls(scheduler, given)[name]
             count = len(calls) if listed or name == "cfg_trunc_ratio" else steps
@@ -134,8 +136,20 @@ def test_a_window_in_a_run_that_leaves_steps_out_is_refused_and_one_of_all_steps
             pipe(**arguments, control_guidance_end=0.5)
         pipe(**arguments)
         pipe(**{**arguments, "strength": 1.0}, control_guidance_end=0.5)
+        with pytest.raises(ValueError, match="cannot be larger or equal to control guidance end"):
+            pipe(**arguments, control_guidance_start=0.8, control_guidance_end=0.2)
     with iec.apply(pipe, placement=Placement("none")):
         pipe(**arguments, control_guidance_end=0.5)
+
+
+def test_windows_of_several_controlnets_are_translated_one_by_one():
+    scheduler, several = iec.IECScheduler.from_config(LATENT.config), {"num_inference_steps": T, "control_guidance_end": [0.5, 1.0]}
+    for start in (0.3, [0.3, 0.0], [0.3, 0.9]):
+        moved = in_calls(scheduler, {**several, "control_guidance_start": start})
+        for i in range(2):
+            single = {"control_guidance_start": (start if isinstance(start, list) else 2 * [start])[i]}
+            single |= {"control_guidance_end": several["control_guidance_end"][i], "num_inference_steps": T}
+            assert {name: values[i] for name, values in moved.items()} == in_calls(scheduler, single)
 
 
 @pytest.mark.parametrize("factor", [0.45, 1.0])
@@ -183,8 +197,8 @@ def test_a_callback_of_a_run_from_the_middle_is_told_the_steps_of_that_run(kind)
     if kind == "refiner":
         pipe, arguments = refiner(), {**TEXT, **SDXL_POOLED, "denoising_start": 0.5}
     else:
-        parts = {name: part for name, part in WAYS["FLUX"][0](FLOW).components.items()}
-        pipe, arguments = quiet(FluxImg2ImgPipeline(**parts)), {**WAYS["FLUX"][1], "strength": 0.5}
+        pipe = quiet(FluxImg2ImgPipeline(**WAYS["FLUX"][0](FLOW).components))
+        arguments = {**WAYS["FLUX"][1], "strength": 0.5}
     arguments |= {"image": torch.rand(len(arguments["prompt_embeds"]), 3, *([16, 16] if kind == "FLUX" else [8, 8]))}
     told = lambda pipe, i, t, _: seen.append((i, float(t), pipe.num_timesteps)) or {}  # noqa: E731
     run = partial(pipe, **{**arguments, "output_type": "latent"}, num_inference_steps=5, callback_on_step_end=told)

@@ -12,8 +12,9 @@ INNER = re.compile(r"(single_)?transformer_blocks\.\d+\.(?!norm)")
 INNER_ONLY = frozenset({"SD3Transformer2DModel", "FluxTransformer2DModel", "SanaTransformer2DModel"})
 """Classes of which `INNER` alone is quantized. Float stay the embedders of patches, timestep, guidance and text, the modulations
 (AdaLN: the linear layers in the norms of a block), norm_out and proj_out. They are few operations, and all that follows depends on
-them. ViDiT-Q keeps the same (t_embedder, adaLN_modulation, final_layer; arXiv 2406.02540). Of DiT, PixArt and UNets every layer is
-quantized, the ends at ``end_bits``, as in the code of the paper."""
+them. ViDiT-Q keeps the same (arXiv 2406.02540; x_embedder, t_embedder, y_embedder, t_block, which makes the modulations, and
+final_layer in t2v/configs/quant/opensora/remain_fp.txt of thu-nics/ViDiT-Q). Of DiT, PixArt and UNets every layer is quantized, the
+ends at ``end_bits``, as the paper's code does with UNets."""
 
 
 def layers_to_quantize(network: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
