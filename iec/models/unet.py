@@ -25,7 +25,7 @@ class UNetNetwork(ModuleNetwork):
     """A diffusers UNet (or any module called as ``module(x, t).sample``) as a `Network`.
 
     cond: class labels for a UNet2DModel, text embeddings [B, tokens, width] for a UNet2DConditionModel; or a `Conditioning`, of
-    any network of diffusers.
+    any network of diffusers. A timestep in it is the one that the network gets: FLUX counts them from 0 to 1.
     """
 
     def __call__(
@@ -33,7 +33,7 @@ class UNetNetwork(ModuleNetwork):
     ) -> Prediction:
         t = torch.full((len(x),), step.timestep, device=x.device)
         if isinstance(cond, Conditioning):
-            return Prediction(self.module(x.to(self.dtype), timestep=t, **cond.arguments).sample)
+            return Prediction(self.module(x.to(self.dtype), **{"timestep": t, **cond.arguments, **cond.shared}).sample)
         extra = () if cond is None else (cond,)
         return Prediction(self.module(x.to(self.dtype), t, *extra).sample)
 

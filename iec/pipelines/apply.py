@@ -17,6 +17,7 @@ from iec.efficiency.caching.forecast import Forecast
 from iec.efficiency.caching.forecast_config import ForecastConfig
 from iec.efficiency.integer import require_kernels, require_machine, with_kernels
 from iec.efficiency.quantization import CalibrationCall, PTQConfig, QuantizedUNet, calibrate, quantize_unet, reconstruct
+from iec.efficiency.quantization.selection import require_units
 from iec.errors import ConfigError
 from iec.io.progress import reported
 from iec.models.unet import UNetNetwork
@@ -27,6 +28,7 @@ from iec.pipelines.flow import IECFlowMatchScheduler, is_flow
 from iec.pipelines.other_caches import keep_states, require_no_cache
 from iec.pipelines.scheduler import IECScheduler
 from iec.pipelines.unet import Forward, restorer
+from iec.pipelines.windows import count_steps
 from iec.pipelines.wrappers import part_of, plain_network, require_repeatable
 from iec.sampling.correction import Correction
 from iec.sampling.corrector import NO_CORRECTOR, Corrector
@@ -76,7 +78,7 @@ def apply(
     kernels: str = "simulated",
 ) -> Applied:
     """Put IEC under a pipeline, feature caching (DeepCache) where its network is a UNet, and quantization where it is a UNet or the
-    transformer of DiT or PixArt.
+    transformer of DiT, PixArt, SD3, FLUX or Sana.
 
     * correction, placement: see `IECScheduler`; ``IECScheduler.from_config`` says which schedulers it can replace. Euler keeps its
       variables and noise levels (`IECEulerScheduler`). Flow matching is corrected by `IECFlowMatchScheduler`; without a placement
@@ -92,12 +94,17 @@ def apply(
       with the cache if there is one: ``pipe(**calibration)``, e.g. ``{"prompt": [..], "generator":
       torch.Generator().manual_seed(0), "num_inference_steps": 50}``. This run has to call the network on ``calibration_images``
       inputs in each step; guidance makes two inputs of one image. Later runs must have the same timesteps.
+      Of SD3, FLUX and Sana the layers of `iec.efficiency.quantization.selection` are quantized, the others stay float.
     * kernels: of the quantized UNet. ``simulated`` computes in float arithmetic on the grid; ``int8`` on 8-bit integers, with
       compiled passes between them; ``int8_unfused`` without. On integers the UNet stays on the device where it was calibrated.
 
+    With a correction, what the pipeline's call says of steps keeps its meaning: windows of guidance and ControlNets, and callbacks,
+    which come once a step (`iec.pipelines.windows`).
+
     Works for pipelines that call their network once for each entry of ``scheduler.timesteps`` (with guidance on one doubled
-    batch). Hooks and wrappers on the UNet, put on before or after, either work or are refused by name, at the latest at the next
-    call. So are switches of a quantized UNet. With a cache the UNet's repeated blocks can be compiled, with quantization nothing.
+    batch; without a cache, also in two calls). Hooks and wrappers on the UNet, put on before or after, either work or are refused
+    by name, at the latest at the next call. So are switches of a quantized UNet. With a cache the UNet's repeated blocks can be
+    compiled, with quantization nothing.
     Without cache and quantize only the scheduler is exchanged; then the network need not be a UNet (DiT, SD3, FLUX ..). Caches of
     diffusers on a transformer are kept (docs/caches.md), and ``placement.cached_steps`` says what happens in steps that they cache.
     ``save_pretrained`` saves the scheduler, but no cache and no quantization: call `remove` before.
@@ -132,6 +139,8 @@ def apply(
             "calibrated. Use cached_steps='cached' or 'skip'."
         )
     forecast, cache_from = cache or ForecastConfig(), (correction or Correction()).cache_from
+    if quantize is not None:
+        require_units(unet, quantize)
     undo: list[Callable[[], object]] = [restorer(unet)]
     try:
         if quantize is None or calibration is None:
@@ -209,11 +218,10 @@ def _record(
     calls: list[CalibrationCall] = []
 
     def record(call: CalibrationCall) -> None:
-        if len(call.x) != config.calibration_images:
-            raise ConfigError(
-                f"The calibration calls the network on {len(call.x)} inputs a step (with guidance two an image), and "
-                f"efficiency.calibration_images={config.calibration_images}. Make them agree."
-            )
+        if calls and call.step.index == calls[-1].step.index:  # the other branch of guidance
+            call = calls.pop().followed_by(call)
+        elif calls:
+            require_inputs(calls[-1])
         if call.step.index != len(calls):
             raise ConfigError(
                 f"The calibration runs sampling step {call.step.index} after {len(calls)} others: it starts in the middle "
@@ -221,12 +229,23 @@ def _record(
                 "steps; the result serves every strength."
             )
         calls.append(call)
+        if len(call.x) > config.calibration_images:
+            require_inputs(call)
+
+    def require_inputs(call: CalibrationCall) -> None:
+        if len(call.x) != config.calibration_images:
+            raise ConfigError(
+                f"The calibration calls the network on {len(call.x)} inputs a step (with guidance two an image), and "
+                f"efficiency.calibration_images={config.calibration_images}. Make them agree."
+            )
 
     kind: Any = type(scheduler)
     plain = kind.from_config(scheduler.config, placement="none", fraction=None, count=None, steps=None)
     plain.refresh_of = scheduler.refresh_of
     with _exchange(pipe, plain, Forward(unet, plain, cut, forecast, record=record), []):
         pipe(**calibration)
+    for call in calls[-1:]:
+        require_inputs(call)
     return calls, forecast.forecast_of(plain.abar())
 
 
@@ -275,6 +294,8 @@ def _exchange(pipe: Any, scheduler: Corrected, forward: Forward | None, undo: li
     undo.append(lambda: delattr(pipe, HANDLE))
     setattr(pipe, HANDLE, applied)
     swap("scheduler", scheduler)
+    if scheduler.placement.kind != "none":
+        undo.append(count_steps(pipe, scheduler))
     if forward is not None:
         unet = forward.unet
         if forward.copy is not None:

@@ -1,4 +1,4 @@
-"""A diffusers UNet with every convolution, linear layer and attention product fake-quantized."""
+"""A diffusers UNet or transformer with its convolutions, linear layers and attention products fake-quantized."""
 
 import copy
 from collections.abc import Callable
@@ -7,9 +7,10 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from iec.efficiency.quantization.attention import QuantAttnProcessor, require_supported
+from iec.efficiency.quantization.attention import quantized_processor
 from iec.efficiency.quantization.config import PTQConfig
 from iec.efficiency.quantization.layers import QuantLayer, SealedLayer
+from iec.efficiency.quantization.selection import layers_to_quantize, require_units
 from iec.efficiency.quantization.steps import ActivationQuantizer, StepContext
 from iec.errors import ConfigError
 from iec.models.unet import network_of, parameter_bytes
@@ -52,13 +53,13 @@ class QuantizedNetwork:
 
 
 def quantize_unet(unet: nn.Module, config: PTQConfig, num_steps: int) -> QuantizedUNet:
-    """A quantized copy of a UNet2DModel, a UNet2DConditionModel, or a transformer of Conv2d and Linear layers with plain attention
-    (DiT, PixArt), for ``num_steps`` sampling steps; ``unet`` is left as it is.
+    """A quantized copy of a UNet2DModel, a UNet2DConditionModel, or a transformer of Conv2d and Linear layers (DiT, PixArt, SD3,
+    FLUX, Sana), for ``num_steps`` sampling steps; ``unet`` is left as it is.
 
     Weights are quantized here, from their values alone; activations need `calibrate` or `load_calibration`. Every Conv2d and
-    Linear is quantized, the time embedding's included; embedding tables, norms and biases stay float. The float weights stay
-    beside the quantized ones, for calibration. Choose dtype and device before: scales are kept in float32. Raises
-    `ConfigError` for a UNet with layers that are none of these.
+    Linear is quantized, the time embedding's included; of SD3, FLUX and Sana those of `selection.INNER` alone. Embedding tables,
+    norms and biases stay float. The float weights stay beside the quantized ones, for calibration. Choose dtype and device before:
+    scales are kept in float32. Raises `ConfigError` for a network with layers or attention that are none of these.
     """
     return with_layers(copy.deepcopy(unet), config, num_steps, QuantLayer)
 
@@ -68,27 +69,29 @@ LayerMaker = Callable[[nn.Conv2d | nn.Linear, str, PTQConfig, StepContext, int |
 
 
 def with_layers(unet: nn.Module, config: PTQConfig, num_steps: int, make: LayerMaker) -> QuantizedUNet:
-    """``unet``, in place, with every Conv2d and Linear replaced by what ``make`` makes of it, and with quantized attention. Raises
-    `ConfigError` as `quantize_unet` does.
+    """``unet``, in place, with every layer of `layers_to_quantize` replaced by what ``make`` makes of it, and with quantized
+    attention. Raises `ConfigError` as `quantize_unet` does.
     """
+    from diffusers.models.attention import AttentionModuleMixin
     from diffusers.models.attention_processor import Attention
 
+    require_units(unet, config)
     unet = unet.eval().requires_grad_(False)
     context = StepContext(num_steps)
     splits = skip_splits(unet) if config.split_skips and hasattr(unet, "up_blocks") else {}  # a transformer has no skips
     for name, module in list(unet.named_modules()):
-        if isinstance(module, Attention):
-            require_supported(module, name)
-            module.set_processor(QuantAttnProcessor(name, config, context))  # type: ignore[arg-type]  # a stub names one class
+        if isinstance(module, Attention | AttentionModuleMixin):
+            processor = quantized_processor(module, name, config, context)
+            if processor is not None:
+                module.set_processor(processor)  # type: ignore[arg-type]  # a stub names one class
         elif isinstance(module, _ConvNd) and not isinstance(module, nn.Conv2d):
             raise ConfigError(f"{name} is a {type(module).__name__}; only Conv2d and Linear layers can be quantized.")
     replaced: dict[nn.Module, SealedLayer] = {}  # one layer can have two names
-    for name, module in list(unet.named_modules(remove_duplicate=False)):
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            if module not in replaced:
-                replaced[module] = make(module, name, config, context, splits.get(name))
-            parent, _, child = name.rpartition(".")
-            setattr(unet.get_submodule(parent), child, replaced[module])
+    for name, layer in layers_to_quantize(unet).items():
+        if layer not in replaced:
+            replaced[layer] = make(layer, name, config, context, splits.get(name))
+        parent, _, child = name.rpartition(".")
+        setattr(unet.get_submodule(parent), child, replaced[layer])
     quantized = QuantizedUNet(unet, config, context)
     device = next(unet.parameters()).device
     for quantizer in quantized.quantizers().values():
