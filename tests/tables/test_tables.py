@@ -93,7 +93,8 @@ def test_the_table_and_its_pictures(spec, capsys, caplog, monkeypatch):
     }
     assert rows["base"]["scores"]["FID (EffNet-Lite0)"]["value"] > 0
     assert rows["corrected"]["relative_distance_mean"][0] == 0 < rows["corrected"]["relative_distance_mean"][2]
-    assert rows["four steps"]["relative_distance_mean"] is None and "PSNR to ref. (dB)" in rows["four steps"]["scores"]
+    assert rows["four steps"]["relative_distance_mean"] is None
+    assert {"PSNR to ref. (dB)", "SSIM to ref."} <= rows["four steps"]["scores"].keys()
     body = list(csv.DictReader((folder / "table.csv").open()))
     real = "real images (CIFAR-10 test)"
     assert [row["label"] for row in body] == [*rows, real] and body[0]["N"] == body[3]["N"] == "6"
@@ -205,14 +206,14 @@ def test_two_axes_of_variants_make_their_product(tmp_path, monkeypatch):
     for old, new, problem in [
         ("of: [exact]", "of: [exakt]", r"a variant is of \['exakt'\], which are not rows"),
         ("of: [exact]", "only: [exact]", "is not an experiment file"),
-        ("[rmse, grain]", "[rmse, noise]", r"unknown scores \['noise'\]; choose from psnr, rmse, grain"),
+        ("[rmse, grain]", "[rmse, noise]", r"unknown scores \['noise'\]; choose from psnr, ssim, rmse, grain"),
         ('  - "": [iec=none]', '  - "": []\n  - "": [iec=none]', "variants has 3 axes; give one, or a list of two"),
     ]:
         path.write_text(PRODUCT.replace(old, new))
         with pytest.raises(ConfigError, match=problem):
             Experiment.read(path)
     path.write_text(VARIED)
-    assert Experiment.read(path).product == () and Experiment.read(path).paired == ("psnr",)
+    assert Experiment.read(path).product == () and Experiment.read(path).paired == ("psnr", "ssim")
 
 
 def test_a_table_shows_the_paired_scores_that_it_asks_for_and_maps_their_changes(tmp_path):
