@@ -4,8 +4,8 @@
     C_1 = (0.01 L)^2,  C_2 = (0.03 L)^2,  L = 255
 
 Means, variances and the covariance are those under a Gaussian window of 11 x 11 pixels, sigma = 1.5, whose weights sum to 1. The
-score of a pair is the mean over the positions where the whole window lies inside the image, and over channels. These are the numbers
-of scikit-image's `structural_similarity(gaussian_weights=True, sigma=1.5, use_sample_covariance=False)`.
+score of a pair is the mean over the positions where the whole window lies inside the image, and over channels. These are the
+numbers of scikit-image's `structural_similarity(gaussian_weights=True, sigma=1.5, use_sample_covariance=False)`.
 """
 
 import numpy as np
@@ -17,8 +17,8 @@ C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 
 
 def ssim_per_image(images: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """SSIM of each pair of uint8 [N, H, W, C]; float64 [N] in -1 .. 1, 1 where the two images are identical, nan for images that are
-    smaller than the window.
+    """SSIM of each pair of uint8 [N, H, W, C]; float64 [N] in -1 .. 1, 1 where the two images are identical, nan for images that
+    are smaller than the window.
 
     Raises `MetricError` for another dtype or unequal shapes.
     """
