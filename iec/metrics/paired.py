@@ -12,6 +12,7 @@ import numpy as np
 from iec.errors import ConfigError, MetricError
 from iec.metrics.images.pairs import require_pairs
 from iec.metrics.interval import Interval
+from iec.metrics.perceptual import Perceptual
 from iec.metrics.ssim import ssim_per_image
 
 FAINT = 16
@@ -66,12 +67,18 @@ def least_difference(shape: Sequence[int]) -> float:
     return float(10 * np.log10(255.0**2 * np.prod(shape)))
 
 
+def anything(resolution: int) -> None:
+    """Images of any size, without weights."""
+
+
 @dataclass(frozen=True)
 class PairedMetric:
     """A number for each image beside the reference's image from the same noise.
 
     measure: (images, reference), uint8 [N, H, W, C] -> float64 [N]; infinite for identical images, nan where it is not defined.
     identical: (H, W, C) -> what an infinite value counts as beside finite ones, so that a mean stays finite and ordered.
+    require: of the images' height, raises what ``measure`` would for it, or for weights that are not there; to be called before
+    images are made.
     """
 
     name: str
@@ -79,13 +86,16 @@ class PairedMetric:
     measure: Callable[[np.ndarray, np.ndarray], np.ndarray]
     higher_is_better: bool = False
     identical: Callable[[Sequence[int]], float] = least_difference
+    require: Callable[[int], None] = anything
 
 
 PSNR = PairedMetric("psnr", "PSNR to ref. (dB)", psnr_per_image, higher_is_better=True)
 SSIM = PairedMetric("ssim", "SSIM to ref.", ssim_per_image, higher_is_better=True)
 RMSE = PairedMetric("rmse", "RMSE to ref. (levels)", rmse_per_image)
 GRAIN = PairedMetric("grain", "grain on black (%)", grain_per_image)
-PAIRED: dict[str, PairedMetric] = {metric.name: metric for metric in (PSNR, SSIM, RMSE, GRAIN)}
+PERCEPTUAL = Perceptual()
+LPIPS = PairedMetric("lpips", "LPIPS to ref. (AlexNet)", PERCEPTUAL, require=PERCEPTUAL.require)
+PAIRED: dict[str, PairedMetric] = {metric.name: metric for metric in (PSNR, SSIM, LPIPS, RMSE, GRAIN)}
 """All paired scores, by name; `register` adds one."""
 DEFAULT = (PSNR.name, SSIM.name)
 """Those that every table shows unless told otherwise."""

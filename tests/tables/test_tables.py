@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from iec.errors import ConfigError, StoreError, WeightsError
@@ -76,6 +77,17 @@ def test_rows_whose_weights_are_missing_do_not_stop_the_others(spec, tmp_path, c
     run(spec, "--status", "metrics=none")
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].startswith("  base: done in") and lines[4].startswith("  absent: cannot run here: WeightsError: ")
+
+
+def test_a_paired_score_whose_weights_are_missing_is_refused_before_a_row_is_computed(spec, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("IEC_METRIC_WEIGHTS", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    spec.write_text(f"{SPEC}paired: [psnr, lpips]\n")
+    with pytest.raises(WeightsError, match="alexnet-owt-7be5be79.pth is neither in(.|\n)*curl -L"):
+        run(spec, "--run")
+    assert not (spec.parent / "out").exists()
+    run(spec, "--status")
+    assert "  base: nothing yet" in capsys.readouterr().out
 
 
 def test_the_table_and_its_pictures(spec, capsys, caplog, monkeypatch):
@@ -206,7 +218,7 @@ def test_two_axes_of_variants_make_their_product(tmp_path, monkeypatch):
     for old, new, problem in [
         ("of: [exact]", "of: [exakt]", r"a variant is of \['exakt'\], which are not rows"),
         ("of: [exact]", "only: [exact]", "is not an experiment file"),
-        ("[rmse, grain]", "[rmse, noise]", r"unknown scores \['noise'\]; choose from psnr, ssim, rmse, grain"),
+        ("[rmse, grain]", "[rmse, noise]", r"unknown scores \['noise'\]; choose from psnr, ssim, lpips, rmse, grain"),
         ('  - "": [iec=none]', '  - "": []\n  - "": [iec=none]', "variants has 3 axes; give one, or a list of two"),
     ]:
         path.write_text(PRODUCT.replace(old, new))
