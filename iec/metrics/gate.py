@@ -1,7 +1,7 @@
 """An acceptance gate: bounds that scores have to keep, and what they have to be scores of.
 
     --gate "fid<=12.3" --gate "efficientnet_lite0_deep/fid<=40"       # of the protocol, and of one beside it
-    --gate experiments/gates/bundled.yaml                             # or a file
+    --gate experiments/gates/bundled.yaml                             # or a file; one of the project's from every folder
 
     protocol: efficientnet_lite0          # the keys before bounds are optional
     reference: fashion_mnist_train        # as --reference names it
@@ -25,6 +25,7 @@ from typing import Any
 
 from iec.errors import ConfigError
 from iec.io.paths import user_path
+from iec.io.resources import gate_file
 from iec.io.yaml import read_yaml
 from iec.metrics.interval import Interval
 
@@ -158,7 +159,7 @@ def _inline(word: str) -> Gate:
 
 
 def _file(word: str) -> Gate:
-    path = user_path(word)
+    path = gate_file(user_path(word))
     if not path.is_file():
         raise ConfigError(f"--gate {word}: there is no such file, and it is no bound as 'fid<=12.3'.")
     entry = read_yaml(path)

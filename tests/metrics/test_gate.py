@@ -188,6 +188,14 @@ def test_images_that_cannot_be_read_do_not_count(folder, tmp_path):
         score(folder, "--gate", written(tmp_path), "--skip-damaged", "--device", "cpu")
 
 
+def test_a_shipped_gate_is_found_from_every_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("bundled", "bundled.yaml", "experiments/gates/bundled.yaml"):
+        assert Gate.read([name]) == Gate.read([str(SHIPPED / "bundled.yaml")])
+    (tmp_path / "bundled.yaml").write_text("bounds: {fid: [0, 1]}\n")  # a file that is there comes first
+    assert Gate.read(["bundled.yaml"]).stated == {}
+
+
 @pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.yaml")), ids=lambda path: path.stem)
 def test_a_shipped_gate_is_about_scores_that_exist(path):
     """Its hashes are those of the statistics that are shipped, so that it is not refused; its bounds hold for the stored table."""

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import lpips
@@ -70,11 +71,11 @@ def test_it_is_the_papers_distance_and_zero_for_identical_images(measure):
     np.testing.assert_array_equal(measure(OTHER[..., :1], grey), measure(OTHER[..., [0, 0, 0]], grey[..., [0, 0, 0]]))
 
 
-def test_it_is_a_paired_score_on_request_with_an_interval(measure, monkeypatch):
+def test_it_is_a_paired_score_on_request_with_an_interval(measure):
     assert PAIRED["lpips"] is LPIPS and "lpips" not in DEFAULT and not LPIPS.higher_is_better
-    monkeypatch.setattr("iec.metrics.paired.PERCEPTUAL.weights", FILE)
-    LPIPS.require(32)
-    values = paired([OTHER[:2], OTHER[2:]], [REAL[:2], REAL[2:]], [LPIPS])["lpips"]
+    own = replace(LPIPS, measure=measure, require=measure.require)
+    own.require(32)
+    values = paired([OTHER[:2], OTHER[2:]], [REAL[:2], REAL[2:]], [own])["lpips"]
     np.testing.assert_allclose(values, measure(OTHER, REAL), rtol=1e-6)
     interval = mean_of_pairs(values)
     assert interval.low <= interval.value <= interval.high

@@ -120,7 +120,7 @@ def load_dinov2(card: Card, path: Path) -> nn.Module:
 
     registered: Any = registry[card.name]
 
-    class Local(registered):  # type: ignore[misc]
+    class Local(registered):
         def __init__(self, network: nn.Module) -> None:
             FeatureExtractorBase.__init__(self, card.name, [card.layer])  # registered's own would fetch the network
             self.feature_extractor_internal_dtype = torch.float32
