@@ -21,6 +21,8 @@ from iec.metrics.extractors.local_weights import WeightsFile
 from iec.metrics.images.pairs import require_pairs
 
 ALEXNET = WeightsFile(("alexnet-owt-7be5be79.pth",), "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth", "7be5be79")
+CONVOLUTIONS = (0, 3, 6, 8, 10)
+"""Their places among AlexNet's ``features``."""
 BATCH, LEAST = 50, 31
 """Pairs in one call; the height and width below which nothing is left after AlexNet's strides."""
 
@@ -45,14 +47,14 @@ class Perceptual:
 
         try:
             tensors = torch.load(path, map_location="cpu", weights_only=True)
+            given = {name for name in tensors if name.startswith("features.")}
+            if unfit := given ^ {f"features.{place}.{kind}" for place in CONVOLUTIONS for kind in ("weight", "bias")}:
+                raise KeyError(sorted(unfit)[0])
             with torch.random.fork_rng(devices=[]), warnings.catch_warnings():  # it asks torchvision in a way of the past
                 warnings.simplefilter("ignore", UserWarning)
                 network = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
-            named = {name: name.split(".", 1)[1] for name in network.net.state_dict()}  # slice2.3.weight is features.3.weight
-            unknown = {name for name in tensors if name.startswith("features.")} - {f"features.{name}" for name in named.values()}
-            if unknown:
-                raise KeyError(f"unknown {sorted(unknown)[0]}")
-            network.net.load_state_dict({name: tensors[f"features.{place}"] for name, place in named.items()}, strict=True)
+            own = {name: tensors[f"features.{name.split('.', 1)[1]}"] for name in network.net.state_dict()}  # slice2.3.bias
+            network.net.load_state_dict(own, strict=True)
         except Exception as error:  # a damaged pickle raises whatever its bytes happen to spell
             raise WeightsError(f"{path} does not hold torchvision's AlexNet: {error}. Delete it and get it again.") from error
         return network.eval().requires_grad_(False)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from iec.errors import WeightsError
+from iec.errors import ConfigError, WeightsError
 from iec.metrics.extractors.features import extract
 from iec.metrics.extractors.local_weights import VARIABLE, WeightsFile
 from iec.metrics.extractors.registered import CLIP_BASE, CLIP_LARGE, DINOV2_LARGE, DINOV2_SMALL, Registered, positions
@@ -19,6 +19,7 @@ from iec.metrics.protocol import PROTOCOLS, Protocol, protocol
 from iec.metrics.references.prepare import make_reference
 from iec.metrics.references.reference import load_reference
 from iec.metrics.scores import available
+from iec.runs.runner import run_cell
 
 WIDTH, HEADS = 16, 2
 FILE = WeightsFile(("weights.pth",), "https://example.org/weights.pth")
@@ -179,6 +180,16 @@ def test_a_file_of_something_else_is_refused(folder, card):
         refused(f"does not hold the tensors of {card.label}: (.|\n)*Delete it and get it again from https://example.org")
     (folder / "weights.pth").write_bytes(b"nothing")
     refused(f"does not hold the tensors of {card.label}")
+
+
+def test_a_cell_that_is_to_be_scored_by_it_fails_before_an_image_is_made(folder, make_cell, tmp_path):
+    for name, scores in {"dinov2_vit_l_14": "fid", "clip_vit_l_14_336px": "cmmd"}.items():
+        cell = make_cell(f"metrics={name}", f"metrics.scores=[{scores}]", f"paths.output={tmp_path / 'out'}", "num_images=2")
+        with pytest.raises(WeightsError, match="It is not fetched without being asked for"):
+            run_cell(cell)
+        assert not list(cell.folder.glob("shards/*"))
+    with pytest.raises(ConfigError, match="dinov2_vit_l_14 has no score 'cmmd'; choose from fid, kid"):
+        make_cell("metrics=dinov2_vit_l_14", "metrics.scores=[cmmd]")
 
 
 @pytest.mark.parametrize("card", [DINOV2_SMALL, DINOV2_LARGE, CLIP_BASE, CLIP_LARGE])
