@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from iec.errors import ConfigError, StoreError, WeightsError
@@ -78,6 +79,17 @@ def test_rows_whose_weights_are_missing_do_not_stop_the_others(spec, tmp_path, c
     assert lines[1].startswith("  base: done in") and lines[4].startswith("  absent: cannot run here: WeightsError: ")
 
 
+def test_a_paired_score_whose_weights_are_missing_is_refused_before_a_row_is_computed(spec, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("IEC_METRIC_WEIGHTS", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    spec.write_text(f"{SPEC}paired: [psnr, lpips]\n")
+    with pytest.raises(WeightsError, match="alexnet-owt-7be5be79.pth is neither in(.|\n)*curl -L"):
+        run(spec, "--run")
+    assert not (spec.parent / "out").exists()
+    run(spec, "--status")
+    assert "  base: nothing yet" in capsys.readouterr().out
+
+
 def test_the_table_and_its_pictures(spec, capsys, caplog, monkeypatch):
     monkeypatch.setattr(runner, "floor", lambda reference, protocol, score, n: 1.5 if score == "fid" else None)
     run(spec, "--run")
@@ -93,7 +105,8 @@ def test_the_table_and_its_pictures(spec, capsys, caplog, monkeypatch):
     }
     assert rows["base"]["scores"]["FID (EffNet-Lite0)"]["value"] > 0
     assert rows["corrected"]["relative_distance_mean"][0] == 0 < rows["corrected"]["relative_distance_mean"][2]
-    assert rows["four steps"]["relative_distance_mean"] is None and "PSNR to ref. (dB)" in rows["four steps"]["scores"]
+    assert rows["four steps"]["relative_distance_mean"] is None
+    assert {"PSNR to ref. (dB)", "SSIM to ref."} <= rows["four steps"]["scores"].keys()
     body = list(csv.DictReader((folder / "table.csv").open()))
     real = "real images (CIFAR-10 test)"
     assert [row["label"] for row in body] == [*rows, real] and body[0]["N"] == body[3]["N"] == "6"
@@ -205,14 +218,14 @@ def test_two_axes_of_variants_make_their_product(tmp_path, monkeypatch):
     for old, new, problem in [
         ("of: [exact]", "of: [exakt]", r"a variant is of \['exakt'\], which are not rows"),
         ("of: [exact]", "only: [exact]", "is not an experiment file"),
-        ("[rmse, grain]", "[rmse, noise]", r"unknown scores \['noise'\]; choose from psnr, rmse, grain"),
+        ("[rmse, grain]", "[rmse, noise]", r"unknown scores \['noise'\]; choose from psnr, ssim, lpips, rmse, grain"),
         ('  - "": [iec=none]', '  - "": []\n  - "": [iec=none]', "variants has 3 axes; give one, or a list of two"),
     ]:
         path.write_text(PRODUCT.replace(old, new))
         with pytest.raises(ConfigError, match=problem):
             Experiment.read(path)
     path.write_text(VARIED)
-    assert Experiment.read(path).product == () and Experiment.read(path).paired == ("psnr",)
+    assert Experiment.read(path).product == () and Experiment.read(path).paired == ("psnr", "ssim")
 
 
 def test_a_table_shows_the_paired_scores_that_it_asks_for_and_maps_their_changes(tmp_path):
