@@ -34,9 +34,9 @@ def deepcache(model: Model) -> Network:
     return CachedUNetNetwork(model.unet, model.card.cut)
 
 
-def w8a8(model: Model) -> Network:
+def w8a8(model: Model, kernels: str = "simulated") -> Network:
     with tempfile.TemporaryDirectory() as folder:
-        return Subject(model.card.name, model).quantized(Path(folder), "simulated")
+        return Subject(model.card.name, model).quantized(Path(folder), kernels)
 
 
 def plain(model: Model) -> Network:
@@ -50,8 +50,9 @@ NETWORKS: dict[str, tuple[Callable[[Model], Network], dict[str, object]]] = {
     "both": (plain, {"dtype": "bfloat16", "channels_last": True}),
     "deepcache": (deepcache, {}),
     "w8a8": (w8a8, {}),
+    "int8": (partial(w8a8, kernels="int8"), {}),
 }
-"""What makes a network, and how its model is loaded. both: bfloat16 and channels_last."""
+"""What makes a network, and how its model is loaded. both: bfloat16 and channels_last. int8 is not compiled."""
 
 
 @torch.no_grad()
@@ -84,15 +85,17 @@ def first_calls(network: Network, x: Tensor) -> Tensor:
 def line(name: str, batch: int, label: str, folder: Path) -> list[str]:
     make, settings = NETWORKS[label]
     reference, eager = load_model(name, "cpu"), make(load_model(name, "cpu", **settings))  # type: ignore[arg-type]
-    graphs, x, began = compiled(eager), torch.randn(batch, *reference.card.shape), time.perf_counter()
-    with kernels_in(folder):
-        found = first_calls(graphs, x)
-    took, expected = time.perf_counter() - began, first_calls(eager, x)
-    times = seconds({"float32": reference.network, "eager": eager, "compiled": graphs}, x)
-    ratios = [f"{times['float32'] / times[way]:.2f}" for way in ("eager", "compiled")]
-    distance = float((found - expected).norm() / expected.norm())
-    calls = [ms(times[way]) for way in ("eager", "compiled")]
-    return [f"`{name}`", str(batch), label, *calls, *ratios, f"{took / 60:.1f}", f"{distance:.0e}"]
+    networks, x, about = {"float32": reference.network, "eager": eager}, torch.randn(batch, *reference.card.shape), ["", ""]
+    if label != "int8":
+        networks["compiled"], began = compiled(eager), time.perf_counter()
+        with kernels_in(folder):
+            found = first_calls(networks["compiled"], x)
+        took, expected = time.perf_counter() - began, first_calls(eager, x)
+        about = [f"{took / 60:.1f}", f"{float((found - expected).norm() / expected.norm()):.0e}"]
+    times = seconds(networks, x)
+    calls = [ms(times.get(way)) for way in ("eager", "compiled")]
+    ratios = [f"{times['float32'] / times[way]:.2f}" if way in times else "" for way in ("eager", "compiled")]
+    return [f"`{name}`", str(batch), label, *calls, *ratios, *about]
 
 
 def main(words: Sequence[str]) -> None:

@@ -1,19 +1,23 @@
 """``model.compile=true``: a cell of its own, compiled before it samples, and refused where it cannot be."""
 
 import logging
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 import pytest
+import torch
 
 from iec.efficiency.compiled import compiled
 from iec.efficiency.engine.technique import Engine
+from iec.efficiency.technique import Prepared, Technique
 from iec.errors import ConfigError
 from iec.models.cards import card
+from iec.models.unet import UNetNetwork
 from iec.runs.compiling import first_steps
 from iec.runs.runner import run_cell
-from tests.efficiency.test_compiled import PLAIN, SHAPE, Backend
+from iec.sampling.network import Step
+from tests.efficiency.test_compiled import PLAIN, SHAPE, Backend, Line, X
 
 COMPILE = "model.compile=true"
 
@@ -49,6 +53,26 @@ def test_what_has_no_static_graphs_is_refused_before_anything_is_loaded(make_cel
         key = way_out.split("=")[0]
         kept = [word for word in overrides if not word.startswith((f"{key}=", "efficiency.threshold"))]
         assert make_cell(COMPILE, *kept, way_out).compile
+
+
+@dataclass(frozen=True)
+class Own(Technique):
+    def prepare(self, model, table, artifacts):
+        return Prepared(UNetNetwork(Line()))
+
+
+class Compiling(Own):
+    def require_compiles(self):
+        pass
+
+
+def test_a_technique_of_ones_own_says_that_it_compiles():
+    with pytest.raises(ConfigError, match=r"override `Technique\.require_compiles`"):
+        Own().require_compiles()
+    Compiling().require_compiles()
+    eager = Compiling().prepare(None, None, None).network
+    with torch.no_grad():
+        assert torch.equal(compiled(eager, Backend())(X, Step(0, 5)).eps, eager(X, Step(0, 5)).eps)
 
 
 def test_an_engine_is_refused():
