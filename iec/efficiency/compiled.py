@@ -8,6 +8,7 @@ for cached ones, at one batch size.
 import importlib.util
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -69,6 +70,22 @@ def require_compiler(device: torch.device) -> None:
         )
     if device.type == "cuda" and importlib.util.find_spec("triton") is None:
         raise DeviceError("model.compile=true needs Triton on a GPU: pip install triton. Or use model.compile=false.")
+
+
+@contextmanager
+def refused_by_torch() -> Iterator[None]:
+    """Around first calls. Raises `ConfigError` for what torch cannot compile."""
+    from torch._dynamo.exc import TorchDynamoException  # a slow import
+
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru_cache`")  # diffusers' own version
+            yield
+    except TorchDynamoException as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ConfigError(
+            f"torch.compile cannot compile this network here: {reason}. Use model.compile=false, or TORCH_LOGS=dynamo to see more."
+        ) from error
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
     make bench ARGS=compiled                                  both bundled models, all networks, batch sizes 8 and 32
     make bench ARGS="compiled ddim_fashion_small 8 deepcache" one model, batch size and network
+    make bench ARGS="compiled eager"                          without what is compiled, in a minute
 
 Prints milliseconds of CPU time, and the time of the eager float32 network over each. One thread. A network takes a minute or two to
 compile, and many on a busy machine; its line is printed when it is there.
@@ -25,7 +26,7 @@ from iec.sampling.network import FeatureCache, Network
 from tests.benchmarks.kernels import CACHED, FULL, INTERVAL, Subject, head, in_turn, ms, show
 
 MODELS, BATCHES = ("ddim_fashion_small", "ddim_cifar_small"), ("8", "32")
-REPEATS = 5
+REPEATS, EAGER = 5, "eager"
 COLUMNS = ["model", "batch", "network", "eager (ms)", "compiled (ms)", "float32 / eager", "float32 / compiled",
            "minutes to compile", "distance of eps"]  # fmt: skip
 
@@ -82,11 +83,11 @@ def first_calls(network: Network, x: Tensor) -> Tensor:
     return prediction.eps.double()
 
 
-def line(name: str, batch: int, label: str, folder: Path) -> list[str]:
+def line(name: str, batch: int, label: str, compiles: bool, folder: Path) -> list[str]:
     make, settings = NETWORKS[label]
     reference, eager = load_model(name, "cpu"), make(load_model(name, "cpu", **settings))  # type: ignore[arg-type]
     networks, x, about = {"float32": reference.network, "eager": eager}, torch.randn(batch, *reference.card.shape), ["", ""]
-    if label != "int8":
+    if compiles and label != "int8":
         networks["compiled"], began = compiled(eager), time.perf_counter()
         with kernels_in(folder):
             found = first_calls(networks["compiled"], x)
@@ -100,10 +101,11 @@ def line(name: str, batch: int, label: str, folder: Path) -> list[str]:
 
 def main(words: Sequence[str]) -> None:
     """words: models, batch sizes and networks, see the module's docstring."""
-    known = (*MODELS, *BATCHES, *NETWORKS)
+    known = (*MODELS, *BATCHES, *NETWORKS, EAGER)
     if unknown := set(words) - {*known}:
         raise SystemExit(f"unknown: {', '.join(sorted(unknown))}; choose {', '.join(known)}")
-    if shutil.which("g++") is None:
+    compiles = EAGER not in words
+    if compiles and shutil.which("g++") is None:
         raise SystemExit("torch.compile needs a C++ compiler (g++) on a CPU")
 
     def chosen(choices: Sequence[str]) -> list[str]:
@@ -116,4 +118,4 @@ def main(words: Sequence[str]) -> None:
         for name in chosen(MODELS):
             for batch in chosen(BATCHES):
                 for label in chosen(tuple(NETWORKS)):
-                    show([line(name, int(batch), label, Path(folder))])
+                    show([line(name, int(batch), label, compiles, Path(folder))])

@@ -14,7 +14,7 @@ from iec.efficiency.technique import Prepared, Technique
 from iec.errors import ConfigError
 from iec.models.cards import card
 from iec.models.unet import UNetNetwork
-from iec.runs.compiling import first_steps
+from iec.runs.compiling import compiled_network, first_steps
 from iec.runs.runner import run_cell
 from iec.sampling.network import Step
 from tests.efficiency.test_compiled import PLAIN, SHAPE, Backend, Line, X
@@ -101,6 +101,16 @@ def small_model(monkeypatch):
     config = {**unet.config, **PLAIN, "up_block_types": ("UpBlock2D",), "norm_num_groups": 4, "sample_size": 8}
     small = replace(full, components={"unet": replace(unet, config=config)}, shape=SHAPE, resolution=8, packaged=None, cut="latent")
     monkeypatch.setattr("iec.models.model.card", lambda name: small)
+
+
+def test_what_torch_cannot_compile_is_refused(make_cell, small_model, monkeypatch, tmp_path):
+    def backend(graph, inputs):
+        raise RuntimeError("no kernel")
+
+    monkeypatch.setattr("iec.runs.compiling.compiled", partial(compiled, backend=backend))
+    cell = make_cell("model.random_weights=true", f"paths.artifacts={tmp_path}", "batch_size=2")
+    with pytest.raises(ConfigError, match=r"cannot compile .*no kernel.*model\.compile=false"):
+        compiled_network(cell, cell.model.load("cpu"), UNetNetwork(Line()), cell.sampler)
 
 
 def test_a_cell_is_compiled_before_it_samples_and_has_the_images_of_its_graphs(
