@@ -63,6 +63,9 @@ def ideal_cost(network: IdealNetwork) -> Cost:
 class FullPrecision(Technique):
     """The model as it is."""
 
+    def require_compiles(self) -> None:
+        """It has a compiled form."""
+
     def prepare(self, model: Model, table: Timetable, artifacts: Path) -> Prepared:
         network = model.network
         if isinstance(network, IdealNetwork):
@@ -92,6 +95,14 @@ class Quantizing(PTQConfig, Technique):
     def kernels_identity(self) -> dict[str, Any]:
         """Cells from before there was a choice keep their identity."""
         return {} if self.kernels == "simulated" else {"kernels": self.kernels}
+
+    def require_compiles(self) -> None:
+        """Raises `ConfigError` for integer kernels."""
+        if self.kernels != "simulated":
+            raise ConfigError(
+                f"model.compile=true: efficiency.kernels={self.kernels} has kernels of its own, which torch.compile does not see "
+                "into. Use model.compile=false, or efficiency.kernels=simulated."
+            )
 
 
 @dataclass(frozen=True)
@@ -156,6 +167,14 @@ class DeepCache(CachingConfig, Technique):
         history = 0 if self.adaptive is None else self.adaptive.history
         cost = model_cost(model, parameter_bytes(model.unet), cut, forecast=forecast, history=history)
         return Prepared(CachedUNetNetwork(model.unet, cut, forecast), cost)
+
+    def require_compiles(self) -> None:
+        """Raises `ConfigError` for adaptive refresh."""
+        if self.adaptive is not None:
+            raise ConfigError(
+                "model.compile=true: with efficiency.schedule=adaptive the images of a batch refresh apart, in batches of any "
+                "size. Use model.compile=false, or another schedule, e.g. efficiency.schedule=uniform."
+            )
 
     def identity(self, card: Card, num_steps: int) -> dict[str, Any]:
         """By the refresh steps, or what finds them."""

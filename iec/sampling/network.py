@@ -138,6 +138,19 @@ class Network(Protocol):
     def __call__(self, x: Tensor, step: Step, cond: Any = None, cache: FeatureCache | None = None) -> Prediction: ...
 
 
+Compiler = Callable[[Callable[..., Any]], Callable[..., Any]]
+"""From a function of tensors alone to a graph that computes the same, e.g. `torch.compile`."""
+
+
+class Compilable(Network, Protocol):
+    """A network with a compiled form. What it computes from tensors alone becomes graphs, one for each mode; what depends on the
+    numbers of the step stays outside, so that no step is a graph of its own.
+    """
+
+    def compiled(self, compiler: Compiler) -> Network:
+        """The same on graphs; this one is left as it is. Raises `ConfigError` if it cannot be."""
+
+
 @dataclass
 class Calls:
     """Network calls of a run by kind, in images: one call on a batch of B images counts B.

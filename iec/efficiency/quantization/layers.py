@@ -111,9 +111,8 @@ class QuantLayer(SealedLayer, Float32Scales):
             return self.learning.weight().to(weight.dtype), bias
         if self.alpha is None or self.beta is None:
             return weight, bias
-        step = self.context.step(self.name)
-        factor = self.alpha[step].to(weight.dtype).view(-1, *[1] * (weight.ndim - 1))
-        shift = self.beta[step].to(weight.dtype)
+        alpha, beta = (self.context.entry(table, self.name) for table in (self.alpha, self.beta))
+        factor, shift = alpha.to(weight.dtype).view(-1, *[1] * (weight.ndim - 1)), beta.to(weight.dtype)
         weight = torch.cat([factor * weight[:, self.parts[0]], weight[:, self.parts[1]]], dim=1)
         return weight, shift if bias is None else bias + shift
 
@@ -189,7 +188,7 @@ class QuantLayer(SealedLayer, Float32Scales):
             return x
         if len(self.parts) == 1:
             return self.inputs[0](x)
-        if self.context.steps is not None:  # with gradients, which ``out`` does not have
+        if self.context.steps is not None or self.context.index is not None:  # ``out`` has no gradients, and is not for graphs
             return torch.cat([quantizer(x[:, part]) for quantizer, part in zip(self.inputs, self.parts, strict=True)], dim=1)
         out = torch.empty_like(x, dtype=torch.float32)
         for quantizer, part in zip(self.inputs, self.parts, strict=True):

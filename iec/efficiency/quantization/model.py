@@ -14,7 +14,7 @@ from iec.efficiency.quantization.selection import layers_to_quantize, require_un
 from iec.efficiency.quantization.steps import ActivationQuantizer, StepContext
 from iec.errors import ConfigError
 from iec.models.unet import network_of, parameter_bytes
-from iec.sampling.network import FeatureCache, Network, Prediction, Step
+from iec.sampling.network import Compilable, Compiler, FeatureCache, Network, Prediction, Step
 
 
 class QuantizedUNet(nn.Module):
@@ -49,6 +49,35 @@ class QuantizedNetwork:
 
     def __call__(self, x: Tensor, step: Step, cond: Any = None, cache: FeatureCache | None = None) -> Prediction:
         with self.quantized.context.reading(step.index):
+            return self.network(x, step, cond, cache)
+
+    def compiled(self, compiler: Compiler) -> "CompiledQuantizedNetwork":
+        """See `Compilable`. Raises `ConfigError` for integer kernels."""
+        if not self.quantized.layers():
+            raise ConfigError(
+                "Integer kernels are compiled already, and torch.compile does not see into them. Use model.compile=false, or "
+                "efficiency.kernels=simulated."
+            )
+        network: Compilable = self.network  # type: ignore[assignment]  # those of this package are
+        return CompiledQuantizedNetwork(self.quantized, network.compiled(compiler))
+
+
+class CompiledQuantizedNetwork(QuantizedNetwork):
+    """On graphs that read the scales of a step by its index, a tensor. A graph cannot refuse a step; this does, before the call."""
+
+    def __init__(self, quantized: QuantizedUNet, network: Network) -> None:
+        super().__init__(quantized, network)
+        skipped = tuple(f"{name}." for name in getattr(network, "skipped", ()))
+        quantizers = quantized.quantizers()
+        self._read = {
+            "full": list(quantizers.values()),
+            "cached": [quantizer for name, quantizer in quantizers.items() if not name.startswith(skipped)],
+        }
+
+    def __call__(self, x: Tensor, step: Step, cond: Any = None, cache: FeatureCache | None = None) -> Prediction:
+        with self.quantized.context.reading(step.index, x.device):
+            for quantizer in self._read[step.mode]:
+                quantizer.require(step.index)
             return self.network(x, step, cond, cache)
 
 
