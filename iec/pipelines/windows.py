@@ -88,7 +88,7 @@ def count_steps(pipe: Any, scheduler: Corrected) -> Callable[[], None]:
 
 def in_calls(scheduler: Corrected, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Those of a pipeline's ``arguments`` that speak of steps, for its loop over calls. Raises `ConfigError` for a window in a run
-    that leaves out steps at its beginning or end, where the share is one of the steps that are left, and for `COUNTED`.
+    that leaves out steps at its beginning or end, where the share is one of the steps that are left, and for what is not translated.
     """
     counted = sorted(COUNTED & arguments.keys())
     if counted:
@@ -99,8 +99,8 @@ def in_calls(scheduler: Corrected, arguments: Mapping[str, Any]) -> dict[str, An
     given = {name: value for name, value in arguments.items() if value is not None}
     if given.get("use_dynamic_cfg") and "timesteps" in given:
         raise ConfigError(
-            "use_dynamic_cfg divides by the number of steps, and with listed timesteps CogVideoX takes that of the calls for it. Use "
-            "num_inference_steps, or use_dynamic_cfg=False."
+            "use_dynamic_cfg divides by the number of steps, and with listed timesteps CogVideoX takes that of the calls for it. "
+            "Use num_inference_steps, or use_dynamic_cfg=False."
         )
     in_use = {"skip": "skip_guidance_layers" in given, "control": all(0 <= start < end <= 1 for start, end in _control(given))}
     names = [name for name in BORDERS if name in given and in_use.get(name.split("_")[0], True)]  # diffusers refuses wrong windows
