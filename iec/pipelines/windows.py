@@ -88,7 +88,7 @@ def count_steps(pipe: Any, scheduler: Corrected) -> Callable[[], None]:
 
 def in_calls(scheduler: Corrected, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Those of a pipeline's ``arguments`` that speak of steps, for its loop over calls. Raises `ConfigError` for a window in a run
-    that leaves out steps at its beginning or end, where the share is one of the steps that are left, and for what is not translated.
+    that leaves out steps at its beginning or end, where the share is one of the steps left, and for what is not translated.
     """
     counted = sorted(COUNTED & arguments.keys())
     if counted:
