@@ -88,7 +88,7 @@ def count_steps(pipe: Any, scheduler: Corrected) -> Callable[[], None]:
 
 def in_calls(scheduler: Corrected, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Those of a pipeline's ``arguments`` that speak of steps, for its loop over calls. Raises `ConfigError` for a window in a run
-    that leaves out steps at its beginning or end, where the share is one of the steps that are left, and for `COUNTED`.
+    that leaves out steps at its beginning or end, where the share is one of the steps left, and for what is not translated.
     """
     counted = sorted(COUNTED & arguments.keys())
     if counted:
@@ -97,6 +97,11 @@ def in_calls(scheduler: Corrected, arguments: Mapping[str, Any]) -> dict[str, An
             "placement='none'."
         )
     given = {name: value for name, value in arguments.items() if value is not None}
+    if given.get("use_dynamic_cfg") and "timesteps" in given:
+        raise ConfigError(
+            "use_dynamic_cfg divides by the number of steps, and with listed timesteps CogVideoX takes that of the calls for it. "
+            "Use num_inference_steps, or use_dynamic_cfg=False."
+        )
     in_use = {"skip": "skip_guidance_layers" in given, "control": all(0 <= start < end <= 1 for start, end in _control(given))}
     names = [name for name in BORDERS if name in given and in_use.get(name.split("_")[0], True)]  # diffusers refuses wrong windows
     if given.get("strength", 1) < 1 or given.keys() & {"denoising_start", "denoising_end"}:
@@ -120,7 +125,7 @@ def in_calls(scheduler: Corrected, arguments: Mapping[str, Any]) -> dict[str, An
 
 def _laid_out(scheduler: Corrected, given: Mapping[str, Any]) -> Run:
     """The run that these arguments will lay out. The pipeline may pass other noise levels, whose calls are the same."""
-    trial: Any = copy.deepcopy(scheduler)
+    trial: Any = copy.copy(scheduler)
     trial.before_run = None
     taken = inspect.signature(trial.set_timesteps).parameters.keys()  # what is not, diffusers refuses
     values: dict[str, Any] = {name: given[name] for name in ("timesteps", "sigmas") if name in given.keys() & taken}

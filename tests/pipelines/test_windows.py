@@ -1,11 +1,12 @@
 """What speaks of steps keeps its meaning in pipelines whose loop counts calls."""
 
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import (
+    CogVideoXDDIMScheduler,
     ControlNetModel,
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
@@ -55,6 +56,7 @@ def test_a_border_falls_before_the_first_call_of_its_step(name, placement, liste
                 continue  # diffusers refuses it
             given |= {"skip_guidance_layers": [0], "control_guidance_end": 1.0, "control_guidance_start": 0.0} | {name: value}
             moved = in_calls(scheduler, given)[name]
+            assert scheduler.run.calls is calls
             count = len(calls) if listed or name == "cfg_trunc_ratio" else steps
             before = [KEPT[name](p, count, len(calls), moved) for p in range(len(calls))]
             assert before == [KEPT[name](i, steps, steps, value) for i, _ in calls]
@@ -105,6 +107,33 @@ def test_guidance_is_truncated_in_the_same_steps():
     plain = pattern(pipe, "transformer", guided, **arguments)[0]
     assert plain == "FFFF......"
     assert pattern(pipe, "transformer", guided, FIXED, **arguments) == [plain, plain[:-1] + " "]
+
+
+def test_dynamic_guidance_is_the_same_in_the_same_steps():
+    torch.manual_seed(0)
+    make, arguments = OTHERS["CogVideoX"]
+    pipe = make(CogVideoXDDIMScheduler())
+
+    def scales(**options):
+        seen = {}
+        with iec.apply(pipe, **options) as applied:
+            step = applied.scheduler.step
+
+            @wraps(step)
+            def recorded(*args, **kwargs):
+                seen[applied.scheduler.upcoming] = pipe.guidance_scale
+                return step(*args, **kwargs)
+
+            applied.scheduler.step = recorded
+            pipe(**arguments, num_inference_steps=4, use_dynamic_cfg=True, generator=seeded())
+        return seen
+
+    plain, corrected = scales(), scales(correction=FIXED)
+    assert len(set(plain.values())) == 4 and corrected == {(i, k): plain[i, 0] for i in range(4) for k in range(2)}
+    with iec.apply(pipe, correction=FIXED):
+        with pytest.raises(ConfigError, match="use_dynamic_cfg divides by the number of steps"):
+            pipe(**arguments, timesteps=[999, 500], use_dynamic_cfg=True)
+        pipe(**arguments, timesteps=[999, 500], generator=seeded())
 
 
 def controlled(kind=StableDiffusionControlNetPipeline):

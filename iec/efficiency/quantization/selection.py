@@ -19,7 +19,7 @@ ends at ``end_bits``, as the paper's code does with UNets."""
 
 def layers_to_quantize(network: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
     """Of a float network, by name; one layer can have two."""
-    inner_only = is_joint(network)
+    inner_only = is_inner_only(network)
     return {
         name: module
         for name, module in network.named_modules(remove_duplicate=False)
@@ -28,14 +28,14 @@ def layers_to_quantize(network: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
 
 
 def require_units(network: nn.Module, config: PTQConfig) -> None:
-    """Raises `ConfigError` for ``reconstruct="block"`` where a block gives two tensors, image and text."""
-    if config.reconstruct == "block" and is_joint(network):
+    """Raises `ConfigError` for ``reconstruct="block"`` of `INNER_ONLY`, whose blocks mostly give two tensors, image and text."""
+    if config.reconstruct == "block" and is_inner_only(network):
         raise ConfigError(
-            f"The blocks of {type(network).__name__} give image and text side by side, and reconstruct='block' learns from one "
-            "output of a block. Use efficiency.reconstruct=layer."
+            f"reconstruct='block' learns from the output of blocks of UNets, DiT and PixArt, and not of {type(network).__name__}: "
+            "blocks of SD3 and FLUX give image and text side by side. Use efficiency.reconstruct=layer."
         )
 
 
-def is_joint(network: nn.Module) -> bool:
+def is_inner_only(network: nn.Module) -> bool:
     """Whether it is one of `INNER_ONLY`. By the names of its classes: nothing is imported."""
     return any(kind.__name__ in INNER_ONLY for kind in type(network).__mro__)
