@@ -26,6 +26,7 @@ FEWER = {
     "calibration_images=8": "calibration_images=2",
     "range(8)": "range(3)",
     "images=4": "images=2",
+    "PTQConfig(": "PTQConfig(search_samples=4096, ",
 }
 """So that the programs take seconds; what a page says -> what is run."""
 SMALL = ["iec=all_steps", "sampler.steps=3", "num_images=2", "batch_size=2", "metrics=none"]
