@@ -376,12 +376,14 @@ def test_the_status_says_how_far_every_row_is(spec, capsys):
     assert capsys.readouterr().out.count(": nothing yet") == 3
 
 
+OPTIONS = ("model=", "efficiency=", "iec=", "corrector=", "sampler=")
+
+
 def bringing(experiment, seen):
     """The experiment with the rows alone that bring an override, or a pair of options, that is not among the ``seen``."""
     rows = {}
     for label, overrides in experiment.rows.items():
-        options = sorted(word for word in overrides if word.partition("=")[0] in ("model", "efficiency", "iec", "corrector", "sampler"))
-        parts = {*overrides, *combinations(options, 2)}
+        parts = {*overrides, *combinations(sorted(word for word in overrides if word.startswith(OPTIONS)), 2)}
         if not seen >= parts:
             rows[label] = overrides
         seen |= parts
