@@ -20,6 +20,7 @@ from iec.efficiency.planning.plan import SEED as PLANNING_SEED
 from iec.efficiency.techniques import DeepCache
 from iec.errors import ConfigError
 from iec.io.progress import stage
+from iec.sampling.ddim import takes_single_steps
 
 log = logging.getLogger(__name__)
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -172,9 +173,10 @@ def run_plan(subject: Subject, calibration_images: int, lambdas: tuple[float, ..
             "efficiency=deepcache, or leave --calls out."
         )
     refresh = frozenset({0})  # any will do: the choice replaces those of the cell, which are not found for nothing
-    free = replace(cell, technique=cell.technique.at(refresh), sampler=cell.sampler.refreshed_at(refresh))
-    starts_of(space_of(free.sampler, budget.corrections is None, lambdas), budget.calls, budget.corrections)  # refuses
-    setup = replace(subject, cell=free).setup()
+    sampler = cell.sampler.refreshed_at(refresh)
+    assert takes_single_steps(sampler)  # `Subject.of_experiment` lets no other pass
+    starts_of(space_of(sampler, budget.corrections is None, lambdas), budget.calls, budget.corrections)  # refuses
+    setup = replace(subject, cell=replace(cell, technique=cell.technique.at(refresh), sampler=sampler)).setup()
     state = subject.state("plan", calibration_images=calibration_images, lambdas=lambdas, budget=asdict(budget))
     assert state.folder is not None  # of a subject it never is
     path = state.folder / "evaluations.json"
