@@ -5,8 +5,7 @@ with iec.apply(pipe, correction=iec.Correction(), cache=iec.CachingConfig(interv
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
-from functools import partial
+from dataclasses import asdict
 from typing import Any, cast
 
 from torch import nn
@@ -21,6 +20,7 @@ from iec.efficiency.quantization.selection import require_units
 from iec.errors import ConfigError
 from iec.io.progress import reported
 from iec.models.unet import UNetNetwork
+from iec.pipelines.applied import HANDLE, Applied, exchange
 from iec.pipelines.compatibility import for_ddim, is_euler
 from iec.pipelines.copies import QuantizedCopy, share_hooks
 from iec.pipelines.corrected import Corrected
@@ -28,42 +28,11 @@ from iec.pipelines.flow import IECFlowMatchScheduler, is_flow
 from iec.pipelines.other_caches import keep_states, require_no_cache
 from iec.pipelines.scheduler import IECScheduler
 from iec.pipelines.unet import Forward, restorer
-from iec.pipelines.windows import count_steps
-from iec.pipelines.wrappers import part_of, plain_network, require_repeatable
+from iec.pipelines.wrappers import plain_network, require_repeatable
 from iec.sampling.correction import Correction
 from iec.sampling.corrector import NO_CORRECTOR, Corrector
 from iec.sampling.network import Network
 from iec.sampling.placement import Placement
-
-HANDLE = "_iec_applied"
-"""The attribute of a pipeline that holds what was applied to it."""
-
-
-@dataclass
-class Applied:
-    """What `apply` changed. ``remove()``, or leaving a ``with`` block, gives the pipeline its own scheduler and network back.
-
-    What the pipeline did to a quantized UNet meanwhile (dtype, device, hooks, switches) goes over to its own.
-
-    scheduler: the one that the pipeline now has. quantized: its quantized UNet, if there is one (see `describe`, `weight_bytes`).
-    """
-
-    pipe: Any
-    scheduler: Corrected
-    quantized: QuantizedUNet | None
-    _undo: list[Callable[[], object]] = field(repr=False)
-
-    def remove(self) -> None:
-        """Take everything off; a second time does nothing. Raises `ConfigError` if the UNet has been wrapped since (offloading)."""
-        while self._undo:
-            self._undo[-1]()
-            self._undo.pop()
-
-    def __enter__(self) -> "Applied":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.remove()
 
 
 def apply(
@@ -124,8 +93,8 @@ def apply(
         require_repeatable(pipe)
     if alone:
         states = keep_states(pipe, scheduler) if scheduler.placement.kind != "none" else []
-        applied = _exchange(pipe, scheduler, None, [])
-        applied._undo.extend(states)  # the first to go, and to refuse it
+        applied = exchange(pipe, scheduler, None, [])
+        applied.undo.extend(states)  # the first to go, and to refuse it
         return applied
     require_no_cache(pipe)
     scheduler.before_run = lambda: require_no_cache(pipe)
@@ -156,7 +125,7 @@ def apply(
     except BaseException:
         undo.pop()()
         raise
-    return _exchange(pipe, scheduler, forward, undo)
+    return exchange(pipe, scheduler, forward, undo)
 
 
 def remove(pipe: Any) -> None:
@@ -242,7 +211,7 @@ def _record(
     kind: Any = type(scheduler)
     plain = kind.from_config(scheduler.config, placement="none", fraction=None, count=None, steps=None)
     plain.refresh_of = scheduler.refresh_of
-    with _exchange(pipe, plain, Forward(unet, plain, cut, forecast, record=record), []):
+    with exchange(pipe, plain, Forward(unet, plain, cut, forecast, record=record), []):
         pipe(**calibration)
     for call in calls[-1:]:
         require_inputs(call)
@@ -261,46 +230,3 @@ def _calibrated(
         with reported(f"reconstruction by {config.reconstruct}") as report:
             reconstruct(quantized, network, unet, UNetNetwork(unet), calls, progress=report)
     return quantized
-
-
-def _exchange(pipe: Any, scheduler: Corrected, forward: Forward | None, undo: list[Callable[[], object]]) -> Applied:
-    """Put scheduler and forward in place; what is done here is undone before what is in ``undo``."""
-
-    def swap(name: str, new: Any) -> None:
-        old = getattr(pipe, name)
-
-        def back() -> None:
-            if getattr(pipe, name) is new:  # else somebody has put in another one since
-                setattr(pipe, name, old)
-
-        undo.append(back)
-        setattr(pipe, name, new)
-
-    def unwrap(forward: Forward) -> None:
-        unet = forward.unet
-        if vars(unet).get("forward") is not forward:
-            raise ConfigError("The forward of the UNet has been replaced since iec.apply. Take that off first, then remove this.")
-        now = getattr(pipe, part)
-        around = now is not unet and isinstance(now, nn.Module) and any(module is unet for module in now.modules())
-        if around and forward.copy is not None:
-            raise ConfigError(
-                f"pipe.{part} has been wrapped in a {type(now).__name__} since iec.apply (torch.compile?). Put the network itself "
-                f"back first (pipe.{part} = pipe.{part}._orig_mod), then remove this."
-            )
-        del unet.forward
-
-    part = part_of(pipe)
-    applied = Applied(pipe, scheduler, None if forward is None else forward.quantized, undo)
-    undo.append(lambda: delattr(pipe, HANDLE))
-    setattr(pipe, HANDLE, applied)
-    swap("scheduler", scheduler)
-    if scheduler.placement.kind != "none":
-        undo.append(count_steps(pipe, scheduler))
-    if forward is not None:
-        unet = forward.unet
-        if forward.copy is not None:
-            undo.append(forward.copy.hand_back)
-            swap(part, unet)
-        unet.forward = forward
-        undo.append(partial(unwrap, forward))
-    return applied

@@ -6,6 +6,7 @@ import re
 import shlex
 import warnings
 from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -388,29 +389,35 @@ def test_the_status_says_how_far_every_row_is(spec, capsys):
     assert capsys.readouterr().out.count(": nothing yet") == 3
 
 
-@pytest.mark.parametrize("scale", ["small", "paper"])
-def test_every_shipped_experiment_composes(scale, monkeypatch):
+OPTIONS = ("model=", "efficiency=", "iec=", "corrector=", "sampler=")
+
+
+def bringing(experiment, seen):
+    """The experiment with the rows alone that bring an override, or a pair of options, that is not among the ``seen``."""
+    rows = {}
+    for label, overrides in experiment.rows.items():
+        parts = {*overrides, *combinations(sorted(word for word in overrides if word.startswith(OPTIONS)), 2)}
+        if not seen >= parts:
+            rows[label] = overrides
+        seen |= parts
+    return replace(experiment, rows=rows, references=(), grid=(), compared={}, noise=())
+
+
+def test_every_shipped_experiment_composes(monkeypatch):
     from iec.models.cards import card
     from iec.models.model import Source
     from tests.conftest import CONFIGS
 
-    checked = Source.of
+    checked, seen = Source.of, set()
 
     def of(name, weights, random_weights, *rest):
         """The paper's weights are not here; all else that a row says of its model is checked."""
         return checked(name, weights, random_weights or card(name).packaged is None, *rest)
 
     monkeypatch.setattr(Source, "of", of)
-    for path in (CONFIGS.parent / "experiments").glob("*.yaml"):
-        has_scales = "\nscales:" in path.read_text()
-        if scale == "paper" and not has_scales:
-            continue  # once is enough
-        experiment = Experiment.read(path, ["device=cpu"], scale if has_scales else None)
-        if path.stem in ("correction", "ideal", "peers"):  # rows times variants: those that bring a word are enough
-            seen: set[str] = set()
-            new = {label: own for label, own in experiment.rows.items() if not seen >= set(own) and not seen.update(own)}
-            experiment = replace(experiment, rows=new, references=(), grid=(), compared={}, noise=())
-        assert experiment.cells().keys() == experiment.rows.keys()
-        if scale == "paper" and path.stem == "table4":
-            with pytest.raises(ConfigError, match="model.guidance"):
-                Experiment.read(path, ["device=cpu", "model.guidance=1000"], scale).cells()
+    for path in sorted((CONFIGS.parent / "experiments").glob("*.yaml")):
+        for scale in ("small", "paper") if "\nscales:" in path.read_text() else (None,):
+            experiment = bringing(Experiment.read(path, ["device=cpu"], scale), seen)
+            assert experiment.cells().keys() == experiment.rows.keys()
+    with pytest.raises(ConfigError, match="model.guidance"):
+        Experiment.read(CONFIGS.parent / "experiments" / "table4.yaml", ["device=cpu", "model.guidance=1000"], "paper").cells()
