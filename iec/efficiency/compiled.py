@@ -86,13 +86,17 @@ def refused_by_torch() -> Iterator[None]:
 @contextmanager
 def kernels_in(folder: Path) -> Iterator[None]:
     """Inductor keeps what it compiles in ``folder`` and finds it there again, unless TORCHINDUCTOR_CACHE_DIR names another."""
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir  # which inductor names itself, once it is imported
+
     before = os.environ.get(CACHE)
-    os.environ[CACHE] = before or str(folder)
+    os.environ[CACHE] = str(folder) if before in (None, default_cache_dir()) else before
     try:
         yield
     finally:
         if before is None:
             del os.environ[CACHE]
+        else:
+            os.environ[CACHE] = before
 
 
 def _graph(function: Callable[..., Any], backend: Backend) -> Callable[..., Any]:
