@@ -20,7 +20,7 @@ from iec.efficiency.techniques import FullPrecision
 from iec.errors import ConfigError, MismatchError
 from iec.models import Card, Model
 from iec.models.ideal import IdealNetwork
-from iec.sampling.network import Compilable, Compiler, FeatureCache, Network, Prediction, Step
+from iec.sampling.network import Compiler, FeatureCache, Network, Prediction, Step, compiled_form
 from iec.sampling.noise import Noise
 from iec.sampling.refresh import require_interval, uniform
 from iec.sampling.solver import Solver
@@ -33,7 +33,7 @@ Error = Callable[[Tensor, Tensor, Step], Tensor]
 class DisturbedNetwork:
     """``network`` with an error in its eps."""
 
-    def __init__(self, network: Compilable, error: Error) -> None:
+    def __init__(self, network: Network, error: Error) -> None:
         self.network, self.error = network, error
 
     def __call__(self, x: Tensor, step: Step, cond: Tensor | None = None, cache: FeatureCache | None = None) -> Prediction:
@@ -42,13 +42,13 @@ class DisturbedNetwork:
 
     def compiled(self, compiler: Compiler) -> "DisturbedNetwork":
         """See `Compilable`; the error stays outside."""
-        return DisturbedNetwork(self.network.compiled(compiler), self.error)
+        return DisturbedNetwork(compiled_form(self.network, compiler), self.error)
 
 
 class StaleNetwork:
     """Full calls are those of ``network``; cached calls return the eps of the last refresh, whatever x is."""
 
-    def __init__(self, network: Compilable) -> None:
+    def __init__(self, network: Network) -> None:
         self.network = network
 
     def __call__(self, x: Tensor, step: Step, cond: Tensor | None = None, cache: FeatureCache | None = None) -> Prediction:
@@ -62,7 +62,7 @@ class StaleNetwork:
 
     def compiled(self, compiler: Compiler) -> "StaleNetwork":
         """See `Compilable`; of full calls, since cached ones make none."""
-        return StaleNetwork(self.network.compiled(compiler))
+        return StaleNetwork(compiled_form(self.network, compiler))
 
 
 @dataclass(frozen=True)

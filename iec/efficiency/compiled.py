@@ -22,7 +22,7 @@ from iec.efficiency.technique import Technique
 from iec.errors import ConfigError, DeviceError
 from iec.models import Card
 from iec.sampling.corrector import Corrector
-from iec.sampling.network import Network
+from iec.sampling.network import Network, compiled_form
 from iec.sampling.solver import Solver
 
 Backend = str | Callable[..., Any]
@@ -37,12 +37,7 @@ def compiled(network: Network, backend: Backend = INDUCTOR) -> Network:
     torch. Weights and scales are inputs of a graph: what is changed in them later counts. Graphs belong to what is returned, and go
     with it. eps differs from that of ``network`` by the order of sums. Raises `ConfigError` for a network without a compiled form.
     """
-    if not hasattr(network, "compiled"):
-        raise ConfigError(
-            f"A {type(network).__name__} has no compiled form. Use it as it is (model.compile=false), or give it a method "
-            "`compiled`, see iec.sampling.network.Compilable."
-        )
-    return network.compiled(partial(_graph, backend=backend))
+    return compiled_form(network, partial(_graph, backend=backend))
 
 
 def require_compiles(technique: Technique, card: Card, sampler: Solver) -> None:
@@ -91,13 +86,17 @@ def refused_by_torch() -> Iterator[None]:
 @contextmanager
 def kernels_in(folder: Path) -> Iterator[None]:
     """Inductor keeps what it compiles in ``folder`` and finds it there again, unless TORCHINDUCTOR_CACHE_DIR names another."""
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir  # which inductor names itself, once it is imported
+
     before = os.environ.get(CACHE)
-    os.environ[CACHE] = before or str(folder)
+    os.environ[CACHE] = str(folder) if before in (None, default_cache_dir()) else before
     try:
         yield
     finally:
         if before is None:
             del os.environ[CACHE]
+        else:
+            os.environ[CACHE] = before
 
 
 def _graph(function: Callable[..., Any], backend: Backend) -> Callable[..., Any]:

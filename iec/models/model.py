@@ -72,8 +72,8 @@ class Source:
             raise ConfigError(f"model.guidance={guidance} is outside [1, 100]; 1 is the conditional model without guidance.")
         if prompts is not None and "text_encoder" not in entry.components:
             raise ConfigError(f"model.prompts: {entry.name} takes no text. Leave model.prompts unset.")
-        given = {"weights": weights, "random_weights": random_weights, "dtype": dtype, "data": data, "channels_last": channels_last}
-        dataset.require_settings(entry, given)
+        given: dict[str, object] = {"weights": weights, "random_weights": random_weights, "dtype": dtype, "data": data}
+        dataset.require_settings(entry, given | {"channels_last": channels_last})
         needs_folder = entry.dataset is None and (not random_weights or weights is not None or entry.packaged is not None)
         folder = find(entry, weights) if needs_folder else None
         scale = entry.guidance if guidance is None else guidance

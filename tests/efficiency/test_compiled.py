@@ -4,19 +4,20 @@ Most graphs here are run by torch operation by operation (``backend`` below), so
 """
 
 import os
-import shutil
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from torch._inductor.runtime.cache_dir_utils import cache_dir, default_cache_dir
 from torch.nn import functional as F
 
 from iec.efficiency.added_errors import ErrorGain, StaleNetwork
 from iec.efficiency.cachequant import CacheTables, CorrectedCacheNetwork
 from iec.efficiency.caching import CachedUNetNetwork
 from iec.efficiency.caching.forecast import Extrapolated, Probed
-from iec.efficiency.compiled import compiled, kernels_in, require_compiler
+from iec.efficiency.compiled import CACHE, compiled, kernels_in, require_compiler
 from iec.efficiency.quantization import CalibrationCall, PTQConfig, QuantizedNetwork, calibrate, quantize_unet
 from iec.errors import ArtifactError, ConfigError, DeviceError
 from iec.models.unet import UNetNetwork
@@ -189,17 +190,17 @@ def test_networks_without_a_compiled_form_are_refused(linear_network):
         compiled(network)
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="nothing to compile with")
-def test_inductor_keeps_what_it_compiled_where_it_is_told(tmp_path, monkeypatch):
-    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
-    eager = UNetNetwork(Line())
-    with kernels_in(tmp_path), torch.no_grad():
-        torch.testing.assert_close(compiled(eager)(X, Step(0, 5)).eps, eager(X, Step(0, 5)).eps)
-    assert any(tmp_path.rglob("*.so")) and "TORCHINDUCTOR_CACHE_DIR" not in os.environ
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "elsewhere")
+@pytest.mark.parametrize("before", [None, default_cache_dir(), "elsewhere"])
+def test_inductor_keeps_its_kernels_in_the_artifacts_unless_the_environment_names_a_folder(tmp_path, monkeypatch, before):
+    """Inductor itself names its default there once it is loaded."""
+    monkeypatch.chdir(tmp_path)
+    if before is None:
+        monkeypatch.delenv(CACHE, raising=False)
+    else:
+        monkeypatch.setenv(CACHE, before)
     with kernels_in(tmp_path):
-        assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "elsewhere"
-    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "elsewhere"
+        assert cache_dir() == str(Path.cwd() / "elsewhere" if before == "elsewhere" else tmp_path)
+    assert os.environ.get(CACHE) == before
 
 
 def test_a_machine_without_a_compiler_is_refused(monkeypatch):

@@ -70,12 +70,12 @@ class CachedUNetNetwork:
     ) -> Prediction:
         timesteps, told = torch.full((len(x),), step.timestep, device=x.device), _arguments(cond)
         if step.mode == "full":
-            full = self._graphs.get("full", self._full)
-            return Prediction(*full(x, timesteps, told), self.forecast.history)
+            eps, feature, probe = self._graphs.get("full", self._full)(x, timesteps, told)
+            return Prediction(eps, feature, probe, self.forecast.history)
         if cache is None:
             raise ConfigError("A cached call needs the feature of an earlier full call. Make the first step a refresh step.")
-        cached = self._graphs.get("cached", self._cached)
-        return Prediction(cached(x, timesteps, told, self._reused(cache, step)), history=self.forecast.history)
+        eps = self._graphs.get("cached", self._cached)(x, timesteps, told, self._reused(cache, step))
+        return Prediction(eps, history=self.forecast.history)
 
     def _full(self, x: Tensor, timesteps: Tensor, told: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor | None]:
         """eps, F and the probe."""

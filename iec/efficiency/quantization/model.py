@@ -14,7 +14,7 @@ from iec.efficiency.quantization.selection import layers_to_quantize, require_un
 from iec.efficiency.quantization.steps import ActivationQuantizer, StepContext
 from iec.errors import ConfigError
 from iec.models.unet import network_of, parameter_bytes
-from iec.sampling.network import Compilable, Compiler, FeatureCache, Network, Prediction, Step
+from iec.sampling.network import Compiler, FeatureCache, Network, Prediction, Step, compiled_form
 
 
 class QuantizedUNet(nn.Module):
@@ -58,8 +58,7 @@ class QuantizedNetwork:
                 "Integer kernels are compiled already, and torch.compile does not see into them. Use model.compile=false, or "
                 "efficiency.kernels=simulated."
             )
-        network: Compilable = self.network  # type: ignore[assignment]  # those of this package are
-        return CompiledQuantizedNetwork(self.quantized, network.compiled(compiler))
+        return CompiledQuantizedNetwork(self.quantized, compiled_form(self.network, compiler))
 
 
 class CompiledQuantizedNetwork(QuantizedNetwork):
