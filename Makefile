@@ -1,4 +1,4 @@
-# make install | run | report | test | lint | wheel | docs | bench      (each first makes .venv and installs what is missing)
+# make install | run | report | test | lint | wheel | docs | bench | gpu      (each first makes .venv and installs what is missing)
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -8,7 +8,7 @@ export GOMP_SPINCOUNT ?= 10000
 # So do threads of numpy's linear algebra, which scores need for a second or two: with one busy neighbour a score took minutes.
 export OPENBLAS_NUM_THREADS ?= 1
 
-.PHONY: install run report controls tables figure-1 figure-2 slurm test lint wheel docs bench
+.PHONY: install run report controls tables figure-1 figure-2 slurm test lint wheel docs bench gpu
 
 install: $(VENV)/.installed
 
@@ -68,6 +68,11 @@ wheel: install
 
 bench: install
 	$(BIN)/python -m tests.benchmarks $(ARGS)
+
+# make gpu: check this machine's GPU, at most 9 minutes, see docs/gpu.md. DEVICE=cpu rehearses it in a minute.
+DEVICE ?= cuda
+gpu: install
+	$(BIN)/python -m iec.gpucheck --device $(DEVICE) $(ARGS)
 
 # site/: dead links, orphan pages and missing headings fail; nothing is fetched
 docs: install

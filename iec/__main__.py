@@ -11,6 +11,7 @@ COMMANDS = {
     "convert": ("iec.models.checkpoints", "convert an original checkpoint to safetensors"),
     "export": ("iec.efficiency.engine", "write the network of a cell as an ONNX file for an engine"),
     "report": ("iec.report", "one HTML page of all that is finished"),
+    "gpu-check": ("iec.gpucheck", "check and measure a machine with a GPU, in one report"),
 }
 """Command -> its module, and what it does."""
 SUBCOMMANDS = {"score"}

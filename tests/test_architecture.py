@@ -19,6 +19,7 @@ ROOMS = {
     "analysis": {"io", "sampling", "models", "metrics", "efficiency", "runs", "tables"},
     "sweeps": {"io", "runs", "tables"},
     "report": {"io", "runs", "tables"},
+    "gpucheck": {"io", "sampling", "models", "metrics", "efficiency", "correctors", "pipelines", "runs"},
 }
 """room -> the rooms that it may import from, besides itself and `iec.errors`. From the bottom up."""
 LIBRARIES = {"sampling": {"torch", "numpy"}}

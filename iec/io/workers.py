@@ -50,7 +50,7 @@ def run_workers(
     try:
         for name, part in parts.items():
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(work, part, theirs, dict(os.environ)), name=name, daemon=True)
+            process = context.Process(target=_serve, args=(work, part, theirs, dict(os.environ)), name=name)
             process.start()
             theirs.close()
             workers[ours] = process

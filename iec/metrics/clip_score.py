@@ -20,7 +20,7 @@ from iec.errors import MetricError, WeightsError
 from iec.io.files import canonical_hash, sha256
 from iec.io.hub import hub_folder
 from iec.io.paths import user_path
-from iec.metrics.extractors.features import regroup
+from iec.metrics.extractors.features import regroup, without_tf32
 from iec.metrics.interval import Interval
 from iec.metrics.scores import Score
 
@@ -109,7 +109,7 @@ class CLIPScorer:
     @torch.inference_mode()
     def _cosines(self, images: np.ndarray, captions: list[str]) -> np.ndarray:
         tokens = self.tokenizer(captions, padding="max_length", max_length=self._tokens, truncation=True, return_tensors="pt")
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+        with without_tf32():
             image = self.model.vision_model(pixel_values=self._pixels(images)).pooler_output
             text = self.model.text_model(**tokens.to(self.device)).pooler_output
             pair = self.model.visual_projection(image), self.model.text_projection(text)

@@ -25,6 +25,10 @@ def counting(part, send):
         send(k)
 
 
+def starting_another(part, send):
+    run_workers(counting, {"inner": part}, send, forked=False)
+
+
 def failing_at_one(part, send):
     """The first process fails when the other is at work, and that one waits for its end."""
     folder, k = part
@@ -100,3 +104,9 @@ def test_no_process_outlives_its_starter(tmp_path, signum):
     starter.send_signal(signum)
     assert starter.wait(60)
     wait_until_gone(tmp_path)
+
+
+def test_a_process_may_start_processes_of_its_own():
+    received = []
+    run_workers(starting_another, {"outer": 3}, received.append, forked=False)
+    assert received == [0, 1, 2]

@@ -9,24 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
+from iec.gpucheck.inception import random_tensors
+
 
 def random_weights(folder: Path) -> tuple[Path, str, dict[str, Tensor]]:
     """(path, sha256, tensors): a seeded network whose features differ from image to image at every depth."""
-    with mock.patch.object(FeatureExtractorInceptionV3, "load_state_dict"), mock.patch.object(torch, "load"):
-        network = FeatureExtractorInceptionV3("random", ["2048"], feature_extractor_weights_path="none")
-    draw = torch.Generator().manual_seed(0)
-    tensors = network.state_dict()
-    for name, value in tensors.items():
-        if name.endswith("conv.weight"):
-            value.normal_(0, (2 / value[0].numel()) ** 0.5, generator=draw)
-        elif name.endswith("bn.weight") or name.endswith("running_var"):
-            value.uniform_(0.7, 1.4, generator=draw)
-        elif name.endswith("bn.bias") or name.endswith("running_mean"):
-            value.normal_(0, 0.1, generator=draw)
-        elif name == "fc.weight":
-            value.normal_(0, 0.05, generator=draw)
-        elif name == "fc.bias":
-            value.normal_(0, 3.0, generator=draw)
+    tensors = random_tensors()
     path = folder / "weights-inception-2015-12-05-6726825d.pth"
     torch.save(tensors, path)
     return path, hashlib.sha256(path.read_bytes()).hexdigest(), tensors

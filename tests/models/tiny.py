@@ -1,42 +1,12 @@
-"""The paper's models in small: the same components, block types and settings, few channels. 64 channels, so that a group of
-GroupNorm(32) holds more than one.
-"""
-
-from dataclasses import replace
+"""The paper's models in small (`iec.gpucheck.models.tiny`), as folders and as pipelines."""
 
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 
-from iec.models import Card, Model, card
+from iec.gpucheck.models import tiny as tiny
+from iec.models import Card, Model
 from iec.models.architecture import build
 
-SMALL = {
-    "UNet2DModel": lambda c: {"block_out_channels": [64] * len(c["block_out_channels"]), "layers_per_block": 1},
-    "UNet2DConditionModel": lambda c: {"block_out_channels": [64] * len(c["block_out_channels"]), "layers_per_block": 1},
-    "DiTTransformer2DModel": lambda _: {"sample_size": 16, "num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 8},
-    "VQModel": lambda c: {"block_out_channels": [32] * len(c["block_out_channels"]), "layers_per_block": 1},
-    "AutoencoderKL": lambda c: {"block_out_channels": [32] * len(c["block_out_channels"]), "layers_per_block": 1},
-    "CLIPTextModel": lambda _: {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2},
-    "Embedding": lambda _: {"embedding_dim": 32},
-}
 PAPER = ("ddim_cifar", "ddim_lsun_bedroom", "ldm_lsun_bedroom", "ldm_lsun_church", "ldm_imagenet", "sd_coco")
-SIZE = {"pixel": 32, "latent": 16}
-
-
-def tiny(name: str) -> Card:
-    """The card of a model with its components made small."""
-    full = card(name)
-    components = {}
-    for key, component in full.components.items():
-        config = {**component.config, **SMALL[component.kind](component.config)}
-        if "cross_attention_dim" in config:
-            config["cross_attention_dim"] = 32
-        if component.kind == "UNet2DModel" and config["attention_head_dim"]:
-            config["attention_head_dim"] = 8 if component.heads else 32
-        components[key] = replace(component, config=config)
-    size = SIZE[full.cut]
-    made = replace(full, components=components, shape=(full.shape[0], size, size), batch_size=2, num_images=3, trace_images=1)
-    factor = 1 if made.decoder is None else 2 ** (len(made.decoder.config["block_out_channels"]) - 1)
-    return replace(made, resolution=size * factor)
 
 
 def write(facts: Card, folder, scaling_factor: float = 0.5) -> None:

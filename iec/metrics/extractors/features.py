@@ -1,6 +1,7 @@
 """From images to features: what an extractor is, and how images of any source are fed to it."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -140,6 +141,28 @@ def _features(columns: tuple[list[np.ndarray], ...], resolution: int, extractor:
     return Features(pooled, spatial, logits, resolution, extractor)
 
 
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """Within the block float32 is float32 on a GPU, in convolutions and in matrix products, and convolutions are deterministic.
+
+    Torch has two interfaces to the latter. Writing by the older one sets both; what was set by the newer one it cannot read.
+    """
+    matmul = torch.backends.cuda.matmul
+    newer = matmul.fp32_precision
+    try:
+        older = torch.get_float32_matmul_precision()
+    except RuntimeError:
+        older = None
+    matmul.allow_tf32 = False
+    try:
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+            yield
+    finally:
+        if older is not None:
+            torch.set_float32_matmul_precision(older)
+        matmul.fp32_precision = newer
+
+
 Forward = Callable[[Tensor], tuple[Tensor, ...]]
 """uint8 [batch, H, W, 3] -> outputs, each [batch, ...]."""
 
@@ -153,7 +176,7 @@ def padded(images: np.ndarray, batch: int, device: torch.device, forward: Forwar
         raise MetricError(f"{len(images)} images in one call; pass 1 .. {batch}, or use iec.metrics.extractors.features.extract.")
     whole = np.zeros((batch, *images.shape[1:]), np.uint8)
     whole[: len(images)] = images
-    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+    with without_tf32():
         outputs = forward(torch.from_numpy(whole).to(device))
     return tuple(value[: len(images)].float().cpu().numpy() for value in outputs)
 
