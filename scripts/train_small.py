@@ -4,6 +4,8 @@
     python scripts/train_small.py ddim_fashion_small --data /usr/share/datasets/fashion-mnist --cool-down 10000
     python scripts/train_small.py ddim_cifar_small --data data --init iec/models/ddim_cifar_small
 
+Minutes on a GPU: see "Training" in docs/models.md.
+
 Objective: the noise eps in x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps, linear betas 1e-4 .. 0.02 over 1000 timesteps, drawn as
 dense as the quadratic timetable visits them and one in each of B strata of a batch of B: t_i = floor(1000 ((i + u_i) / B)^2), u_i
 uniform. Squared error weighted by
@@ -15,7 +17,8 @@ cleans even ground, of which Fashion-MNIST has much.
 
 Optimiser: AdamW (0.9, 0.99), weight decay 0.01, warm-up, then a constant rate; gradient norm clipped to 1. EMA of the weights with
 decay min(--ema, (1 + n) / (10 + n)), n counted from the beginning of the phase. The batch, noise and timesteps of step n depend on
-(seed, n) alone.
+(seed, n) and the kind of device alone. On a CPU a resumed training ends in the same bytes; on CUDA some gradients are summed in no
+fixed order.
 
 Phases: the constant rate lives in ``OUTPUT/constant``. ``--cool-down STEPS`` starts from its state, takes the rate linearly to zero
 in ``OUTPUT/cool_down`` and leaves the constant phase as it is, to be continued. Each folder holds ``state.pt`` (all of the
@@ -41,7 +44,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.func import functional_call
 
-from iec.errors import ArtifactError, ConfigError, NonFiniteError, WeightsError
+from iec.errors import ArtifactError, ConfigError, DatasetError, NonFiniteError, WeightsError
 from iec.io.datasets import load_cifar10, load_fashion_mnist_32
 from iec.io.files import write_atomic
 from iec.io.images import grid, save_png, to_uint8
@@ -105,12 +108,14 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("model", choices=RECIPES)
-    add("--data", type=user_path, default=Path("data"), help="folder with the data set (see iec/io/datasets.py)")
+    add("--data", type=user_path, default=Path("data"), help="folder with the data set (see iec/io/datasets.py), or its .npy file")
     add("--output", type=user_path, help="default: outputs/train_small/MODEL")
     add("--init", type=user_path, help="weights to start from: a safetensors file or a diffusers folder")
     add("--steps", type=positive, default=100_000, help="optimiser steps at the constant rate")
+    add("--minutes", type=float, help="stop after so long, as Ctrl-C does")
     add("--cool-down", type=positive, metavar="STEPS", help="take the rate to zero over these steps, in a folder of its own")
     add("--batch", type=positive, default=64)
+    add("--learning-rate", type=float, help="default: the model's, which suits a batch of 64")
     add("--ema", type=float, default=0.9998)
     add("--unweighted", type=float, default=0.25, help="share p of the unweighted loss, 0 .. 1")
     add("--seed", type=int, default=0)
@@ -118,12 +123,40 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--sample-every", type=positive, default=2000)
     add("--device", default="auto")
     add("--threads", type=positive, default=1)
+    add(
+        "--compile",
+        choices=("auto", "none", "default", "reduce-overhead"),
+        default="auto",
+        help="torch.compile's mode; auto: on CUDA",
+    )
     add("--autocast", choices=("auto", "none", "bfloat16"), default="auto", help="auto: bfloat16 where the hardware multiplies it")
     args = parser.parse_args(argv)
     args.output = args.output or Path("outputs/train_small") / args.model
+    if args.learning_rate is None:
+        args.learning_rate = RECIPES[args.model].learning_rate
     if not 0 <= args.unweighted <= 1:
         raise ConfigError(f"--unweighted {args.unweighted} is no share: choose a number from 0 to 1.")
+    if not all(value is None or 0 < value < math.inf for value in (args.learning_rate, args.minutes)):
+        raise ConfigError("--learning-rate and --minutes are positive numbers.")
     return args
+
+
+def read_images(recipe: Recipe, path: Path) -> np.ndarray:
+    """uint8 [N, 32, 32, C] of the data set in a folder, or of one file of numpy. Raises `DatasetError`."""
+    if path.suffix != ".npy":
+        return recipe.images(path)
+    try:
+        images = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise DatasetError(
+            f"--data {path} cannot be read ({error}). Write it with numpy.save, or name the data set's folder."
+        ) from error
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (32, 32, recipe.colours):
+        form = f"{images.dtype} {list(images.shape)}"
+        raise DatasetError(
+            f"--data {path} holds {form} in place of uint8 [N, 32, 32, {recipe.colours}]. Name the data set's folder."
+        )
+    return images
 
 
 def stratified(draw: np.random.Generator, size: int) -> np.ndarray:
@@ -132,13 +165,16 @@ def stratified(draw: np.random.Generator, size: int) -> np.ndarray:
 
 
 def batch_of_step(images: Tensor, n: int, size: int, seed: int, flips: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """(x_0 [B, C, 32, 32] in [-1, 1], t [B], eps) of optimiser step n, drawn from a generator keyed by (seed, n)."""
-    draw = np.random.Generator(np.random.Philox(key=(seed, n)))
-    x = images[torch.from_numpy(draw.integers(len(images), size=size))].permute(0, 3, 1, 2).float() / 127.5 - 1
-    t = torch.from_numpy(stratified(draw, size))
-    eps = torch.from_numpy(draw.standard_normal(tuple(x.shape), dtype=np.float32))
+    """(x_0 [B, C, 32, 32] in [-1, 1], t [B], eps) of optimiser step n on the images' device, from generators keyed by (seed, n)."""
+    device, draw = images.device, np.random.Generator(np.random.Philox(key=(seed, n)))
+    chosen = torch.from_numpy(draw.integers(len(images), size=size)).to(device)
+    t = torch.from_numpy(stratified(draw, size)).to(device)
+    mirrored = torch.from_numpy(draw.random(size) < 0.5).to(device)
+    noise = torch.Generator(device).manual_seed(int(draw.integers(2**32)))
+    x = images[chosen].permute(0, 3, 1, 2).float() / 127.5 - 1
+    eps = torch.randn(x.shape, generator=noise, device=device)
     if flips:
-        x = torch.where(torch.from_numpy(draw.random(size) < 0.5)[:, None, None, None], x.flip(-1), x)
+        x = torch.where(mirrored[:, None, None, None], x.flip(-1), x)
     return x.contiguous(), t, eps
 
 
@@ -169,13 +205,16 @@ class Training:
         self.model = self.recipe.network().to(self.device).train()
         if self.args.init is not None:
             load_weights(self.model, self.args.init)
-        self.optimiser = torch.optim.AdamW(self.model.parameters(), betas=(0.9, 0.99), weight_decay=0.01)
+        on_cuda = self.device.type == "cuda"
+        self.optimiser = torch.optim.AdamW(self.model.parameters(), betas=(0.9, 0.99), weight_decay=0.01, fused=on_cuda)
         self.ema = {name: value.clone() for name, value in self.model.state_dict().items()}
         self.abar = torch.from_numpy(NoiseSchedule().abar).float().to(self.device)
         self.weight = loss_weight(self.abar, self.args.unweighted)
         self.low = self.args.autocast == "bfloat16" or (self.args.autocast == "auto" and multiplies_bfloat16(self.device))
         # bfloat16 rounds x near -1 by up to 0.004, a good part of the least noise, which is 0.01: the first layer sees all of x.
         self.model.conv_in.forward = torch.autocast(self.device.type, enabled=False)(self.model.conv_in.forward)
+        mode = ("default" if on_cuda else "none") if self.args.compile == "auto" else self.args.compile
+        self.predict = self.model if mode == "none" else torch.compile(self.model, mode=mode, dynamic=False)
 
     def precision(self) -> AbstractContextManager[Any]:
         """A context for calls of the network."""
@@ -183,18 +222,18 @@ class Training:
 
     def learning_rate(self) -> float:
         """Warm-up and constant, or linear to zero over the cool-down."""
+        rate: float = self.args.learning_rate
         if self.args.cool_down is None:
-            return self.recipe.learning_rate * min(1.0, (self.step + 1) / self.recipe.warm_up)
-        return self.recipe.learning_rate * (self.begin + self.args.cool_down - self.step) / self.args.cool_down
+            return rate * min(1.0, (self.step + 1) / self.recipe.warm_up)
+        return rate * (self.begin + self.args.cool_down - self.step) / self.args.cool_down
 
-    def advance(self, images: Tensor) -> tuple[float, float]:
-        """One optimiser step; returns its squared error, weighted and unweighted."""
+    def advance(self, images: Tensor) -> Tensor:
+        """One optimiser step; returns its squared error [2], weighted and unweighted, without waiting for the device."""
         args = self.args
-        batch = batch_of_step(images, self.step, args.batch, args.seed, self.recipe.flips)
-        x, t, eps = (value.to(self.device) for value in batch)
+        x, t, eps = batch_of_step(images, self.step, args.batch, args.seed, self.recipe.flips)
         a = self.abar[t][:, None, None, None]
         with self.precision():
-            prediction = self.model(a.sqrt() * x + (1 - a).sqrt() * eps, t).sample
+            prediction = self.predict(a.sqrt() * x + (1 - a).sqrt() * eps, t).sample
         error = (prediction.float() - eps).square().mean(dim=(1, 2, 3))
         loss = (error * self.weight[t]).mean()
         self.optimiser.zero_grad()
@@ -203,14 +242,15 @@ class Training:
         self.optimiser.param_groups[0]["lr"] = self.learning_rate()
         self.optimiser.step()
         n = self.step - self.begin
-        for name, value in self.model.state_dict().items():
-            self.ema[name].lerp_(value, 1 - min(args.ema, (1 + n) / (10 + n)))
+        weights = self.model.state_dict()
+        averaged = [self.ema[name] for name in weights]
+        torch._foreach_lerp_(averaged, list(weights.values()), 1 - min(args.ema, (1 + n) / (10 + n)))
         self.step += 1
-        return loss.item(), error.mean().item()
+        return torch.stack([loss, error.mean()]).detach()
 
     def options(self) -> dict[str, Any]:
         """What a resumed run must share with the one before."""
-        names = ("model", "batch", "ema", "unweighted", "seed", "cool_down")
+        names = ("model", "batch", "ema", "unweighted", "seed", "cool_down", "learning_rate")
         return {name: getattr(self.args, name) for name in names}
 
     def save(self, folder: Path) -> None:
@@ -281,17 +321,19 @@ def watch_signals() -> list[int]:
 
 
 def train(training: Training, images: Tensor, stop: Sequence[int]) -> None:
-    """Go on to the end of the phase, or until ``stop`` holds a signal; state, progress line and pictures on the way."""
+    """Go on to the end of the phase, for --minutes, or until ``stop`` holds a signal; state, progress and pictures on the way."""
     args = training.args
     folder, end = open_phase(training)
+    images = images.to(training.device)
     print(f"{folder}: step {training.step} of {end}, {'bfloat16' if training.low else 'float32'}", flush=True)
     first, began, last, losses = training.step, time.monotonic(), False, []
+    deadline = math.inf if args.minutes is None else began + 60 * args.minutes
     while training.step < end and not last:
         losses.append(training.advance(images))
-        n, last = training.step, bool(stop)
+        n, last = training.step, bool(stop) or time.monotonic() >= deadline
         if n % args.save_every and n != end and not last:
             continue
-        weighted, error = np.mean(losses, axis=0)
+        weighted, error = torch.stack(losses).mean(dim=0).tolist()
         if not math.isfinite(weighted):
             raise NonFiniteError(f"The loss is {weighted} at step {n}; {folder} is as it was. Try --autocast none.")
         losses.clear()
@@ -311,7 +353,7 @@ def main() -> None:
     keep_freed_memory()
     torch.set_num_threads(args.threads)
     recipe, stop = RECIPES[args.model], watch_signals()
-    images = torch.from_numpy(recipe.images(args.data))
+    images = torch.from_numpy(read_images(recipe, args.data))
     train(Training(recipe, args, resolve_device(args.device)), images, stop)
     if stop:
         print("Stopped. The state is saved; the same command goes on from there.")

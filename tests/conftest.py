@@ -53,9 +53,9 @@ def linear_network():
 @pytest.fixture(scope="session")
 def make_cell():
     """A checked cell on the CPU from overrides, as ``run.py`` makes it."""
+    register()
 
     def make(*overrides):
-        register()
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
             return Cell.from_config(compose("config", overrides=["device=cpu", *overrides]))
 

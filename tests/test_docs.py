@@ -9,11 +9,10 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, StableDiffusionPipeline
 
 from iec.errors import ConfigError
-from iec.models.model import Source
 from iec.runs.runner import run_cell
 from iec.tables.experiment import Experiment
-from tests.models.tiny import stable_diffusion, tiny
 from tests.tiny_flow import FLUX, flux
+from tests.tiny_pipelines import WORDS, stable_diffusion
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
@@ -24,8 +23,11 @@ COMMANDS = sorted({c for text in PAGES.values() for c in re.findall(r"^ {4}pytho
 FEWER = {
     "num_inference_steps=50": "num_inference_steps=5",
     "calibration_images=8": "calibration_images=2",
+    '"quad", 10': '"quad", 4',
     "range(8)": "range(3)",
     "images=4": "images=2",
+    "sample(model, 8": "sample(model, 2",
+    "PTQConfig(": "PTQConfig(search_samples=1024, ",
 }
 """So that the programs take seconds; what a page says -> what is run."""
 SMALL = ["iec=all_steps", "sampler.steps=3", "num_images=2", "batch_size=2", "metrics=none"]
@@ -45,8 +47,9 @@ def test_the_readme_is_one_page():
 @pytest.mark.filterwarnings("ignore::iec.metrics.frechet.FewSamplesWarning")
 def test_programs_run(page, program, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)  # one of them draws a plot
-    model = Source.of(tiny("sd_coco"), random_weights=True).load("cpu")
-    monkeypatch.setattr(StableDiffusionPipeline, "from_pretrained", lambda name: stable_diffusion(model))
+    monkeypatch.setattr(StableDiffusionPipeline, "from_pretrained", lambda name: stable_diffusion())
+    prompt = (WORDS["text"][:1], WORDS["none"][:1])
+    monkeypatch.setattr(StableDiffusionPipeline, "encode_prompt", lambda *_, **__: prompt)
     for said, run in FEWER.items():
         program = program.replace(said, run)
     exec(compile(program, page, "exec"), {})

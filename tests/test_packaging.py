@@ -17,7 +17,7 @@ from tests.conftest import ENV
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-LARGE = ("diffusers", "transformers", "timm", "wandb", "matplotlib", "torch_fidelity", "open_clip")
+LARGE = ("diffusers", "transformers", "timm", "wandb", "matplotlib", "torch_fidelity", "open_clip", "lpips")
 GUARD = """
 import runpy, sys
 class Guard:

@@ -12,7 +12,7 @@ import torch
 from diffusers import UNet2DModel
 from safetensors.torch import load_file
 
-from iec.errors import ArtifactError, ConfigError, NonFiniteError, WeightsError
+from iec.errors import ArtifactError, ConfigError, DatasetError, NonFiniteError, WeightsError
 from iec.sampling.timetable import NoiseSchedule
 from scripts import train_small
 from scripts.train_small import RECIPES, Recipe, Training, arguments, batch_of_step, loss_weight, sample_grid, stratified, train
@@ -106,6 +106,39 @@ def test_the_rate_rises_stays_and_falls_to_zero(make):
     for cold.step in range(10, 15):
         rates.append(cold.learning_rate())
     assert rates == pytest.approx([5e-4, 1e-3, 1e-3, 1e-3, 1e-3, 7.5e-4, 5e-4, 2.5e-4, 0])
+
+
+def test_a_given_rate_and_a_time_limit(make, tmp_path):
+    training = make("--learning-rate", "0.25", "--minutes", "1e-9", "--steps", "9")
+    training.step = 5
+    assert training.learning_rate() == 0.25
+    training.step = 0
+    assert run(training).step == 1
+    with pytest.raises(ConfigError, match=r"made with \{'learning_rate': 0.25\}"):
+        run(make())
+    for option in ("--learning-rate", "--minutes"):
+        with pytest.raises(ConfigError, match="positive numbers"):
+            arguments(["ddim_cifar_small", option, "0"])
+
+
+def test_a_compiled_training_is_the_same_training(make, monkeypatch, tmp_path):
+    plain, modes = run(make("--steps", "2")), []
+    monkeypatch.setattr(torch, "compile", lambda model, **options: modes.append(options) or (lambda x, t: model(x, t)))
+    compiled = run(make("--steps", "2", "--compile", "reduce-overhead", "--output", str(tmp_path / "compiled")))
+    assert modes == [{"mode": "reduce-overhead", "dynamic": False}]
+    assert same(plain, compiled)
+
+
+def test_images_may_be_one_file_of_numpy(tmp_path):
+    np.save(tmp_path / "images.npy", IMAGES.numpy())
+    assert np.array_equal(train_small.read_images(TINY, tmp_path / "images.npy"), IMAGES.numpy())
+    assert np.array_equal(train_small.read_images(TINY, tmp_path), IMAGES.numpy())
+    np.save(tmp_path / "floats.npy", IMAGES.float().numpy())
+    with pytest.raises(DatasetError, match=r"float32 \[8, 32, 32, 1\] in place of uint8"):
+        train_small.read_images(TINY, tmp_path / "floats.npy")
+    (tmp_path / "text.npy").write_text("no array")
+    with pytest.raises(DatasetError, match=r"numpy\.save"):
+        train_small.read_images(TINY, tmp_path / "text.npy")
 
 
 def test_a_loss_that_is_not_finite_is_not_saved(make, tmp_path):

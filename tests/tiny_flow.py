@@ -61,10 +61,10 @@ def sdxl(scheduler):
     return quiet(StableDiffusionXLPipeline(*parts, add_watermarker=False))
 
 
-def sd3(scheduler):
+def sd3(scheduler, **options):
     sizes = {"sample_size": 8, "patch_size": 1, "in_channels": 16, "num_layers": 2, "attention_head_dim": 4, "out_channels": 16}
     text = {"caption_projection_dim": 8, "joint_attention_dim": WIDTH, "pooled_projection_dim": POOLED}
-    network = SD3Transformer2DModel(num_attention_heads=2, pos_embed_max_size=8, **sizes, **text).eval()
+    network = SD3Transformer2DModel(num_attention_heads=2, pos_embed_max_size=8, **sizes, **text, **options).eval()
     return quiet(StableDiffusion3Pipeline(network, scheduler, vae(16), *[None] * 6))
 
 

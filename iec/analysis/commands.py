@@ -1,7 +1,7 @@
 """The analyses as commands: each writes KIND-LABEL.json and KIND-LABEL.png into a folder, and logs its table."""
 
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from iec.analysis.growth import growth
 from iec.analysis.heldout import held_out, markdown
 from iec.analysis.krylov import Estimate
 from iec.analysis.norms import Options, Spectrum, spectra
-from iec.analysis.plan import held_out_plan, plan_for
+from iec.analysis.plan import held_out_plan, plan_for, space_of, starts_of
 from iec.analysis.record import Subject
 from iec.analysis.state import Arrays
 from iec.analysis.suggest import SEED, suggest_for
@@ -20,6 +20,7 @@ from iec.efficiency.planning.plan import SEED as PLANNING_SEED
 from iec.efficiency.techniques import DeepCache
 from iec.errors import ConfigError
 from iec.io.progress import stage
+from iec.sampling.ddim import takes_single_steps
 
 log = logging.getLogger(__name__)
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -165,12 +166,17 @@ class Budget:
 
 def run_plan(subject: Subject, calibration_images: int, lambdas: tuple[float, ...], budget: Budget) -> dict[str, Any]:
     """Where the full calls of DeepCache pay most, tested on the images of the cell's own seed."""
-    if not isinstance(subject.cell.technique, DeepCache):
+    cell = subject.cell
+    if not isinstance(cell.technique, DeepCache):
         raise ConfigError(
-            f"--calls chooses refresh steps too, and efficiency={subject.cell.efficiency} has none that are free. Use "
+            f"--calls chooses refresh steps too, and efficiency={cell.efficiency} has none that are free. Use "
             "efficiency=deepcache, or leave --calls out."
         )
-    setup = subject.setup()
+    refresh = frozenset({0})  # any will do: the choice replaces those of the cell, which are not found for nothing
+    sampler = cell.sampler.refreshed_at(refresh)
+    assert takes_single_steps(sampler)  # `Subject.of_experiment` lets no other pass
+    starts_of(space_of(sampler, budget.corrections is None, lambdas), budget.calls, budget.corrections)  # refuses
+    setup = replace(subject, cell=replace(cell, technique=cell.technique.at(refresh), sampler=sampler)).setup()
     state = subject.state("plan", calibration_images=calibration_images, lambdas=lambdas, budget=asdict(budget))
     assert state.folder is not None  # of a subject it never is
     path = state.folder / "evaluations.json"

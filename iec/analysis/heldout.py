@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from iec.analysis.setup import Setup
-from iec.analysis.suggest import SEED, Suggestion, eligible, final_errors, relative_change, with_steps
+from iec.analysis.setup import Setup, final_errors
+from iec.analysis.suggest import SEED, Suggestion, eligible, relative_change, with_steps
 from iec.errors import ConfigError
 from iec.metrics.interval import Interval
 from iec.sampling.ddim import Sampler

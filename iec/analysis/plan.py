@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from iec.analysis.heldout import PAPER, Line, ends
-from iec.analysis.setup import Setup
-from iec.analysis.suggest import GRID, eligible, final_errors, relative_change, with_steps
+from iec.analysis.setup import Setup, final_errors
+from iec.analysis.suggest import GRID, eligible, relative_change, with_steps
 from iec.efficiency.planning.final import Batch, FinalError
 from iec.efficiency.planning.plan import SEED, usual
 from iec.efficiency.planning.search import Choice, Evaluations, Space, search
@@ -82,8 +82,15 @@ def plan_for(
 
 
 def space_of(sampler: Sampler, split: bool, lambdas: Sequence[float]) -> Space:
-    """What may be chosen. Raises `ConfigError` for corrections that cost no full call, and for a lambda that cannot be run."""
+    """What may be chosen. Raises `ConfigError` for corrections that cost no full call, for a lambda that cannot be run, and for a
+    corrector that is fitted to the refresh steps.
+    """
     cached_steps = sampler.placement.cached_steps
+    if sampler.corrector.needs_refresh_steps or sampler.corrector.calibration_calls(sampler):
+        raise ConfigError(
+            f"{type(sampler.corrector).__name__} is fitted for refresh steps that are known, and a plan of the calls chooses them. "
+            "Use corrector=none here, and fit it for the steps that are found."
+        )
     if cached_steps == "cached":
         raise ConfigError(
             "iec.cached_steps=cached makes corrections that are no full calls, and a budget of full calls says nothing about them. "

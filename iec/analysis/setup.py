@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -66,3 +67,15 @@ class Setup:
 def sizes(x: Tensor) -> Tensor:
     """Euclidean norm of each image: [B, ...] -> [B]."""
     return torch.linalg.vector_norm(x.flatten(1), dim=1)
+
+
+@torch.no_grad()
+def final_errors(setup: Setup, samplers: Sequence[Sampler], seed: int, indices: Sequence[int]) -> list[np.ndarray]:
+    """|x_0 - r_0| / |r_0| of each sampler, float64 [N]."""
+    noise, cond = setup.noise(seed, indices), setup.conditioning(indices)
+    reference = setup.reference_states(seed, indices)[-1]
+    found = []
+    for sampler in samplers:
+        *_, x = sampler.trajectory(setup.network, noise, cond, setup.device)
+        found.append((sizes(x - reference) / sizes(reference)).double().cpu().numpy())
+    return found

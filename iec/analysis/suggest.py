@@ -24,7 +24,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from iec.analysis.setup import Setup, sizes
+from iec.analysis.setup import Setup, final_errors
 from iec.analysis.state import NOTHING_KEPT, Arrays, State
 from iec.efficiency.technique import Prepared
 from iec.errors import ConfigError
@@ -241,18 +241,6 @@ def greedy(responses: Responses, lam: float, budget: int) -> tuple[tuple[int, ..
         squares, deviation = candidates[k], deviation + changes[left[k]]
         chosen.append(responses.steps[left.pop(k)])
     return tuple(chosen), float(squares.mean() / before - 1)
-
-
-@torch.no_grad()
-def final_errors(setup: Setup, samplers: Sequence[Sampler], seed: int, indices: Sequence[int]) -> list[np.ndarray]:
-    """|x_0 - r_0| / |r_0| of each sampler, float64 [N]."""
-    noise, cond = setup.noise(seed, indices), setup.conditioning(indices)
-    reference = setup.reference_states(seed, indices)[-1]
-    found = []
-    for sampler in samplers:
-        *_, x = sampler.trajectory(setup.network, noise, cond, setup.device)
-        found.append((sizes(x - reference) / sizes(reference)).double().cpu().numpy())
-    return found
 
 
 def relative_change(before: np.ndarray, after: np.ndarray) -> Interval:

@@ -1,7 +1,7 @@
 """`eps' = g e - b` with tables fitted to pairs of predictions. Published methods differ in the fit, see `iec.correctors.fits`."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -71,10 +71,11 @@ class Affine(CalibratedCorrector):
 class AffineTables(Corrector):
     """eps' = gain_i eps - bias_i, with tables float64 [T, C] or [T, 1]. A gain of 1 and a bias of 0 change no bit."""
 
+    __hash__, __eq__ = object.__hash__, object.__eq__  # tensors have no single truth to compare by
+
+    needs_refresh_steps: ClassVar[bool] = True
     gain: Tensor
     bias: Tensor
-
-    __hash__, __eq__ = object.__hash__, object.__eq__  # tensors have no single truth to compare by
 
     def attach(self, sampler: Sampler, shape: tuple[int, ...]) -> Sampler:
         """Raises `ConfigError` for another number of steps or channels than it was fitted to."""

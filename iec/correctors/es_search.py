@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -24,6 +25,7 @@ class EpsilonSearch(CalibratedCorrector):
     sampled with on ``calibration_images`` runs, which the reference makes, too. Raises `ConfigError`.
     """
 
+    needs_refresh_steps: ClassVar[bool] = False
     low: float = 0.98
     high: float = 1.02
     values: int = 9

@@ -4,7 +4,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -35,6 +35,7 @@ class CalibratedCorrector(Corrector):
     the calls of a step does not hold for others.
     """
 
+    needs_refresh_steps: ClassVar[bool] = True
     calibration_images: int = 64
 
     def __post_init__(self) -> None:

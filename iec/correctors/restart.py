@@ -27,6 +27,7 @@ class Restart(Corrector):
     """
 
     single_steps: ClassVar[bool] = False
+    needs_refresh_steps: ClassVar[bool] = True
     sigma_min: float = 0.06
     sigma_max: float = 0.3
     repeats: int = 2

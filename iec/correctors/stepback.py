@@ -75,6 +75,7 @@ class SteppedBack(Corrector):
     __hash__, __eq__ = object.__hash__, object.__eq__  # a tensor has no single truth to compare by
 
     single_steps: ClassVar[bool] = False
+    needs_refresh_steps: ClassVar[bool] = True
     mean: Tensor
     start: tuple[float, ...]
     rescale: tuple[float, ...]

@@ -20,7 +20,7 @@ from iec.efficiency.techniques import FullPrecision
 from iec.errors import ConfigError, MismatchError
 from iec.models import Card, Model
 from iec.models.ideal import IdealNetwork
-from iec.sampling.network import FeatureCache, Network, Prediction, Step
+from iec.sampling.network import Compiler, FeatureCache, Network, Prediction, Step, compiled_form
 from iec.sampling.noise import Noise
 from iec.sampling.refresh import require_interval, uniform
 from iec.sampling.solver import Solver
@@ -40,6 +40,10 @@ class DisturbedNetwork:
         prediction = self.network(x, step, cond, cache)
         return replace(prediction, eps=self.error(prediction.eps, x, step))
 
+    def compiled(self, compiler: Compiler) -> "DisturbedNetwork":
+        """See `Compilable`; the error stays outside."""
+        return DisturbedNetwork(compiled_form(self.network, compiler), self.error)
+
 
 class StaleNetwork:
     """Full calls are those of ``network``; cached calls return the eps of the last refresh, whatever x is."""
@@ -56,10 +60,17 @@ class StaleNetwork:
             raise ConfigError("A cached call needs the prediction of an earlier full call. Make the first step a refresh step.")
         return Prediction(cache.feature)
 
+    def compiled(self, compiler: Compiler) -> "StaleNetwork":
+        """See `Compilable`; of full calls, since cached ones make none."""
+        return StaleNetwork(compiled_form(self.network, compiler))
+
 
 @dataclass(frozen=True)
 class AddedError(Technique):
     """The full-precision network with an error; its fields are the identity."""
+
+    def require_compiles(self) -> None:
+        """It has a compiled form."""
 
     def identity(self, card: Card, num_steps: int) -> dict[str, Any]:
         return {**super().identity(card, num_steps), **asdict(self)}

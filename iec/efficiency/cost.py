@@ -16,6 +16,8 @@ from iec.efficiency.caching.cut import Cut, Kind, find_cut
 from iec.efficiency.caching.forecast import REUSE, Forecast
 from iec.efficiency.caching.network import CachedUNetNetwork
 from iec.efficiency.quantization import PTQConfig
+from iec.models import Model
+from iec.models.ideal import IdealNetwork
 from iec.models.unet import network_of
 from iec.sampling.network import FeatureCache, Mode, Network, Step
 
@@ -158,3 +160,24 @@ class _Recorder:
         keys = queries if context is None else context.shape[1]
         macs = len(h) * queries * keys * module.inner_dim
         self.found += [Operation(self.names[module], kind, macs) for kind in ("scores", "values")]
+
+
+def model_cost(
+    model: Model,
+    weight_bytes: int,
+    cut: int | Kind | None = None,
+    config: PTQConfig = FLOAT,
+    forecast: Forecast = REUSE,
+    history: int = 0,
+) -> Cost:
+    """`network_cost` of the model's UNet; under guidance both branches count."""
+    cond = None if model.card.tokens is None else torch.empty(1, *model.card.tokens)
+    if model.card.takes_labels:
+        cond = torch.zeros(1, dtype=torch.int64)
+    return network_cost(model.unet, model.card.shape, weight_bytes, cond, cut, config, model.branches, forecast, history)
+
+
+def ideal_cost(network: IdealNetwork) -> Cost:
+    """Of its two matrix products with the data; the data are its weights."""
+    macs = 2 * network.data.numel()
+    return Cost(network.data.nbytes, CallCost(macs, macs * 32 * 32))

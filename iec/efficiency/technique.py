@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from iec.efficiency.cost import Cost
+from iec.errors import ConfigError
 from iec.io.components import component_of, with_source
 from iec.models import Card, Model
 from iec.sampling.adaptive import AdaptiveRefresh
@@ -80,6 +81,15 @@ class Technique(ABC):
         skeleton: makes the UNet without data, on the device ``meta``; call it only if the check needs it, because it loads
         diffusers.
         """
+
+    def require_compiles(self) -> None:
+        """Raises `ConfigError` unless the network of `prepare` has a compiled form (`iec.sampling.network.Compilable`), which
+        ``model.compile=true`` asks for. A technique whose network has one overrides this.
+        """
+        raise ConfigError(
+            f"model.compile=true: {type(self).__name__} does not say that its network can be compiled. Use model.compile=false, or "
+            "override `Technique.require_compiles`."
+        )
 
     def identity(self, card: Card, num_steps: int) -> dict[str, Any]:
         """JSON values: what the bytes of an image depend on. See `identity_of` for what is added to it."""

@@ -5,25 +5,15 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from iec.efficiency.cachequant import CacheQuant as CalibratedCacheQuant
-from iec.efficiency.cachequant import CacheQuantConfig, CacheTables, CorrectedCacheNetwork, prepare_cachequant
+from iec.efficiency.cachequant import CacheQuantConfig, CacheTables, Calibration, CorrectedCacheNetwork
 from iec.efficiency.caching import CachedUNetNetwork, Kind, find_cut
-from iec.efficiency.caching.config import CachingConfig
-from iec.efficiency.caching.forecast import REUSE, Forecast
-from iec.efficiency.cost import FLOAT, CallCost, Cost, network_cost
+from iec.efficiency.caching.config import SCHEDULES, CachingConfig
+from iec.efficiency.cost import ideal_cost, model_cost
 from iec.efficiency.integer import ARITHMETIC, KIND, integer_tensors, require_kernels, require_machine, stored_network, with_kernels
 from iec.efficiency.planning.plan import planned
-from iec.efficiency.prepare import (
-    CALIBRATION_SEED,
-    calibration_calls,
-    calibration_fingerprint,
-    float_batch,
-    model_fingerprint,
-    quantize,
-)
+from iec.efficiency.prepare import CALIBRATION_SEED, calibration_calls, float_batch, model_fingerprint, quantize
 from iec.efficiency.quantization import PTQConfig, QuantizedNetwork, QuantizedUNet, weight_bytes
 from iec.efficiency.technique import Prepared, Technique
 from iec.errors import ConfigError
@@ -38,30 +28,12 @@ from iec.sampling.solver import Solver
 from iec.sampling.timetable import Timetable
 
 
-def model_cost(
-    model: Model,
-    weight_bytes: int,
-    cut: int | Kind | None = None,
-    config: PTQConfig = FLOAT,
-    forecast: Forecast = REUSE,
-    history: int = 0,
-) -> Cost:
-    """Of network calls on an image of the model; under guidance both branches count. history: see `network_cost`."""
-    cond = None if model.card.tokens is None else torch.empty(1, *model.card.tokens)
-    if model.card.takes_labels:
-        cond = torch.zeros(1, dtype=torch.int64)
-    return network_cost(model.unet, model.card.shape, weight_bytes, cond, cut, config, model.branches, forecast, history)
-
-
-def ideal_cost(network: IdealNetwork) -> Cost:
-    """Of its two matrix products with the data; the data are its weights."""
-    macs = 2 * network.data.numel()
-    return Cost(network.data.nbytes, CallCost(macs, macs * 32 * 32))
-
-
 @dataclass(frozen=True)
 class FullPrecision(Technique):
     """The model as it is."""
+
+    def require_compiles(self) -> None:
+        """It has a compiled form."""
 
     def prepare(self, model: Model, table: Timetable, artifacts: Path) -> Prepared:
         network = model.network
@@ -92,6 +64,14 @@ class Quantizing(PTQConfig, Technique):
     def kernels_identity(self) -> dict[str, Any]:
         """Cells from before there was a choice keep their identity."""
         return {} if self.kernels == "simulated" else {"kernels": self.kernels}
+
+    def require_compiles(self) -> None:
+        """Raises `ConfigError` for integer kernels."""
+        if self.kernels != "simulated":
+            raise ConfigError(
+                f"model.compile=true: efficiency.kernels={self.kernels} has kernels of its own, which torch.compile does not see "
+                "into. Use model.compile=false, or efficiency.kernels=simulated."
+            )
 
 
 @dataclass(frozen=True)
@@ -157,6 +137,14 @@ class DeepCache(CachingConfig, Technique):
         cost = model_cost(model, parameter_bytes(model.unet), cut, forecast=forecast, history=history)
         return Prepared(CachedUNetNetwork(model.unet, cut, forecast), cost)
 
+    def require_compiles(self) -> None:
+        """Raises `ConfigError` for adaptive refresh."""
+        if self.adaptive is not None:
+            raise ConfigError(
+                "model.compile=true: with efficiency.schedule=adaptive the images of a batch refresh apart, in batches of any "
+                "size. Use model.compile=false, or another schedule, e.g. efficiency.schedule=uniform."
+            )
+
     def identity(self, card: Card, num_steps: int) -> dict[str, Any]:
         """By the refresh steps, or what finds them."""
         plan, refresh = self.plan(num_steps), self.refresh(num_steps)
@@ -184,12 +172,12 @@ class CacheQuant(CachingConfig, Quantizing):
     kernels: str = "simulated"
 
     def __post_init__(self) -> None:
-        CachingConfig.__post_init__(self)
-        if self.adaptive is not None:
+        if self.schedule == "adaptive":
             raise ConfigError(
                 "CacheQuant calibrates each step for the one kind of call that all images make there, and with "
                 "efficiency.schedule=adaptive each image decides. Use efficiency.schedule=planned or dps, or efficiency=deepcache."
             )
+        CachingConfig.__post_init__(self)
         PTQConfig.__post_init__(self)
         self._config(0, frozenset({0}))  # refuses what it refuses
         require_kernels(self.kernels, self.ptq)
@@ -199,7 +187,7 @@ class CacheQuant(CachingConfig, Quantizing):
         return self.schedule in ("dps", "planned")
 
     def _schedules(self) -> tuple[str, ...]:
-        return (*super()._schedules(), "dps")
+        return (*SCHEDULES, "planned", "dps")
 
     def check(self, card: Card, skeleton: Callable[[], nn.Module], sampler: Solver) -> None:
         find_cut(skeleton(), self.cut_of(card))
@@ -247,23 +235,7 @@ class CacheQuant(CachingConfig, Quantizing):
         self, config: CacheQuantConfig, model: Model, table: Timetable, artifacts: Path
     ) -> tuple[QuantizedUNet, CacheTables]:
         """The UNet on its kernels, and the correction of the cache error."""
-        if self.kernels == "simulated" or self.artifact is not None:
-            calibrated = self._calibrated(config, model, table, artifacts)
-            return with_kernels(calibrated.network.quantized, self.kernels, artifacts), calibrated.tables
-
-        def integers() -> dict[str, Tensor]:
-            calibrated = self._calibrated(config, model, table, artifacts)
-            return integer_tensors(calibrated.network.quantized) | calibrated.tables.tensors()
-
-        own = {"cachequant": config.as_dict(), "cut": find_cut(model.unet, config.cut).index}
-        fingerprint = calibration_fingerprint(model, config.ptq, table) | own
-        path = artifact_path(artifacts, KIND, fingerprint)
-        stored = cached(path, KIND, fingerprint, integers)
-        unet = stored_network(model.unet, config.ptq, len(table), stored, path, self.kernels, artifacts)
-        return unet, CacheTables.of(stored)
-
-    def _calibrated(self, config: CacheQuantConfig, model: Model, table: Timetable, artifacts: Path) -> CalibratedCacheQuant:
-        return prepare_cachequant(
+        calibration = Calibration.of(
             model.unet,
             config,
             table,
@@ -271,11 +243,22 @@ class CacheQuant(CachingConfig, Quantizing):
             fingerprint=model_fingerprint(model),
             seed=CALIBRATION_SEED,
             artifacts=artifacts,
-            artifact=None if self.artifact is None else user_path(self.artifact),
             batch_size=float_batch(model, config.ptq),
             cond=model.cond(range(config.images)),
             guidance=model.guidance,
         )
+        if self.kernels == "simulated" or self.artifact is not None:
+            calibrated = calibration.prepared(None if self.artifact is None else user_path(self.artifact))
+            return with_kernels(calibrated.network.quantized, self.kernels, artifacts), calibrated.tables
+
+        def integers() -> dict[str, Tensor]:
+            calibrated = calibration.prepared()
+            return integer_tensors(calibrated.network.quantized) | calibrated.tables.tensors()
+
+        path = artifact_path(artifacts, KIND, calibration.depends)
+        stored = cached(path, KIND, calibration.depends, integers)
+        unet = stored_network(model.unet, config.ptq, len(table), stored, path, self.kernels, artifacts)
+        return unet, CacheTables.of(stored)
 
     def _config(self, cut: int | Kind, refresh: frozenset[int] | None) -> CacheQuantConfig:
         parts = ("cut", "ptq", "refresh", "forecast")

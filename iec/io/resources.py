@@ -19,8 +19,18 @@ def experiment_file(path: Path) -> Path:
     """``path`` itself if it exists, else the project's experiment of that name: ``bundled`` and ``experiments/bundled.yaml`` are
     found from every working directory. A path that is neither is returned as it is; whoever reads it says that it is missing.
     """
-    ours = experiments() / f"{path.stem}.yaml"
-    asked_by_name = path.parent in (Path(), Path("experiments")) and path.suffix in ("", ".yaml")
+    return _shipped(path, Path())
+
+
+def gate_file(path: Path) -> Path:
+    """As `experiment_file`, of the project's gates: ``bundled`` and ``experiments/gates/bundled.yaml`` (`iec.metrics.gate`)."""
+    return _shipped(path, Path("gates"))
+
+
+def _shipped(path: Path, folder: Path) -> Path:
+    """folder: below the experiments'."""
+    ours = experiments() / folder / f"{path.stem}.yaml"
+    asked_by_name = path.parent in (Path(), "experiments" / folder) and path.suffix in ("", ".yaml")
     return ours if asked_by_name and not path.is_file() and ours.is_file() else path
 
 

@@ -1,6 +1,8 @@
 """Scores of anyone's images.
 
     python -m iec.metrics score FOLDER_OR_NPZ_OR_CELL --reference REF --metrics fid,is,sfid
+    python -m iec.metrics score FOLDER_OR_NPZ_OR_CELL --reference REF --gate "fid<=12.3"       # exit status 1 if it is more
+    python -m iec.metrics score FOLDER_OR_NPZ_OR_CELL --gate GATE.yaml                         # see iec/metrics/gate.py
     python -m iec.metrics protocols
 
 REF: a data set's name (cifar10_train, ...), a file of `python -m iec.metrics.references`, or an npz with mu and sigma.
@@ -9,7 +11,6 @@ REF: a data set's name (cifar10_train, ...), a file of `python -m iec.metrics.re
 import argparse
 import json
 import logging
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,19 +22,24 @@ from iec.io.files import read_json, write_atomic
 from iec.io.paths import require_writable, user_path
 from iec.io.progress import reported
 from iec.io.runtime import entry_point, keep_freed_memory, resolve_device
+from iec.metrics.clip_score import CLIP
 from iec.metrics.evaluation import Evaluation
 from iec.metrics.extractors.features import Extractor, Features, extract_each
+from iec.metrics.gate import Gate
 from iec.metrics.images.encoded import open_folder
 from iec.metrics.images.npz import ImageArray
 from iec.metrics.images.sources import NpzSource, Source, Tally, first
+from iec.metrics.printed import describe, table, without_nan
 from iec.metrics.protocol import PROTOCOLS, Protocol, protocol
+from iec.metrics.record import Record
 from iec.metrics.references.catalog import ORIGINS, dataset_names
 from iec.metrics.references.imported import import_statistics
 from iec.metrics.references.reference import Reference, load_reference, reference_path
 from iec.metrics.scores import available, require_images
-from iec.runs.cell_images import CellSource
+from iec.runs.cell_images import CellSource, stored_clip_score
 
 log = logging.getLogger(__name__)
+DEFAULT_PROTOCOL = "inception"
 
 
 def arguments(words: list[str] | None) -> argparse.Namespace:
@@ -44,10 +50,8 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
     commands.add_parser("protocols", help="list the protocols")
     score = commands.add_parser("score", help="score a set of images")
     score.add_argument("images", type=user_path, help="folder of PNG, JPEG or WebP files, npz with arr_0, or a cell's folder")
-    score.add_argument(
-        "--reference", required=True, metavar="REF", help=f"{', '.join(dataset_names())}, a reference file, or an npz"
-    )
-    score.add_argument("--protocol", default="inception", choices=PROTOCOLS, help="default: %(default)s")
+    score.add_argument("--reference", metavar="REF", help=f"{', '.join(dataset_names())}, a reference file, or an npz")
+    score.add_argument("--protocol", choices=PROTOCOLS, help=f"default: {DEFAULT_PROTOCOL}")
     score.add_argument(
         "--beside",
         help="other protocols for the same images, p,q,... or none (default: efficientnet_lite0_deep beside efficientnet_lite0, "
@@ -59,6 +63,9 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
     score.add_argument("--recursive", action="store_true", help="sub-folders too")
     score.add_argument("--skip-damaged", action="store_true", help="leave out files that cannot be decoded, and record their names")
     score.add_argument("--bootstrap", type=int, default=0, help="resamples for 95 %% intervals (default: none)")
+    score.add_argument(
+        "--gate", action="append", metavar="BOUND", help="NAME<=NUMBER, NAME>=NUMBER or a file of bounds; may be repeated"
+    )
     score.add_argument("--json", type=user_path, metavar="OUT", help="write the record there")
     score.add_argument("--device", default="auto")
     return parser.parse_args(words)
@@ -153,10 +160,39 @@ def features_of(
         return extract_each(tally.of(first(source.blocks(skipped=skipped), count)), extractors, progress), tally
 
 
+def settled(args: argparse.Namespace, gate: Gate) -> argparse.Namespace:
+    """With what the gate states in place of what is not given. Raises `ConfigError` where they differ, and for no reference."""
+    settings = gate.settings(protocol=args.protocol, reference=args.reference)
+    if settings["reference"] is None:
+        raise ConfigError("There is nothing to compare with: give --reference REF, or a --gate file that states one.")
+    return argparse.Namespace(**vars(args) | settings | {"protocol": settings["protocol"] or DEFAULT_PROTOCOL})
+
+
+def records_of(
+    evaluations: Sequence[Evaluation],
+    features: Sequence[Features],
+    bootstrap: int,
+    seed: int | None,
+    sha256: str,
+    run: Record | None,
+) -> tuple[list[Record], list[str]]:
+    """A record of each evaluation, and what there is to say. sha256: of the images. run: the one a CLIP score is taken from."""
+    records, notes = [], []
+    for evaluation, own in zip(evaluations, features, strict=True):
+        scores, said = evaluation.scores(own, bootstrap)
+        clip = run if evaluation is evaluations[0] else None
+        scores |= {} if clip is None else {CLIP: clip.scores[CLIP]}
+        records.append(evaluation.record(scores, seed, sha256, None if clip is None else clip.clip))
+        notes += said
+    return records, notes
+
+
 def score(args: argparse.Namespace) -> dict[str, Any]:
-    """The record of the scores as JSON values, with the source, and the records of the protocols beside it, added. Everything that
-    can be refused is, before an extractor runs."""
+    """The record of the scores as JSON values, with the source, the records of the protocols beside it and the verdicts of the gate
+    added. Everything that can be refused is, before an extractor runs."""
     device = resolve_device(args.device)
+    gate = Gate.read(args.gate or [])
+    args = settled(args, gate)
     if args.json is not None:
         require_writable(args.json, "--json OUT")
     if args.bootstrap < 0:
@@ -166,49 +202,29 @@ def score(args: argparse.Namespace) -> dict[str, Any]:
     count = number_of_images(source, args.num)
     for evaluation in evaluations:
         require_images(evaluation.names, count, evaluation.reference, evaluation.protocol.rules)
+    main = evaluations[0]
+    run = stored_clip_score(args.images, main.protocol.name, count) if isinstance(source, CellSource) else None
+    names = {evaluation.protocol.name: [*evaluation.names] for evaluation in evaluations}
+    names[main.protocol.name] += [] if run is None else [CLIP]
+    gate.require(names, count, {"extractor_hash": main.extractor.hash, "reference_hash": main.reference.hash})
     skipped: list[str] = []
     extractors = [evaluation.extractor for evaluation in evaluations]
     features, tally = features_of(source, extractors, count, skipped if args.skip_damaged else None)
     if args.num is not None and tally.count != args.num:
         raise MetricError(f"Only {tally.count} of {args.num} images could be read; choose a smaller --num.")
-    cell = read_json(args.images / "cell.json") if isinstance(source, CellSource) else {}
-    records, notes = [], []
-    for evaluation, own in zip(evaluations, features, strict=True):
-        scores, said = evaluation.scores(own, args.bootstrap)
-        records.append(evaluation.record(scores, cell.get("seed"), tally.sha256).as_dict())
-        notes += said
-    main = evaluations[0]
+    gate.require_number(tally.count)
+    seed = read_json(args.images / "cell.json").get("seed") if isinstance(source, CellSource) else None
+    records, notes = records_of(evaluations, features, args.bootstrap, seed, tally.sha256, run)
+    verdicts = gate.judge({record.protocol: record.scores for record in records})
     origin = {"label": source.label, "files": len(source), "skipped": skipped, "reference": main.reference.provenance["dataset"]}
     if args.metrics is None and (lacking := [name for name in main.protocol.default if name not in main.names]):
         notes.append(
             f"left out: {', '.join(lacking)}, for which {args.reference} is not enough as it is. A reference that "
             "`python -m iec.metrics.references` makes, from images or an npz that has some, gives them."
         )
-    return without_nan(records[0] | {"source": origin, "notes": notes, "beside": records[1:]})
-
-
-def without_nan(value: Any) -> Any:
-    """None for NaN, which JSON does not have."""
-    if isinstance(value, dict):
-        return {key: without_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [without_nan(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def table(record: dict[str, Any]) -> str:
-    """Markdown: a line a score."""
-    lines = [f"| {record['source']['label']} | value | 95 % interval | N |", "|---|---|---|---|"]
-    for entry in (entry for own in (record, *record["beside"]) for entry in own["scores"].values()):
-        interval = "" if entry["low"] is None else f"{entry['low']:.4g} .. {entry['high']:.4g}"
-        lines.append(f"| {entry['label']} | {entry['value']:.6g} | {interval} | {entry['n']} |")
-    return "\n".join(lines)
-
-
-def describe(evaluation: Protocol) -> str:
-    """One line: name, what it prints, the scores it gives and can give."""
-    more = f"; on request: {', '.join(evaluation.on_request)}" if evaluation.on_request else ""
-    return f"{evaluation.name:20} labelled ({evaluation.label}): {', '.join(evaluation.default)}{more}"
+    own, *beside = (record.as_dict() for record in records)
+    judged = {"gate": [verdict.as_json() for verdict in verdicts]} if verdicts else {}
+    return without_nan(own | {"source": origin, "notes": notes, "beside": beside} | judged)
 
 
 def main(words: list[str] | None = None) -> None:
@@ -224,6 +240,8 @@ def main(words: list[str] | None = None) -> None:
     print("".join(f"note: {note}\n" for note in record["notes"]) + "\n" + text, end="", flush=True)
     if args.json is not None:
         write_atomic(args.json, lambda file: file.write(text.encode()))
+    if not all(verdict["passed"] for verdict in record.get("gate", [])):
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

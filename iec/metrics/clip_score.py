@@ -29,6 +29,8 @@ FILES = ("config.json", "model.safetensors", "tokenizer_config.json", "vocab.jso
 MEAN, DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 """Of the pixels that OpenAI's and LAION's models were trained on, R, G, B in 0 .. 1."""
 BATCH, SCALE = 32, 100.0
+CLIP = "clip"
+"""The score's name."""
 HARMLESS = ("position_ids",)
 """A buffer 0, 1, 2 ... that older releases of transformers stored."""
 
@@ -128,7 +130,7 @@ def clip_score(
     """Mean over the pairs, in -100 .. 100, with its bootstrap interval over pairs."""
     values = scorer.per_image(images, captions)
     mean = Interval.of_mean(values, resamples, seed)
-    return Score(*mean, name="clip", label=scorer.label, n=len(values), higher_is_better=True, resamples=resamples, seed=seed)
+    return Score(*mean, name=CLIP, label=scorer.label, n=len(values), higher_is_better=True, resamples=resamples, seed=seed)
 
 
 def _folder(backbone: Path | str) -> Path:

@@ -10,7 +10,10 @@ from itertools import zip_longest
 import numpy as np
 
 from iec.errors import ConfigError, MetricError
+from iec.metrics.images.pairs import require_pairs
 from iec.metrics.interval import Interval
+from iec.metrics.perceptual import Perceptual
+from iec.metrics.ssim import ssim_per_image
 
 FAINT = 16
 """The highest grey level that counts as grain; more is another shape."""
@@ -26,7 +29,7 @@ def psnr_per_image(images: np.ndarray, reference: np.ndarray) -> np.ndarray:
 
     Raises `MetricError` for another dtype or unequal shapes.
     """
-    _require_pairs(images, reference)
+    require_pairs(images, reference)
     with np.errstate(divide="ignore"):
         return 10 * np.log10(255.0**2 / _mean_squared_error(images, reference))
 
@@ -37,7 +40,7 @@ def rmse_per_image(images: np.ndarray, reference: np.ndarray) -> np.ndarray:
     Where images of two runs are either the same or unlike, as those of an ideal network, its mean says more than that of the PSNR.
     Raises `MetricError` for another dtype or unequal shapes.
     """
-    _require_pairs(images, reference)
+    require_pairs(images, reference)
     return np.sqrt(_mean_squared_error(images, reference))
 
 
@@ -48,7 +51,7 @@ def grain_per_image(images: np.ndarray, reference: np.ndarray) -> np.ndarray:
     uint8 [N, H, W, C] -> float64 [N], in 0 .. 100; nan where less than 5 % of the reference image is black. Raises `MetricError`
     for another dtype or unequal shapes.
     """
-    _require_pairs(images, reference)
+    require_pairs(images, reference)
     black, level = (reference == 0).all(axis=3), images.max(axis=3)
     grain = (black & (level >= 1) & (level <= FAINT)).sum(axis=(1, 2))
     share = black.mean(axis=(1, 2))
@@ -59,17 +62,13 @@ def _mean_squared_error(images: np.ndarray, reference: np.ndarray) -> np.ndarray
     return np.asarray(np.square(images.astype(np.float64) - reference).mean(axis=(1, 2, 3)))
 
 
-def _require_pairs(images: np.ndarray, reference: np.ndarray) -> None:
-    if images.dtype != np.uint8 or reference.dtype != np.uint8 or images.shape != reference.shape or images.ndim != 4:
-        raise MetricError(
-            f"Paired scores compare two uint8 [N, H, W, C] of one shape, got {images.dtype} {images.shape} and {reference.dtype} "
-            f"{reference.shape}; score runs with the same num_images."
-        )
-
-
 def least_difference(shape: Sequence[int]) -> float:
     """PSNR of two images [H, W, C] that differ in one value, by one: 83.0 dB for 32 x 32 x 3."""
     return float(10 * np.log10(255.0**2 * np.prod(shape)))
+
+
+def anything(resolution: int) -> None:
+    """Images of any size, without weights."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +77,8 @@ class PairedMetric:
 
     measure: (images, reference), uint8 [N, H, W, C] -> float64 [N]; infinite for identical images, nan where it is not defined.
     identical: (H, W, C) -> what an infinite value counts as beside finite ones, so that a mean stays finite and ordered.
+    require: of the images' height, raises what ``measure`` would for it, or for weights that are not there; to be called before
+    images are made.
     """
 
     name: str
@@ -85,13 +86,19 @@ class PairedMetric:
     measure: Callable[[np.ndarray, np.ndarray], np.ndarray]
     higher_is_better: bool = False
     identical: Callable[[Sequence[int]], float] = least_difference
+    require: Callable[[int], None] = anything
 
 
 PSNR = PairedMetric("psnr", "PSNR to ref. (dB)", psnr_per_image, higher_is_better=True)
+SSIM = PairedMetric("ssim", "SSIM to ref.", ssim_per_image, higher_is_better=True)
 RMSE = PairedMetric("rmse", "RMSE to ref. (levels)", rmse_per_image)
 GRAIN = PairedMetric("grain", "grain on black (%)", grain_per_image)
-PAIRED: dict[str, PairedMetric] = {metric.name: metric for metric in (PSNR, RMSE, GRAIN)}
+PERCEPTUAL = Perceptual()
+LPIPS = PairedMetric("lpips", "LPIPS to ref. (AlexNet)", PERCEPTUAL, require=PERCEPTUAL.require)
+PAIRED: dict[str, PairedMetric] = {metric.name: metric for metric in (PSNR, SSIM, LPIPS, RMSE, GRAIN)}
 """All paired scores, by name; `register` adds one."""
+DEFAULT = (PSNR.name, SSIM.name)
+"""Those that every table shows unless told otherwise."""
 
 
 def register(metric: PairedMetric) -> PairedMetric:

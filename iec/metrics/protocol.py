@@ -8,6 +8,8 @@
 | `pytorch_fid`         | Inception, torch's bilinear         | none                                   | none                |
 | `efficientnet_lite0`  | EfficientNet-Lite0, torch's bicubic | as `inception`                         | all pairs           |
 | `.._lite0_deep`       | the same, 1280 features of its head | none                                   | all pairs           |
+| `dinov2_vit_..`       | DINOv2, TensorFlow 1's bilinear     | none                                   | all pairs           |
+| `clip_vit_..`         | CLIP, TensorFlow 1's bilinear       | none                                   | all pairs, and CMMD |
 
 FID, sFID, precision and recall have one definition; `Protocol.scores` says which a protocol gives. `inception` has the conventions
 of the evaluator that the paper's code ships (arXiv 2105.05233, guided-diffusion's evaluations/evaluator.py), but for the order of
@@ -23,6 +25,7 @@ are float16; torch-fidelity takes all real images. So put these three beside pub
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -30,6 +33,7 @@ from iec.errors import ConfigError
 from iec.metrics.extractors.efficientnet import EffNetLite0, EffNetLite0Deep
 from iec.metrics.extractors.features import Extractor, Features
 from iec.metrics.extractors.inception import PYTORCH_FID, Inception
+from iec.metrics.extractors.registered import CLIP_BASE, CLIP_LARGE, DINOV2_LARGE, DINOV2_SMALL, Card, Registered
 from iec.metrics.metric import OWN_RULES, Rules
 from iec.metrics.references.reference import Reference
 from iec.metrics.scores import NAMES, Score, score_features
@@ -79,6 +83,13 @@ def _pytorch_fid(device: torch.device | str) -> Inception:
     return Inception(device, PYTORCH_FID)
 
 
+def _registered(card: Card) -> Protocol:
+    """Named as the extractor, so that the file of a reference says whose it is."""
+    clip, more = card.layer == "clip", ("kid", "precision", "recall", "fid_inf")
+    name = card.name.replace("-", "_")
+    return Protocol(name, card.label, partial(Registered, card), ("cmmd", "fid") if clip else ("fid",), more, Rules(linear=True))
+
+
 _ADM = ("fid", "sfid", "is", "precision", "recall")
 _ALL = {
     p.name: p
@@ -110,6 +121,7 @@ _ALL = {
             (),
             Rules("torch_fidelity", kid_subsets=100, linear=True),
         ),
+        *map(_registered, (DINOV2_SMALL, DINOV2_LARGE, CLIP_BASE, CLIP_LARGE)),
     )
 }
 PROTOCOLS = tuple(_ALL)

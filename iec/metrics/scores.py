@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from iec.errors import ConfigError, MetricError
+from iec.metrics.cmmd import CMMD
 from iec.metrics.extractors.features import Extractor, Features, extract
 from iec.metrics.fid import FID, SFID
 from iec.metrics.inception_score import INCEPTION_SCORE
@@ -17,7 +18,7 @@ from iec.metrics.metric import OWN_RULES, PARTS, Metric, Resamples, Rules
 from iec.metrics.precision_recall import PRECISION, RECALL
 from iec.metrics.references.reference import Reference
 
-METRICS: dict[str, Metric] = {m.name: m for m in (FID, KID, INCEPTION_SCORE, SFID, PRECISION, RECALL, FID_INFINITY)}
+METRICS: dict[str, Metric] = {m.name: m for m in (FID, KID, INCEPTION_SCORE, SFID, PRECISION, RECALL, FID_INFINITY, CMMD)}
 """All scores of features, by name; `register` adds one."""
 NAMES = ("fid", "kid", "is", "sfid")
 """The scores that are given unless others are asked for."""
@@ -154,5 +155,5 @@ def _check(features: Features, reference: Reference) -> None:
             raise MetricError(f"Features of {len(features)} images have shape {value.shape}; extract them again.")
         if not np.isfinite(value).all():
             raise MetricError("Features hold NaN or infinity; check the images and the extractor's weights.")
-        if (value == value[0]).all():
+        if value.shape[1] and (value == value[0]).all():
             raise MetricError(f"All {len(features)} images have the same features; look at them, the run is broken.")

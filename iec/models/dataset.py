@@ -26,7 +26,7 @@ RANDOM_IMAGES = 64
 def require_settings(card: Card, settings: dict[str, object]) -> None:
     """Raises `ConfigError` for what only a trained model has, set for an ideal one, and the other way round.
 
-    settings: weights, random_weights, dtype, data, of the configuration group ``model``.
+    settings: weights, random_weights, dtype, data, channels_last, of the configuration group ``model``.
     """
     if card.dataset is None:
         if settings["data"] is not None:
@@ -36,6 +36,8 @@ def require_settings(card: Card, settings: dict[str, object]) -> None:
         raise ConfigError(f"model.weights: {card.name} has no weights but a data set. Give model.data=DIR, or neither.")
     if settings["dtype"] != "float32":
         raise ConfigError(f"model.dtype={settings['dtype']}: {card.name} computes in float32. Leave model.dtype unset.")
+    if settings["channels_last"]:
+        raise ConfigError(f"model.channels_last: {card.name} has no convolutions. Leave model.channels_last unset.")
     if settings["random_weights"] and settings["data"] is not None:
         raise ConfigError(f"model.random_weights gives {card.name} random images in place of model.data. Leave one of them unset.")
     if card.packaged is None and settings["data"] is None and not settings["random_weights"]:

@@ -1,9 +1,10 @@
 """What a network of diffusers is told beside the state and the timestep, where that is more than one tensor."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from iec.errors import ConfigError
@@ -16,9 +17,11 @@ class Conditioning:
 
     arguments: tensors [B, ..] with one entry an image, None, and dictionaries and sequences of these. ``len`` is B and an index
     chooses images, as of a tensor. Raises `ConfigError`, by name, for anything else and for tensors of different B.
+    shared: what all images have in common, of any kind: the positions of FLUX's tokens.
     """
 
     arguments: Mapping[str, Any]
+    shared: Mapping[str, Any] = field(default_factory=dict)
     __iter__ = None  # with an index and no end, Python would iterate for ever
 
     def __post_init__(self) -> None:
@@ -35,11 +38,19 @@ class Conditioning:
         return next((len(leaf) for leaf in _leaves(self.arguments) if isinstance(leaf, Tensor) and leaf.ndim), 0)
 
     def __getitem__(self, images: Any) -> "Conditioning":
-        return Conditioning(_mapped(self.arguments, lambda tensor: tensor[images]))
+        return Conditioning(_mapped(self.arguments, lambda tensor: tensor[images]), self.shared)
 
     def tensors(self) -> list[Tensor]:
         """All of them, in order."""
-        return list(_leaves(self.arguments))
+        return [leaf for leaf in _leaves([self.arguments, self.shared]) if isinstance(leaf, Tensor)]
+
+    def followed_by(self, other: "Conditioning") -> "Conditioning":
+        """That of these images and then of those of ``other``. Raises `ConfigError` if they are told things of other sizes."""
+        pairs = list(zip(_leaves(self.arguments), _leaves(other.arguments), strict=True))
+        if any(mine.shape[1:] != theirs.shape[1:] for mine, theirs in pairs):
+            raise ConfigError("The two branches of guidance are told texts of different lengths. Make the negative prompt as long.")
+        joined = iter([torch.cat(pair) for pair in pairs])
+        return Conditioning(_mapped(self.arguments, lambda _: next(joined)), self.shared)
 
 
 def _leaves(value: Any) -> Iterator[Any]:

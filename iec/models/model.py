@@ -36,7 +36,8 @@ class Source:
 
     folder: of its weights, None for random ones of the card's architecture. guidance: w, None for a model without. prompts: where
     the prompts of a text model come from, see `iec.models.prompts.prompts_of`. dtype: of UNet and text encoder; the decoder
-    stays in float32. data: the folder of an ideal model's data set, None for the images that the package carries.
+    stays in float32. channels_last: the order in memory of the UNet's convolutions, and so of what they compute. data: the folder
+    of an ideal model's data set, None for the images that the package carries.
     """
 
     card: Card
@@ -46,6 +47,7 @@ class Source:
     guidance: float | None = None
     prompts: str | None = None
     data: Path | None = None
+    channels_last: bool = False
 
     @classmethod
     def of(
@@ -57,6 +59,7 @@ class Source:
         guidance: float | None = None,
         prompts: str | None = None,
         data: Path | str | None = None,
+        channels_last: bool = False,
     ) -> "Source":
         """``None`` means what the card says. Raises `ConfigError` and, for weights or data that are not there, `WeightsError` and
         `DatasetError`.
@@ -69,11 +72,12 @@ class Source:
             raise ConfigError(f"model.guidance={guidance} is outside [1, 100]; 1 is the conditional model without guidance.")
         if prompts is not None and "text_encoder" not in entry.components:
             raise ConfigError(f"model.prompts: {entry.name} takes no text. Leave model.prompts unset.")
-        dataset.require_settings(entry, {"weights": weights, "random_weights": random_weights, "dtype": dtype, "data": data})
+        given: dict[str, object] = {"weights": weights, "random_weights": random_weights, "dtype": dtype, "data": data}
+        dataset.require_settings(entry, given | {"channels_last": channels_last})
         needs_folder = entry.dataset is None and (not random_weights or weights is not None or entry.packaged is not None)
         folder = find(entry, weights) if needs_folder else None
         scale = entry.guidance if guidance is None else guidance
-        return cls(entry, folder, random_weights, dtype, scale, prompts, None if data is None else Path(data))
+        return cls(entry, folder, random_weights, dtype, scale, prompts, None if data is None else Path(data), channels_last)
 
     @property
     def weights_hash(self) -> str:
@@ -95,6 +99,8 @@ class Source:
         identity: dict[str, Any] = {"name": self.card.name, "weights": self.weights_hash}
         if self.dtype != "float32":
             identity["dtype"] = self.dtype
+        if self.channels_last:
+            identity["channels_last"] = True
         if self.guidance is not None:
             identity["guidance"] = self.guidance
         if (conditioning := self.conditioning) is not None:
@@ -134,7 +140,8 @@ class Source:
         )
 
     def _predictor(self, device: torch.device) -> nn.Module:
-        return self._module(self.card.predictor.name, DTYPES[self.dtype], device)
+        module = self._module(self.card.predictor.name, DTYPES[self.dtype], device)
+        return nn.Module.to(module, memory_format=torch.channels_last) if self.channels_last else module
 
     def _ideal(self, device: torch.device) -> IdealNetwork:
         images = dataset.images_of(self.card, self.data, self.random_weights)
@@ -238,6 +245,7 @@ def load_model(
     guidance: float | None = None,
     prompts: str | None = None,
     data: Path | str | None = None,
+    channels_last: bool = False,
 ) -> Model:
     """Load a model by the name of its card (iec/models/cards.yaml).
 
@@ -248,7 +256,8 @@ def load_model(
     * guidance: the scale w; None is the card's.
     * prompts: None, a text file with one prompt per line, or COCO's captions_val2014.json.
     * data: the folder of an ideal model's whole data set; None is what the package carries of it.
+    * channels_last: keep the UNet's convolutions so in memory; how fast they are depends on the machine.
 
     Raises `ConfigError`, `DeviceError`, `WeightsError`, `DatasetError`.
     """
-    return Source.of(name, weights, random_weights, dtype, guidance, prompts, data).load(device)
+    return Source.of(name, weights, random_weights, dtype, guidance, prompts, data, channels_last).load(device)

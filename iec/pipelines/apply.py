@@ -5,8 +5,7 @@ with iec.apply(pipe, correction=iec.Correction(), cache=iec.CachingConfig(interv
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
-from functools import partial
+from dataclasses import asdict
 from typing import Any, cast
 
 from torch import nn
@@ -17,9 +16,11 @@ from iec.efficiency.caching.forecast import Forecast
 from iec.efficiency.caching.forecast_config import ForecastConfig
 from iec.efficiency.integer import require_kernels, require_machine, with_kernels
 from iec.efficiency.quantization import CalibrationCall, PTQConfig, QuantizedUNet, calibrate, quantize_unet, reconstruct
+from iec.efficiency.quantization.selection import require_units
 from iec.errors import ConfigError
 from iec.io.progress import reported
 from iec.models.unet import UNetNetwork
+from iec.pipelines.applied import HANDLE, Applied, exchange
 from iec.pipelines.compatibility import for_ddim, is_euler
 from iec.pipelines.copies import QuantizedCopy, share_hooks
 from iec.pipelines.corrected import Corrected
@@ -27,41 +28,11 @@ from iec.pipelines.flow import IECFlowMatchScheduler, is_flow
 from iec.pipelines.other_caches import keep_states, require_no_cache
 from iec.pipelines.scheduler import IECScheduler
 from iec.pipelines.unet import Forward, restorer
-from iec.pipelines.wrappers import part_of, plain_network, require_repeatable
+from iec.pipelines.wrappers import plain_network, require_repeatable
 from iec.sampling.correction import Correction
 from iec.sampling.corrector import NO_CORRECTOR, Corrector
 from iec.sampling.network import Network
 from iec.sampling.placement import Placement
-
-HANDLE = "_iec_applied"
-"""The attribute of a pipeline that holds what was applied to it."""
-
-
-@dataclass
-class Applied:
-    """What `apply` changed. ``remove()``, or leaving a ``with`` block, gives the pipeline its own scheduler and network back.
-
-    What the pipeline did to a quantized UNet meanwhile (dtype, device, hooks, switches) goes over to its own.
-
-    scheduler: the one that the pipeline now has. quantized: its quantized UNet, if there is one (see `describe`, `weight_bytes`).
-    """
-
-    pipe: Any
-    scheduler: Corrected
-    quantized: QuantizedUNet | None
-    _undo: list[Callable[[], object]] = field(repr=False)
-
-    def remove(self) -> None:
-        """Take everything off; a second time does nothing. Raises `ConfigError` if the UNet has been wrapped since (offloading)."""
-        while self._undo:
-            self._undo[-1]()
-            self._undo.pop()
-
-    def __enter__(self) -> "Applied":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.remove()
 
 
 def apply(
@@ -76,7 +47,7 @@ def apply(
     kernels: str = "simulated",
 ) -> Applied:
     """Put IEC under a pipeline, feature caching (DeepCache) where its network is a UNet, and quantization where it is a UNet or the
-    transformer of DiT or PixArt.
+    transformer of DiT, PixArt, SD3, FLUX or Sana.
 
     * correction, placement: see `IECScheduler`; ``IECScheduler.from_config`` says which schedulers it can replace. Euler keeps its
       variables and noise levels (`IECEulerScheduler`). Flow matching is corrected by `IECFlowMatchScheduler`; without a placement
@@ -92,12 +63,17 @@ def apply(
       with the cache if there is one: ``pipe(**calibration)``, e.g. ``{"prompt": [..], "generator":
       torch.Generator().manual_seed(0), "num_inference_steps": 50}``. This run has to call the network on ``calibration_images``
       inputs in each step; guidance makes two inputs of one image. Later runs must have the same timesteps.
+      Of SD3, FLUX and Sana the layers of `iec.efficiency.quantization.selection` are quantized, the others stay float.
     * kernels: of the quantized UNet. ``simulated`` computes in float arithmetic on the grid; ``int8`` on 8-bit integers, with
       compiled passes between them; ``int8_unfused`` without. On integers the UNet stays on the device where it was calibrated.
 
+    With a correction, what the pipeline's call says of steps keeps its meaning: windows of guidance and ControlNets, and callbacks,
+    which come once a step (`iec.pipelines.windows`).
+
     Works for pipelines that call their network once for each entry of ``scheduler.timesteps`` (with guidance on one doubled
-    batch). Hooks and wrappers on the UNet, put on before or after, either work or are refused by name, at the latest at the next
-    call. So are switches of a quantized UNet. With a cache the UNet's repeated blocks can be compiled, with quantization nothing.
+    batch; without a cache, also in two calls). Hooks and wrappers on the UNet, put on before or after, either work or are refused
+    by name, at the latest at the next call. So are switches of a quantized UNet. With a cache the UNet's repeated blocks can be
+    compiled, with quantization nothing.
     Without cache and quantize only the scheduler is exchanged; then the network need not be a UNet (DiT, SD3, FLUX ..). Caches of
     diffusers on a transformer are kept (docs/caches.md), and ``placement.cached_steps`` says what happens in steps that they cache.
     ``save_pretrained`` saves the scheduler, but no cache and no quantization: call `remove` before.
@@ -117,8 +93,8 @@ def apply(
         require_repeatable(pipe)
     if alone:
         states = keep_states(pipe, scheduler) if scheduler.placement.kind != "none" else []
-        applied = _exchange(pipe, scheduler, None, [])
-        applied._undo.extend(states)  # the first to go, and to refuse it
+        applied = exchange(pipe, scheduler, None, [])
+        applied.undo.extend(states)  # the first to go, and to refuse it
         return applied
     require_no_cache(pipe)
     scheduler.before_run = lambda: require_no_cache(pipe)
@@ -132,6 +108,8 @@ def apply(
             "calibrated. Use cached_steps='cached' or 'skip'."
         )
     forecast, cache_from = cache or ForecastConfig(), (correction or Correction()).cache_from
+    if quantize is not None:
+        require_units(unet, quantize)
     undo: list[Callable[[], object]] = [restorer(unet)]
     try:
         if quantize is None or calibration is None:
@@ -147,7 +125,7 @@ def apply(
     except BaseException:
         undo.pop()()
         raise
-    return _exchange(pipe, scheduler, forward, undo)
+    return exchange(pipe, scheduler, forward, undo)
 
 
 def remove(pipe: Any) -> None:
@@ -209,11 +187,10 @@ def _record(
     calls: list[CalibrationCall] = []
 
     def record(call: CalibrationCall) -> None:
-        if len(call.x) != config.calibration_images:
-            raise ConfigError(
-                f"The calibration calls the network on {len(call.x)} inputs a step (with guidance two an image), and "
-                f"efficiency.calibration_images={config.calibration_images}. Make them agree."
-            )
+        if calls and call.step.index == calls[-1].step.index:  # the other branch of guidance
+            call = calls.pop().followed_by(call)
+        elif calls:
+            require_inputs(calls[-1])
         if call.step.index != len(calls):
             raise ConfigError(
                 f"The calibration runs sampling step {call.step.index} after {len(calls)} others: it starts in the middle "
@@ -221,12 +198,23 @@ def _record(
                 "steps; the result serves every strength."
             )
         calls.append(call)
+        if len(call.x) > config.calibration_images:
+            require_inputs(call)
+
+    def require_inputs(call: CalibrationCall) -> None:
+        if len(call.x) != config.calibration_images:
+            raise ConfigError(
+                f"The calibration calls the network on {len(call.x)} inputs a step (with guidance two an image), and "
+                f"efficiency.calibration_images={config.calibration_images}. Make them agree."
+            )
 
     kind: Any = type(scheduler)
     plain = kind.from_config(scheduler.config, placement="none", fraction=None, count=None, steps=None)
     plain.refresh_of = scheduler.refresh_of
-    with _exchange(pipe, plain, Forward(unet, plain, cut, forecast, record=record), []):
+    with exchange(pipe, plain, Forward(unet, plain, cut, forecast, record=record), []):
         pipe(**calibration)
+    for call in calls[-1:]:
+        require_inputs(call)
     return calls, forecast.forecast_of(plain.abar())
 
 
@@ -242,44 +230,3 @@ def _calibrated(
         with reported(f"reconstruction by {config.reconstruct}") as report:
             reconstruct(quantized, network, unet, UNetNetwork(unet), calls, progress=report)
     return quantized
-
-
-def _exchange(pipe: Any, scheduler: Corrected, forward: Forward | None, undo: list[Callable[[], object]]) -> Applied:
-    """Put scheduler and forward in place; what is done here is undone before what is in ``undo``."""
-
-    def swap(name: str, new: Any) -> None:
-        old = getattr(pipe, name)
-
-        def back() -> None:
-            if getattr(pipe, name) is new:  # else somebody has put in another one since
-                setattr(pipe, name, old)
-
-        undo.append(back)
-        setattr(pipe, name, new)
-
-    def unwrap(forward: Forward) -> None:
-        unet = forward.unet
-        if vars(unet).get("forward") is not forward:
-            raise ConfigError("The forward of the UNet has been replaced since iec.apply. Take that off first, then remove this.")
-        now = getattr(pipe, part)
-        around = now is not unet and isinstance(now, nn.Module) and any(module is unet for module in now.modules())
-        if around and forward.copy is not None:
-            raise ConfigError(
-                f"pipe.{part} has been wrapped in a {type(now).__name__} since iec.apply (torch.compile?). Put the network itself "
-                f"back first (pipe.{part} = pipe.{part}._orig_mod), then remove this."
-            )
-        del unet.forward
-
-    part = part_of(pipe)
-    applied = Applied(pipe, scheduler, None if forward is None else forward.quantized, undo)
-    undo.append(lambda: delattr(pipe, HANDLE))
-    setattr(pipe, HANDLE, applied)
-    swap("scheduler", scheduler)
-    if forward is not None:
-        unet = forward.unet
-        if forward.copy is not None:
-            undo.append(forward.copy.hand_back)
-            swap(part, unet)
-        unet.forward = forward
-        undo.append(partial(unwrap, forward))
-    return applied

@@ -51,7 +51,7 @@ class QuantizedCopy:
                 raise ConfigError(
                     f"The processor of {name} is now {type(processor).__name__} (attention slicing, xformers, fused projections, "
                     "IP-Adapter ..), whose products are not quantized. Call iec.remove(pipe), then "
-                    "set_default_attn_processor() of the network, and iec.apply again."
+                    "set_default_attn_processor() of the network if it has that, and iec.apply again."
                 )
         for name, module in {**self.modules, **modules}.items():
             if modules.get(name) is not self.modules.get(name):

@@ -19,6 +19,8 @@ from iec.sampling.placement import CachedSteps, LastStep, Placement
 
 Solve = Callable[[Tensor], tuple[Tensor, ...]]
 """A step from its x_t: the network's output F -> (A x_t + B F + noise, and what else the scheduler tells: x_0)."""
+ROUNDED = 2**-7
+"""Relative error of a number that was rounded to bfloat16 twice."""
 
 
 @dataclass
@@ -112,8 +114,10 @@ class Corrected:
         self.refresh_of: Callable[[int], frozenset[int]] | None = None
         self._refresh: frozenset[int] | None = None
         self.run = Run((), (), False)
+        self.labels: tuple[float, ...] = ()
         self.position: int | None = None  # of the next call in ``timesteps``; None before the first
         self.pending: Pending | None = None
+        self.passed_over = False  # the last entry was
 
     @property
     def timesteps(self) -> Tensor:
@@ -145,7 +149,7 @@ class Corrected:
         later = self.correction.evaluate_at == "s"  # the calls of a correction are labelled s, the next timestep
         entries = [i + (later and k > 0) for i, k in self.run.calls]
         self._timesteps = labels[entries]
-        self.labels: tuple[float, ...] = tuple(self._timesteps.tolist())
+        self.labels = tuple(self._timesteps.tolist())
         self.num_inference_steps = len(labels)
         self.order = self.run.order
         self.position, self.pending = None, None
@@ -194,11 +198,25 @@ class Corrected:
             )
         return run.calls[position]
 
+    def label_near(self, timestep: float) -> float:
+        """The label of the next call where ``timestep`` is that one, scaled and rounded (FLUX: by 1000, in bfloat16); else
+        ``timestep``. Before the first call, of any call.
+        """
+        labels = self.labels if self.position is None else self.labels[self.position : self.position + 1]
+        near = min(labels, key=lambda label: abs(label - timestep), default=timestep)
+        return near if abs(near - timestep) <= ROUNDED * abs(near) else timestep
+
     @property
     def upcoming(self) -> tuple[int, int]:
         """(sampling index, correction) of the network call that comes next; (0, 0) where a run has not begun, or is over."""
         position = self.position or 0
         return self.run.calls[position] if position < len(self.run.calls) else (0, 0)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the last call was the last one of its step. Not behind an entry that was passed over."""
+        position = self.position or 0
+        return position > 0 and not self.passed_over and (position == len(self.run.calls) or self.run.calls[position][1] == 0)
 
     @property
     def frozen(self) -> Tensor | None:
@@ -222,6 +240,7 @@ class Corrected:
             self.pending = Pending(step_from(i, k, y), none_frozen(y))
         pending = self.pending
         new, *beside = (step_from(i, k, y) if pending is None else pending.solve)(output)
+        self.passed_over = pending is None
         if pending is None:
             new = y
         elif k:

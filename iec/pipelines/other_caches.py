@@ -1,6 +1,7 @@
 """Caches that others put on the networks of a pipeline: which of them can be kept under corrections, and which are refused."""
 
 from collections.abc import Callable, Collection
+from contextlib import ExitStack
 from typing import Any
 
 from diffusers.hooks.hooks import HookRegistry
@@ -36,10 +37,11 @@ def keep_states(pipe: Any, scheduler: Corrected) -> list[Callable[[], object]]:
                 f"{type(states.network).__name__} is offloaded, and has a cache around its forward. Offloading passes over that "
                 "after the first run: call pipe.remove_all_hooks(), and enable the offloading after iec.apply."
             )
-    put: list[Callable[[], object]] = []
-    for states in kept:
-        states.install()
-        put.append(states.remove)
+    with ExitStack() as undo:  # of those that are put on before one that cannot be
+        for states in kept:
+            states.install()
+            undo.callback(states.remove)
+        undo.pop_all()
 
     def prepare() -> None:
         for part, network in _cached(pipe):
@@ -52,7 +54,7 @@ def keep_states(pipe: Any, scheduler: Corrected) -> list[Callable[[], object]]:
             HookRegistry.check_if_exists_or_initialize(network).reset_stateful_hooks()
 
     scheduler.before_run = prepare
-    return put
+    return [states.remove for states in kept]
 
 
 def _cached(pipe: Any) -> list[tuple[str, Any]]:

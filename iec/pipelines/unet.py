@@ -1,4 +1,4 @@
-"""The UNet of a pipeline, as a network that knows which step and correction its calls belong to."""
+"""The network of a pipeline, as one that knows which step and correction its calls belong to."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -7,7 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel, UNet2DModel
+from diffusers import (
+    FluxTransformer2DModel,
+    SanaTransformer2DModel,
+    SD3Transformer2DModel,
+    UNet2DConditionModel,
+    UNet2DModel,
+)
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import Tensor, nn
@@ -24,6 +30,13 @@ from iec.pipelines.run import Run
 from iec.pipelines.wrappers import TRANSFORMERS, UNETS, require_called, require_uncompiled
 from iec.sampling.correction import kept
 from iec.sampling.network import FeatureCache, Step, renewed
+
+SHARED: dict[type[Any], frozenset[str]] = {
+    SD3Transformer2DModel: frozenset({"joint_attention_kwargs"}),
+    FluxTransformer2DModel: frozenset({"img_ids", "txt_ids", "joint_attention_kwargs", "controlnet_blocks_repeat"}),
+    SanaTransformer2DModel: frozenset({"attention_kwargs"}),
+}
+"""What all images are told together. These networks get the timestep from the pipeline in a form of their own."""
 
 
 class Forward:
@@ -55,6 +68,8 @@ class Forward:
         # what may be told beside the state, and which of it as a bare tensor; a transformer may be told anything by image
         self.bare = TEXT if self.conditional else "class_labels" if kind is UNet2DModel else None
         self.passed = ARGUMENTS if self.conditional else frozenset({"class_labels"}) if kind is UNet2DModel else None
+        self.shared = SHARED.get(kind)
+        self.per_unit = 1000.0 if kind is FluxTransformer2DModel else 1 / getattr(unet.config, "timestep_scale", 1.0)
         self.run: Run | None = None
         self.position: int | None = None
         self.cache: FeatureCache | None = None
@@ -86,6 +101,8 @@ class Forward:
 
     def _next(self, timestep: float | Tensor) -> Step:
         """The call that this is; a run that was laid out since the last call begins with no feature."""
+        if self.shared is not None:
+            timestep = self.scheduler.label_near(float(torch.as_tensor(timestep).flatten()[0]) * self.per_unit)
         try:
             step, run = self.scheduler.call(timestep), self.scheduler.run
         except ConfigError as error:
@@ -139,7 +156,8 @@ class Forward:
 
         Raises `ConfigError` for arguments that are not passed on.
         """
-        own = {"self", self.state, "timestep", "return_dict"}
+        shared = self.shared or frozenset()
+        own = {"self", self.state, "return_dict", *shared} | ({"timestep"} if self.shared is None else set())
         told = {name: value for name, value in given.items() if name not in own and value is not None}
         extra = [] if self.passed is None else sorted(told.keys() - self.passed)
         if extra:
@@ -149,7 +167,7 @@ class Forward:
             )
         if not told or list(told) == [self.bare]:
             return next(iter(told.values()), None)
-        return Conditioning(told)
+        return Conditioning(told, {name: given[name] for name in shared})
 
     def _network(self, cut: int) -> CachedUNetNetwork:
         return CachedUNetNetwork(self.unet, cut, self.forecast.forecast_of(self.scheduler.abar()))

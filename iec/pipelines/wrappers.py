@@ -4,16 +4,30 @@ be passed over; what works together is let through."""
 from collections.abc import Iterator
 from typing import Any
 
-from diffusers import DiTTransformer2DModel, PixArtTransformer2DModel, UNet2DConditionModel, UNet2DModel
+from diffusers import (
+    DiTTransformer2DModel,
+    FluxTransformer2DModel,
+    PixArtTransformer2DModel,
+    SanaTransformer2DModel,
+    SD3Transformer2DModel,
+    UNet2DConditionModel,
+    UNet2DModel,
+)
 from torch import nn
 
 from iec.efficiency.integer import fused_parts
-from iec.efficiency.quantization.attention import QuantAttnProcessor
+from iec.efficiency.quantization.attention import QuantProducts
 from iec.errors import ConfigError
 
 UNETS: tuple[type[Any], ...] = (UNet2DConditionModel, UNet2DModel)
-TRANSFORMERS: tuple[type[Any], ...] = (DiTTransformer2DModel, PixArtTransformer2DModel)
-"""Transformers that can be quantized: their layers are Conv2d and Linear, and their attention is plain."""
+TRANSFORMERS: tuple[type[Any], ...] = (
+    DiTTransformer2DModel,
+    PixArtTransformer2DModel,
+    SD3Transformer2DModel,
+    FluxTransformer2DModel,
+    SanaTransformer2DModel,
+)
+"""Transformers that can be quantized: the layers are Conv2d and Linear, and it is known what their attention computes."""
 QUANTIZERS = frozenset({"torchao", "bitsandbytes", "optimum", "modelopt", "auto_round", "sdnq", "nunchaku"})
 """Packages whose layers or weights are quantized already; so are those of diffusers.quantizers (GGUF)."""
 
@@ -76,7 +90,7 @@ def require_called(unet: Any, *, quantize: bool, cache: bool) -> None:
                 "and a quantized network would not call it. Take that off, or load the network again. To save memory, move the "
                 "pipeline to half precision: pipe.to(torch.float16)."
             )
-        if isinstance(module, QuantAttnProcessor) and _hooked(module):
+        if isinstance(module, QuantProducts) and _hooked(module):
             raise ConfigError(f"{name} is called without its hooks. Take them off, and put them on {name.rpartition('.')[0]}.")
         for part in fused_parts(module):
             if _hooked(module.get_submodule(part)):
@@ -122,8 +136,13 @@ def require_uncompiled(unet: Any, *, quantize: bool) -> None:
 
 def require_repeatable(pipe: Any) -> None:
     """Raises `ConfigError` if a network of the pipeline is told where the step ends, by the next entry of the scheduler's list:
-    within a corrected step that is its own.
+    within a corrected step that is its own. And for modular pipelines, whose blocks count calls in ways that are not known here.
     """
+    if any(kind.__name__ == "ModularPipeline" for kind in type(pipe).__mro__):
+        raise ConfigError(
+            f"{type(pipe).__name__} is a modular pipeline, whose blocks take the calls of the network for steps, and corrections "
+            "add calls. Use diffusers' pipeline of this model (DiffusionPipeline.from_pretrained), or leave the correction out."
+        )
     told = [part for part, network in pipe.components.items() if getattr(getattr(network, "config", None), "use_meanflow", False)]
     if told or type(pipe).__name__.startswith("AnyFlow"):
         raise ConfigError(

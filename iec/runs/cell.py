@@ -8,6 +8,7 @@ import torch
 from omegaconf import DictConfig, ListConfig
 
 from iec.correctors import configured
+from iec.efficiency.compiled import require_compiles
 from iec.efficiency.technique import Prepared, Technique, identity_of, technique_of
 from iec.errors import ConfigError
 from iec.io.files import as_stored, canonical_hash
@@ -35,8 +36,9 @@ class Cell:
     """model x efficiency x iec x corrector x sampler, how many images of it are asked for, and where they go.
 
     config: the whole configuration, to be written, logged and handed to workers; what it says is read from the other fields.
-    uint8: see `iec.io.images.to_uint8`. efficiency: the technique's name. trace_images: how many trajectories are kept, at most
-    num_images. share, split: of the work, see `iec.runs.parallel`. metrics: None without scores.
+    uint8: see `iec.io.images.to_uint8`. compile: see `iec.efficiency.compiled`. efficiency: the technique's name. trace_images: how
+    many trajectories are kept, at most num_images. share, split: of the work, see `iec.runs.parallel`. metrics: None without
+    scores.
 
     ``identity`` is everything that the bytes of an image depend on; num_images, metrics, logger, paths and how the work is split
     are not part of it, so that asking for more images or other scores continues the same cell.
@@ -45,6 +47,7 @@ class Cell:
     config: DictConfig
     model: Source
     uint8: str
+    compile: bool
     sampler: Solver
     efficiency: str
     technique: Technique
@@ -71,6 +74,7 @@ class Cell:
             config=config,
             model=model,
             uint8=config.model.uint8,
+            compile=bool(config.model.get("compile")),
             sampler=_sampler(config, card, technique),
             efficiency=config.efficiency.name,
             technique=technique,
@@ -91,6 +95,8 @@ class Cell:
             raise ConfigError(f"trace_images={trace_images} must not be negative.")
         if not 0 <= cell.seed < 2**64:
             raise ConfigError(f"seed={cell.seed} must be in 0 .. 2^64 - 1.")
+        if cell.compile:
+            require_compiles(technique, card, cell.sampler)
         technique.check(card, model.skeleton, cell.sampler)
         return cell
 
@@ -145,6 +151,8 @@ class Cell:
             identity["sampler"]["solver"] = sampler.solver
         if self.uint8 != "round":
             identity["uint8"] = self.uint8
+        if self.compile:
+            identity["compile"] = True
         if self.split.threads not in (None, 1):
             identity["threads"] = self.split.threads
         try:
@@ -167,6 +175,8 @@ class Cell:
         words = [self.card.name, self.efficiency, "none"]
         if self.technique.arithmetic.startswith("int8"):
             words[1] += "-int8"
+        if self.compile:
+            words[1] += "-compiled"
         if sampler.corrected:
             words[2] = "heun" if sampler.correction.evaluate_at == "s" else "iec"
             words.append(sampler.placement.kind)
@@ -195,7 +205,8 @@ def source_of(config: DictConfig) -> Source:
     """The model that the configuration group ``model`` means."""
     if config.uint8 not in ROUNDINGS:
         raise ConfigError(f"model.uint8={config.uint8}; choose {' or '.join(ROUNDINGS)}.")
-    return Source.of(config.name, config.weights, config.random_weights, config.dtype, config.guidance, config.prompts, config.data)
+    given = {key: config.get(key) for key in ("dtype", "guidance", "prompts", "data")}
+    return Source.of(config.name, config.weights, config.random_weights, channels_last=bool(config.get("channels_last")), **given)
 
 
 def _plain(value: Any) -> dict[str, Any]:

@@ -10,7 +10,9 @@ import numpy as np
 from iec.errors import StoreError
 from iec.io.files import canonical_hash, sha256
 from iec.io.records import read_record
+from iec.metrics.clip_score import CLIP
 from iec.metrics.images.sources import AS_STORED, BLOCK
+from iec.metrics.record import Record
 from iec.runs.records import MANIFEST, Commit, Manifest
 
 COMMIT = re.compile(r"(\d+)-\d+\.json")
@@ -70,6 +72,20 @@ class CellSource:
                 images = _read(shard)[low:high]
                 for k in range(0, len(images), BLOCK):
                     yield images[k : k + BLOCK]
+
+
+def stored_clip_score(folder: Path, protocol: str, n: int) -> Record | None:
+    """The cell's own record with a CLIP score of all its n images, which needs their prompts; None if there is none."""
+    manifest = read_record(folder / MANIFEST, Manifest)
+    if manifest is None or manifest.num_images != n:
+        return None
+    for path in (folder / "scores" / protocol / f"{n}.json", folder / "scores.json"):
+        record = read_record(path, Record)
+        if record is None or CLIP not in record.scores:
+            continue
+        if (record.protocol, record.n, record.manifest_hash) == (protocol, n, manifest.hash):
+            return record
+    return None
 
 
 def _read(shard: Shard) -> np.ndarray:

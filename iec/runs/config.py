@@ -27,13 +27,16 @@ from iec.sampling.corrector import Corrector
 @dataclass
 class ModelConfig:
     """name: a card of iec/models/cards.yaml. weights: a local folder in diffusers' layout, ``hub`` or a hub id, instead of the
-    packaged or converted one. dtype, guidance, prompts, data: see `iec.models.model.Source`. uint8: see `iec.io.images.to_uint8`.
+    packaged or converted one. dtype, channels_last, guidance, prompts, data: see `iec.models.model.Source`. compile: sample with
+    the compiled network, see `iec.efficiency.compiled`. uint8: see `iec.io.images.to_uint8`.
     """
 
     name: str = MISSING
     weights: str | None = None
     random_weights: bool = False
     dtype: str = "float32"
+    channels_last: bool = False
+    compile: bool = False
     guidance: float | None = None
     prompts: str | None = None
     data: str | None = None

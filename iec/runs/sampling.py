@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from iec.correctors.prepare import fitted
+from iec.efficiency.compiled import require_compiler
 from iec.efficiency.technique import Prepared
 from iec.errors import StoreError
 from iec.io.cores import intra_op_threads
@@ -14,6 +15,7 @@ from iec.io.records import read_record
 from iec.models import Model
 from iec.runs.batches import sample_batch
 from iec.runs.cell import Cell
+from iec.runs.compiling import compiled_network
 from iec.runs.failures import MORE_MEMORY, memory_errors
 from iec.runs.parallel import WHOLE, Batch, Share
 from iec.runs.records import PREPARED, PreparedRecord
@@ -33,8 +35,10 @@ def missing_batches(cell: Cell, store: Store, share: Share = WHOLE) -> list[Batc
 def sample_batches(cell: Cell, store: Store, batches: Sequence[Batch], advance: Advance) -> None:
     """Sample and store micro-batches of the cell, one shard each; ``advance`` is called for each step.
 
-    Raises `StoreError`, `MemoryLimitError`, `NonFiniteError`.
+    Raises `StoreError`, `MemoryLimitError`, `NonFiniteError`; `DeviceError` where nothing can be compiled and it has to be.
     """
+    if cell.compile:
+        require_compiler(cell.device)
     with memory_errors(f"preparing {cell.efficiency}", MORE_MEMORY):
         model = cell.model.load(str(cell.device))
         prepared, sampler = prepare(cell, model)
@@ -43,9 +47,10 @@ def sample_batches(cell: Cell, store: Store, batches: Sequence[Batch], advance: 
     _record_prepared(cell, store, prepared, sampler)
     smaller = f"Try batch_size={cell.batch_size // 2} (a cell of its own)" if cell.batch_size > 1 else "Try model.dtype=bfloat16"
     with memory_errors(f"sampling micro-batches of {cell.batch_size}", f"{smaller}, or a device with more memory."):
+        network = compiled_network(cell, model, prepared.network, sampler) if cell.compile else prepared.network
         for indices in batches:
             count, trace = _requested(cell, indices)
-            samples = sample_batch(model, prepared.network, sampler, cell.seed, indices, trace, advance, cell.uint8)
+            samples = sample_batch(model, network, sampler, cell.seed, indices, trace, advance, cell.uint8)
             store.write(indices, samples, count, describe_device(cell.device))
 
 

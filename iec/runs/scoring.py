@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from iec.errors import ArtifactError, MetricError
-from iec.metrics.clip_score import CLIPScorer, clip_score
+from iec.metrics.clip_score import CLIP, CLIPScorer, clip_score
 from iec.metrics.evaluation import Evaluation
 from iec.metrics.extractors.features import Features
 from iec.metrics.fid import FID
@@ -98,7 +98,7 @@ class Scorer:
                 log.warning("note: %s", note)
         clip = self._clip(name, cell)
         if clip is not None and self.clip is not None:
-            scores["clip"] = self._clip_score(cell, store, self.clip)
+            scores[CLIP] = self._clip_score(cell, store, self.clip)
         record = evaluation.record(scores, cell.seed, manifest.hash, clip)
         for path in _written(cell, name):
             record.save(path)

@@ -30,6 +30,16 @@ class Taken:
         """The noise that the step took, [B, C, H, W]: the predicted one, and what corrections made of it."""
         return (self.new - self.fixed) / self.b
 
+    def of(self, images: Tensor) -> "Taken":
+        """Of these images alone, int64 [B']."""
+        return replace(self, x=self.x[images], fixed=self.fixed[images], new=self.new[images])
+
+    @staticmethod
+    def joined(parts: Sequence["Taken"], order: Tensor) -> "Taken":
+        """Of the images of all ``parts``, one part after the other, put into ``order``, int64 [B]."""
+        x, fixed, new = (torch.cat(of_parts)[order] for of_parts in zip(*[(p.x, p.fixed, p.new) for p in parts], strict=True))
+        return replace(parts[0], x=x, fixed=fixed, new=new)
+
 
 @dataclass(frozen=True)
 class Corrector:
@@ -50,6 +60,10 @@ class Corrector:
     single_steps: ClassVar[bool] = True
     """Whether a step can be taken alone, from any state. Not if `before` looks at the step before, if `restarts` goes back,
     or if the states are not at the levels of the timetable.
+    """
+    needs_refresh_steps: ClassVar[bool] = False
+    """Whether it has to know before the run which steps run the full network. Without, it works under adaptive refresh, too, where
+    the images that refresh at a step and those that reuse are corrected apart.
     """
 
     def timestep(self, x: Tensor, step: Step, table: Timetable) -> int | Tensor:

@@ -1,6 +1,6 @@
 """The sampling loop: DDIM over an explicit timetable, with corrections inside the step."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TypeGuard
@@ -27,6 +27,18 @@ class Carried:
 
     cache: FeatureCache | None = None
     last: Taken | None = None
+
+    def of(self, images: Tensor) -> "Carried":
+        """Of these images alone, int64 [B']."""
+        cache, last = self.cache, self.last
+        return Carried(None if cache is None else cache.of(images), None if last is None else last.of(images))
+
+    @staticmethod
+    def joined(parts: Sequence["Carried"], order: Tensor) -> "Carried":
+        """One of the images of all ``parts``, one part after the other, put into ``order``, int64 [B]."""
+        caches = [part.cache for part in parts if part.cache is not None]
+        steps = [part.last for part in parts if part.last is not None]
+        return Carried(FeatureCache.joined(caches, order) if caches else None, Taken.joined(steps, order) if steps else None)
 
 
 @dataclass(frozen=True)
@@ -113,14 +125,11 @@ class Sampler(Solver):
         images = [torch.tensor(of, device=x.device) for of in places]
         modes: tuple[Mode, Mode] = ("full", "cached")
         parts = [
-            self._advance(
-                network, mode, i, x[own], noise.of(of), None if cond is None else cond[own], Carried(carried.cache.of(own))
-            )
+            self._advance(network, mode, i, x[own], noise.of(of), None if cond is None else cond[own], carried.of(own))
             for mode, own, of in zip(modes, images, places, strict=True)
         ]
         order = torch.cat(images).argsort()
-        caches = [own.cache for _, own in parts if own.cache is not None]
-        return torch.cat([y for y, _ in parts])[order], Carried(FeatureCache.joined(caches, order))
+        return torch.cat([y for y, _ in parts])[order], Carried.joined([own for _, own in parts], order)
 
     def _advance(
         self, network: Network, mode: Mode, i: int, x: Tensor, noise: Noise, cond: Tensor | None, carried: Carried
@@ -164,10 +173,11 @@ class Sampler(Solver):
             return
         if self.refresh != frozenset({0}):
             raise ConfigError("With adaptive refresh the step that all images refresh at is the first: use refresh={0}.")
-        if self.corrector != NO_CORRECTOR:
+        if self.corrector.needs_refresh_steps:
             raise ConfigError(
-                "efficiency.schedule=adaptive has no refresh steps before the run, and correctors are fitted to such steps or go "
-                "back to them. Use corrector=none, or another schedule."
+                f"Under efficiency.schedule=adaptive each image decides where it refreshes, and {type(self.corrector).__name__} is "
+                "fitted to the one kind of call that all images make at a step, or goes back to a step where all refresh. Use "
+                "corrector=none, es, es_search, unic, dcw or timeshift, or another schedule."
             )
         if self.correction.norm == "batch" and self.correction.iterations and self.placement.kind != "none":
             raise ConfigError(

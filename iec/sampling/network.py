@@ -7,12 +7,12 @@ no network remembers which step it is on.
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, field, replace
 from operator import itemgetter
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from iec.errors import NonFiniteError
+from iec.errors import ConfigError, NonFiniteError
 
 Mode = Literal["full", "cached"]
 
@@ -136,6 +136,30 @@ class Network(Protocol):
     """
 
     def __call__(self, x: Tensor, step: Step, cond: Any = None, cache: FeatureCache | None = None) -> Prediction: ...
+
+
+Compiler = Callable[[Callable[..., Any]], Callable[..., Any]]
+"""From a function of tensors alone to a graph that computes the same, e.g. `torch.compile`."""
+
+
+@runtime_checkable
+class Compilable(Network, Protocol):
+    """A network with a compiled form. What it computes from tensors alone becomes graphs, one for each mode; what depends on the
+    numbers of the step stays outside, so that no step is a graph of its own.
+    """
+
+    def compiled(self, compiler: Compiler) -> Network:
+        """The same on graphs; this one is left as it is. Raises `ConfigError` if it cannot be."""
+
+
+def compiled_form(network: Network, compiler: Compiler) -> Network:
+    """Of a `Compilable`. Raises `ConfigError` for another network."""
+    if not isinstance(network, Compilable):
+        raise ConfigError(
+            f"A {type(network).__name__} has no compiled form. Use it as it is (model.compile=false), or give it a method "
+            "`compiled`, see iec.sampling.network.Compilable."
+        )
+    return network.compiled(compiler)
 
 
 @dataclass

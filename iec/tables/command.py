@@ -24,6 +24,7 @@ from pathlib import Path
 from iec.errors import ArtifactError, ConfigError, IECError, WeightsError
 from iec.io.files import canonical_hash, read_json
 from iec.io.paths import require_writable, user_path
+from iec.metrics.paired import PAIRED
 from iec.runs.cell import Cell
 from iec.runs.runner import Result, finished_result, run_cell
 from iec.runs.status import progress_of
@@ -67,11 +68,21 @@ def main(arguments: list[str] | None = None) -> None:
             redraw(experiment, options.out)
         return
     checked = [(experiment, *experiment.available(LACKING)) for experiment in experiments]  # every row, before any is computed
+    if not options.status:
+        for experiment, cells, _ in checked:
+            require_paired(experiment, cells)
     for experiment, cells, missing in checked:
         if options.status:
             print(status(experiment, cells, missing))
         else:
             assemble(experiment, cells, missing, options.run, options.out)
+
+
+def require_paired(experiment: Experiment, cells: Mapping[str, Cell]) -> None:
+    """Raises `WeightsError` or `MetricError` for a paired score that these cells' images cannot have here."""
+    for resolution in {cell.card.resolution for cell in cells.values()}:
+        for name in experiment.paired:
+            PAIRED[name].require(resolution)
 
 
 def redraw(experiment: Experiment, out: Path | None) -> None:

@@ -15,7 +15,7 @@ from iec.efficiency.cost import CallCost
 from iec.errors import ConfigError, IECError, MismatchError
 from iec.io.resources import configs, experiment_file
 from iec.io.yaml import read_yaml
-from iec.metrics.paired import PAIRED, PSNR
+from iec.metrics.paired import DEFAULT, PAIRED
 from iec.models.cards import card
 from iec.runs.cell import Cell
 from iec.runs.config import register
@@ -77,7 +77,7 @@ class Experiment:
     grid: tuple[str, ...] = ()
     left_out: dict[str, list[str]] = field(default_factory=dict)
     product: tuple[tuple[str, ...], ...] = ()
-    paired: tuple[str, ...] = (PSNR.name,)
+    paired: tuple[str, ...] = DEFAULT
     compared: dict[str, str] = field(default_factory=dict)
     noise: tuple[str, ...] = ()
 

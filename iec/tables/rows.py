@@ -131,7 +131,7 @@ def _require_one_reference(results: dict[str, Result]) -> None:
                 )
 
 
-def build_rows(results: dict[str, Result], references: Sequence[str], paired: Sequence[str] = (pairs.PSNR.name,)) -> list[Row]:
+def build_rows(results: dict[str, Result], references: Sequence[str], paired: Sequence[str] = pairs.DEFAULT) -> list[Row]:
     """Scores and paired distances of every finished row, in the experiment's order. references: labels of rows that those of the
     same model are paired with. paired: names of the paired scores, keys of `iec.metrics.paired.PAIRED`.
     """

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -63,6 +64,24 @@ def test_a_plan_is_written_with_its_test_and_found_again(tmp_path, caplog):
     assert spent[1] == {**spent[0], "full": spent[0]["full"] + 2 * 6}  # the reference alone was run again
 
 
+def test_no_plan_is_made_to_be_thrown_away(tmp_path):
+    """The refresh steps of the cell have no part in the choice, so that none are searched for first."""
+    words = ["efficiency.schedule=planned", "efficiency.objective=feature", "efficiency.plan_images=1"]
+    planned = run_plan(subject(tmp_path, *words), 2, (0.5,), Budget(3, None, 6))
+    assert not (tmp_path / "artifacts").exists()
+    uniform = run_plan(subject(tmp_path / "uniform"), 2, (0.5,), Budget(3, None, 6))
+    assert planned["overrides planned"] == uniform["overrides planned"] and planned["held out"] == uniform["held out"]
+
+
+def test_a_corrector_that_is_fitted_to_refresh_steps_is_not_fitted_to_those_of_a_choice(tmp_path, monkeypatch):
+    monkeypatch.setattr(Subject, "setup", lambda self: pytest.fail("refused before anything is prepared"))
+    for corrector in ("affine", "es_search"):
+        with pytest.raises(ConfigError, match=r"is fitted for refresh steps.*corrector=none"):
+            run_plan(subject(tmp_path, f"corrector={corrector}"), 2, (0.5,), Budget(3, None, 6))
+    with pytest.raises(ConfigError, match="at most 6 steps"):
+        run_plan(subject(tmp_path), 2, (0.5,), Budget(13, None, 6))
+
+
 def test_calls_of_a_technique_without_free_refresh_steps_are_not_planned(tmp_path):
     with pytest.raises(ConfigError, match="efficiency=deepcache, or leave --calls out"):
         run_plan(Subject.of(["efficiency=none"], 2, tmp_path), 2, (0.5,), Budget(3, None, 6))
@@ -96,6 +115,7 @@ def test_every_row_of_an_experiment_file_is_analysed(tmp_path, monkeypatch):
     path.write_text("title: two\nrows:\n  N=2: [efficiency.interval=2]\n  N=3: [efficiency.interval=3]\n")
     words = ["norms", str(path), *SMALL[:-1], "--every", "4", "--lambdas", "--images", "1", "--out", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["analyse.py", *words])
+    monkeypatch.setattr(analyse, "Options", partial(Options, max_iterations=4))  # quick; what does not converge is said to
     analyse.main()
     found = {name: json.loads((tmp_path / f"norms-{name}.json").read_text()) for name in ("n2", "n3")}
     assert [record["cell"].split("-")[1] for record in found.values()] == ["deepcache"] * 2

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from iec.analysis.plan import CallPlan, held_out_plan, plan_for, sampler_of, space_of, starts_of
-from iec.analysis.setup import Setup
-from iec.analysis.suggest import final_errors
+from iec.analysis.setup import Setup, final_errors
 from iec.efficiency.planning.plan import SEED
 from iec.efficiency.planning.search import Choice
 from iec.errors import ConfigError

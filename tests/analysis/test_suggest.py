@@ -7,14 +7,13 @@ import pytest
 import torch
 
 from iec.analysis.heldout import ends, held_out
-from iec.analysis.setup import Setup
+from iec.analysis.setup import Setup, final_errors
 from iec.analysis.state import State
 from iec.analysis.suggest import (
     SEED,
     Responses,
     Suggestion,
     eligible,
-    final_errors,
     greedy,
     probe,
     suggest,

@@ -2,6 +2,7 @@
 
     make bench
     make bench ARGS=kernels     integer kernels alone, see `kernels`
+    make bench ARGS=compiled    torch.compile, bfloat16 and channels_last alone, see `compiled`
 
 Run it while nothing else runs. Prints a Markdown table with the wanted bound; exits with 1 if a bound is missed.
 """
@@ -36,7 +37,7 @@ from iec.sampling.network import Step
 from iec.sampling.noise import Noise
 from iec.sampling.placement import Placement
 from iec.sampling.timetable import NoiseSchedule, Timetable
-from tests.benchmarks import kernels
+from tests.benchmarks import compiled, kernels
 from tests.benchmarks.memory import peak_of
 from tests.metrics.inception_networks import pytorch_fid_network, random_weights, torch_fidelity_network
 
@@ -186,8 +187,9 @@ def calibration_minutes(reconstruct: str) -> float:
 
 def main() -> None:
     keep_freed_memory()
-    if sys.argv[1:2] == ["kernels"]:
-        kernels.main(sys.argv[2:])
+    parts = {"kernels": kernels.main, "compiled": compiled.main}
+    if sys.argv[1:2] and sys.argv[1] in parts:
+        parts[sys.argv[1]](sys.argv[2:])
         return
     print(f"Machine: {describe_device(torch.device('cpu'))}; batch {BATCH}, {STEPS} steps\n")
     print("| ratio | measured | wanted |\n|---|---|---|")

@@ -1,16 +1,14 @@
 """Network calls at W8A8 on integers beside those of the float network, in turn in one process, and peak memory:
 
-    make bench ARGS=kernels                               all of it but ``compiled``
+    make bench ARGS=kernels                               all of it
     make bench ARGS="kernels calls ddim_cifar_small"      one part, of these models alone
-    make bench ARGS="kernels compiled ddim_cifar_small"   beside torch.compile, which takes minutes for each network
 
-The parts: ``calls``: milliseconds and ratios; ``caching``: what DeepCache gains on top; ``compiled``; ``memory``: the peak of
-`ldm_imagenet` until its first call. One thread. Prints the CPU's instruction sets and Markdown tables. Weights and calibration do
-not change the time: those of large models are random.
+The parts: ``calls``: milliseconds and ratios; ``caching``: what DeepCache gains on top; ``memory``: the peak of `ldm_imagenet`
+until its first call. One thread. Prints the CPU's instruction sets and Markdown tables. Weights and calibration do not change the
+time: those of large models are random. Beside torch.compile: see `compiled`.
 """
 
 import copy
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -156,24 +154,6 @@ def caching(subject: Subject, folder: Path) -> list[list[str]]:
     return lines
 
 
-def compiled(subject: Subject, folder: Path) -> list[list[str]]:
-    """At one batch size: others are compiled again."""
-    batch = 1 if subject.name == "ldm_imagenet" else 8
-    networks: dict[str, Network] = {"int8": subject.quantized(folder)}
-    minutes = {}
-    for name, unet in (("float32", copy.deepcopy(subject.model.unet)), ("bfloat16", subject.bfloat16())):
-        unet.forward = torch.compile(unet.forward, dynamic=False)  # type: ignore[method-assign]
-        networks[name] = UNetNetwork(unet)
-        began = time.perf_counter()
-        subject.seconds({name: networks[name]}, batch, repeats=1)
-        minutes[name] = (time.perf_counter() - began) / 60
-    seconds = subject.seconds(networks, batch)
-    best = min(minutes, key=seconds.__getitem__)
-    times = [ms(seconds[name]) for name in ("int8", "float32", "bfloat16")]
-    took = [f"{minutes[name]:.1f}" for name in ("float32", "bfloat16")]
-    return [[f"`{subject.name}`", str(batch), *times, *took, f"{seconds[best] / seconds['int8']:.2f}"]]
-
-
 def memory(folder: Path) -> list[list[str]]:
     """Of processes of their own: a first cell calibrates, and a later one reads what is stored."""
     lines = []
@@ -199,18 +179,12 @@ PARTS = {
         ["model", "batch", "kernels", "full call (ms)", "cached call",
          f"full / mean of N = {INTERVAL}", "float32 full / that mean"],
     ),
-    "compiled": (
-        compiled,
-        ["model", "batch", "int8 (ms)", "compiled float32", "compiled bfloat16",
-         "minutes to compile float32", "bfloat16", "best / int8"],
-    ),
 }  # fmt: skip
-DEFAULT = ("calls", "caching", "memory")
 
 
 def main(words: Sequence[str]) -> None:
     """words: parts and models, see the module's docstring."""
-    parts = [word for word in words if word in (*PARTS, "memory")] or DEFAULT
+    parts = [word for word in words if word in (*PARTS, "memory")] or [*PARTS, "memory"]
     names = [word for word in words if word in BATCHES] or list(BATCHES)
     if unknown := set(words) - {*PARTS, "memory", *BATCHES}:
         raise SystemExit(f"unknown: {', '.join(sorted(unknown))}; choose {', '.join((*PARTS, 'memory', *BATCHES))}")
@@ -218,9 +192,7 @@ def main(words: Sequence[str]) -> None:
     print(f"{describe_device(torch.device('cpu'))}; {', '.join(instruction_sets())}")
     with tempfile.TemporaryDirectory() as folder:
         for part in parts:
-            if part == "compiled" and shutil.which("g++") is None and shutil.which("clang++") is None:
-                print("\ncompiled: skipped, torch.compile needs a C++ compiler (g++ or clang++) on a CPU")
-            elif part == "memory":
+            if part == "memory":
                 head(["`ldm_imagenet`, W8A8", "run", "peak memory (GB)"])
                 show(memory(Path(folder)))
             else:

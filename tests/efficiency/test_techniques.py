@@ -72,6 +72,20 @@ def test_what_cannot_be_cached_is_refused_before_any_weights_are_loaded(make_cel
         make_cell("efficiency=deepcache", *overrides)
 
 
+NEEDED = {"centred": ["efficiency.centre=3"], "explicit": ["efficiency.steps=[0]"], "adaptive": ["efficiency.threshold=0.3"]}
+"""What a schedule cannot do without."""
+
+
+@pytest.mark.parametrize("efficiency", ["deepcache", "cachequant_w8a8"])
+def test_every_schedule_that_a_message_lists_is_taken(make_cell, efficiency):
+    with pytest.raises(ConfigError, match="Unknown efficiency.schedule 'random'; choose ") as refused:
+        make_cell(f"efficiency={efficiency}", "efficiency.schedule=random")
+    names = str(refused.value).rpartition("choose ")[2].removesuffix(".").split(", ")
+    assert len(names) == 6
+    for name in names:
+        make_cell(f"efficiency={efficiency}", f"efficiency.schedule={name}", *NEEDED.get(name, []))
+
+
 def test_corrections_at_cached_steps_have_to_be_asked_for(make_cell):
     """And each way of asking is another cell, only where it makes a difference."""
     ways = ("skip", "cached", "full")

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from iec.errors import MetricError
-from iec.metrics import kid as module
+from iec.metrics import mmd as module
 from iec.metrics.kid import kid, kid_of_resamples
 
 draw = np.random.default_rng(0)

@@ -110,7 +110,8 @@ def test_intervals(made):
 
 def test_names():
     own = {"efficientnet_lite0", "efficientnet_lite0_deep"}
-    assert own | {"inception", "inception_adm_exact", "pytorch_fid", "torch_fidelity"} == set(PROTOCOLS)
+    registered = {"dinov2_vit_s_14", "dinov2_vit_l_14", "clip_vit_b_32", "clip_vit_l_14_336px"}
+    assert own | registered | {"inception", "inception_adm_exact", "pytorch_fid", "torch_fidelity"} == set(PROTOCOLS)
     protocols = [protocol(name) for name in PROTOCOLS]
     assert [p.name for p in protocols] == list(PROTOCOLS) and len({p.label for p in protocols}) == len(protocols)
     assert all(set(p.scores) <= set(METRICS) and len(set(p.scores)) == len(p.scores) for p in protocols)

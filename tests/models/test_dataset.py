@@ -88,6 +88,7 @@ def test_damaged_and_missing_packaged_images_are_refused(tmp_path, monkeypatch):
     [
         ([f"model={NAME}", "model.weights=hub"], "has no weights but a data set"),
         ([f"model={NAME}", "model.dtype=float16"], "computes in float32"),
+        ([f"model={NAME}", "model.channels_last=true"], "has no convolutions. Leave model.channels_last unset"),
         ([f"model={NAME}", "model.random_weights=true", "model.data=x"], "Leave one of them unset"),
         ([f"model={NAME}", "model.guidance=2"], "unconditional"),
         (["model.data=x"], "Leave model.data unset"),

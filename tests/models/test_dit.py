@@ -9,8 +9,7 @@ import torch
 from diffusers import DiTPipeline
 from safetensors.torch import load_file, save_file
 
-import iec
-from iec.efficiency.cost import operations
+from iec.efficiency.cost import model_cost, operations
 from iec.efficiency.engine.__main__ import main as export
 from iec.errors import MismatchError, WeightsError
 from iec.models import card
@@ -100,7 +99,7 @@ def test_the_cost_of_both_branches_is_that_of_the_layers_and_of_attention():
     block = 12 * width**2 * tokens + 2 * tokens**2 * width + 6 * width**2 + embedding
     ends = tokens * width * 16 + embedding + 2 * width**2 + tokens * width * 32
     assert sum(o.macs for o in full) == blocks * block + ends == 118_666_838_016 and cached == []
-    one, two = (iec.efficiency.techniques.model_cost(model_of(guidance=w), 0).full.macs for w in (1, 4))
+    one, two = (model_cost(model_of(guidance=w), 0).full.macs for w in (1, 4))
     assert two == 2 * one > 0
 
 

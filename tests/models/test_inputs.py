@@ -27,3 +27,16 @@ def test_images_are_chosen_in_every_tensor_and_none_stays_none():
 def test_what_is_not_by_image_is_refused_by_name(value):
     with pytest.raises(ConfigError, match="as scale, and caching and calibration pass on what has one entry"):
         Conditioning({"text": TEXT, "scale": value})
+
+
+def test_what_all_images_share_stays_and_the_images_of_two_calls_follow_each_other():
+    ids = torch.arange(4)
+    first, second = (
+        Conditioning({"text": TEXT + i, "none": None, "more": [SIZES + i]}, {"ids": ids, "options": {}}) for i in (0, 1)
+    )
+    both = first.followed_by(second)
+    assert len(both) == 2 * len(first) and both.shared["ids"] is ids and both[1:2].shared["ids"] is ids
+    assert torch.equal(both.arguments["text"], torch.cat([TEXT, TEXT + 1])) and both.arguments["none"] is None
+    assert torch.equal(both.arguments["more"][0], torch.cat([SIZES, SIZES + 1])) and len(both.tensors()) == 3
+    with pytest.raises(ConfigError, match="negative prompt as long"):
+        first.followed_by(Conditioning({"text": TEXT[:, :1], "more": [SIZES]}))

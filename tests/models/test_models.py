@@ -46,6 +46,15 @@ def test_random_weights_are_the_same_every_time_and_leave_the_global_generator_a
     assert all(torch.equal(p, q) for p, q in zip(a.unet.parameters(), b.unet.parameters(), strict=True))
 
 
+@torch.no_grad()
+def test_channels_last_is_the_order_of_the_weights_in_memory_and_changes_their_sums_by_rounding():
+    plain, other = (load_model("ddim_fashion_small", device="cpu", channels_last=value) for value in (False, True))
+    assert other.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+    assert other.identity == {**plain.identity, "channels_last": True}
+    x = torch.randn(1, *plain.card.shape)
+    torch.testing.assert_close(other.network(x, Step(0, 500)).eps, plain.network(x, Step(0, 500)).eps, atol=1e-5, rtol=1e-5)
+
+
 def test_a_local_folder_is_used_and_recorded(copy):
     held = load_model(NAME, device="cpu", weights=copy).weights_hash
     assert held.startswith(card(NAME).packaged.sha256)

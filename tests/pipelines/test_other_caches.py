@@ -1,7 +1,7 @@
 """Caches that are refused under corrections, and by what they are known."""
 
 import functools
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +11,9 @@ from diffusers.hooks import HookRegistry, TextKVCacheConfig, apply_pyramid_atten
 import iec
 from iec import Correction
 from iec.errors import ConfigError
+from iec.pipelines.flow import IECFlowMatchScheduler
+from iec.pipelines.other_caches import keep_states
+from iec.pipelines.transformer_caches import CacheStates
 from tests.tiny_flow import WAYS, flux, sd3
 from tests.tiny_pipelines import seeded
 
@@ -68,6 +71,25 @@ def test_nothing_is_left_behind_by_a_refusal(pipe, package):
     network.forward, network._is_cached = plain, False
     iec.apply(pipe, correction=Correction()).remove()
     network.disable_cache()
+
+
+def test_a_second_network_that_fails_leaves_nothing_on_the_first(pipe, monkeypatch):
+    both = SimpleNamespace(components={"transformer": pipe.transformer, "transformer_2": flux(FLOW).transformer})
+    networks = list(both.components.values())
+    for network in networks:
+        network.enable_cache(FirstBlockCacheConfig(0.1))
+    forwards, install = [network.forward for network in networks], CacheStates.install
+    with monkeypatch.context() as patch:
+        patch.setattr(CacheStates, "install", lambda states: 1 / 0 if states.network is networks[1] else install(states))
+        with pytest.raises(ZeroDivisionError):
+            keep_states(both, IECFlowMatchScheduler())
+    for network, forward in zip(networks, forwards, strict=True):
+        assert "iec_cache_states" not in network._diffusers_hook.hooks and network.forward.__func__ is forward.__func__
+    removals = keep_states(both, IECFlowMatchScheduler())
+    assert all("iec_cache_states" in network._diffusers_hook.hooks for network in networks)
+    for remove in removals:
+        remove()
+    pipe.transformer.disable_cache()
 
 
 def test_a_cache_of_text_passes(pipe):

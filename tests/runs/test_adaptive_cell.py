@@ -9,11 +9,13 @@ from iec.efficiency.engine.__main__ import export_cell
 from iec.efficiency.techniques import DeepCache
 from iec.errors import ConfigError
 from iec.runs.runner import run_cell
+from iec.runs.sampling import calibration_calls, prepare
 from iec.tables.rows import Row
 
 ADAPTIVE = ["efficiency=deepcache", "efficiency.schedule=adaptive"]
 CELL = [*ADAPTIVE, "efficiency.threshold=0.3"]
 UNIFORM = ["efficiency=deepcache"]
+FREE = ("none", "es", "es_search", "unic", "dcw", "timeshift")
 
 
 def test_a_cell_is_identified_by_its_threshold_and_not_by_an_interval(make_cell):
@@ -38,8 +40,12 @@ def test_which_corrections_are_made_at_steps_that_reuse_is_part_of_the_identity(
         ([*ADAPTIVE, "efficiency.threshold=0"], "above 0", [CELL]),
         (["efficiency=deepcache", "efficiency.threshold=0.3"], "schedule=adaptive, not uniform", [CELL, UNIFORM]),
         ([*CELL, "sampler=dpmsolver"], "sampler=ddim, or another schedule", [CELL, [*UNIFORM, "sampler=dpmsolver"]]),
-        ([*CELL, "corrector=unic"], "corrector=none, or another", [CELL, [*UNIFORM, "corrector=unic"]]),
-        ([*CELL, "corrector=restart", "corrector.sigma_max=2", "corrector.sigma_min=0.3"], "corrector=none", [CELL]),
+        (
+            [*CELL, "corrector=affine"],
+            "corrector=none, es, es_search, unic, dcw or timeshift, or another schedule",
+            [*([*CELL, f"corrector={name}"] for name in FREE), [*UNIFORM, "corrector=affine"]],
+        ),
+        ([*CELL, "corrector=restart", "corrector.sigma_max=2", "corrector.sigma_min=0.3"], "Restart.*corrector=none", [CELL]),
         (
             [*CELL, "iec=all_steps", "iec.preset=official_ddpm"],
             "iec.norm=image",
@@ -65,6 +71,15 @@ def test_pipelines_and_files_take_steps_that_are_known(make_cell, tmp_path):
     assert "uniform" in str(refused.value) and CachingConfig(schedule="uniform").steps_of(10) == {0, 5}
     with pytest.raises(ConfigError, match=r"Use efficiency\.schedule=uniform"):
         export_cell(make_cell(*CELL), tmp_path / "network.onnx", "onnxruntime")
+
+
+def test_a_searched_divisor_is_that_of_the_run_whose_images_decide(make_cell, tmp_path):
+    """The search samples as the cell does; with a threshold that refreshes everywhere no divisor but 1 is nearest."""
+    words = [*CELL[:2], "corrector=es_search", "corrector.calibration_images=2", "corrector.values=3", "sampler.steps=4"]
+    cell = make_cell(*words, "efficiency.threshold=1e-9", "model=ddim_fashion_small", f"paths.artifacts={tmp_path}")
+    prepared, sampler = prepare(cell, cell.model.load("cpu"))
+    assert sampler.adaptive == cell.technique.adaptive and sampler.corrector.b == 1
+    assert calibration_calls(cell, prepared, sampler) == 4 * 2 * 4
 
 
 def test_killed_and_resumed_it_makes_the_same_bytes_and_calls_are_the_mean_over_images(make_cell, tmp_path, monkeypatch):

@@ -5,11 +5,19 @@ from dataclasses import replace
 import pytest
 import torch
 
+from iec.correctors.affine import AffineTables
+from iec.correctors.dcw import DCW
+from iec.correctors.es import EpsilonScaling
+from iec.correctors.es_search import EpsilonSearch
+from iec.correctors.restart import Restart
+from iec.correctors.stepback import Stepback
+from iec.correctors.timeshift import TimeShift
 from iec.correctors.unic import UniC
 from iec.efficiency.caching.forecast import REUSE, Extrapolated, Probed, newton, taylor
 from iec.errors import ConfigError
 from iec.sampling.adaptive import AdaptiveRefresh
 from iec.sampling.correction import Correction
+from iec.sampling.corrector import NO_CORRECTOR
 from iec.sampling.ddim import Sampler, takes_single_steps
 from iec.sampling.guidance import GuidedNetwork
 from iec.sampling.multistep import with_solver
@@ -44,7 +52,7 @@ class Linear:
         else:
             feature = self.forecast.feature(cache, step, (1 + 0.1 * x.sin()) * (step.index + 1))
         probe = (1 + 0.1 * x.sin()) * (step.index + 1) if made is not None and self.forecast.needs_probe else None
-        return Prediction(0.3 * x.tanh() + 0.1 * feature, made, probe, self.forecast.history)
+        return Prediction((0.3 + step.timestep / 1e4) * x.tanh() + 0.1 * feature, made, probe, self.forecast.history)
 
 
 def sampler(table=TABLE, rule=RULE, **options):
@@ -101,6 +109,30 @@ def test_an_image_is_what_it_is_alone_with_its_steps_as_an_explicit_schedule(for
         torch.testing.assert_close(together[b : b + 1], single, rtol=1e-12, atol=1e-12)
 
 
+CORRECTORS = {
+    "unic": UniC(),
+    "unic at full calls": UniC("full"),
+    "dcw": DCW(low=0.1, high=0.05),
+    "es": EpsilonScaling(1.01, 0.001),
+    "timeshift": TimeShift(window=60, cutoff=0, data_variance=0.5),
+}
+
+
+@pytest.mark.parametrize("corrections", ["none", "cached", "heun"])
+@pytest.mark.parametrize("name", CORRECTORS)
+def test_a_corrector_corrects_an_image_as_if_it_were_alone(name, corrections):
+    """Also one that looks back at the step before, which some images took in another batch."""
+    options, forecast = {**CORRECTIONS[corrections], "corrector": CORRECTORS[name]}, FORECASTS["clock"]
+    network = Linear(forecast, drift=0.2)
+    together = final(sampler(**options), network)
+    assert not together.equal(final(sampler(**CORRECTIONS[corrections]), Linear(forecast, drift=0.2)))
+    assert len({tuple(steps) for steps in network.refreshed.values()}) > 2
+    for b, slope in enumerate(SLOPES):
+        alone = Sampler(TABLE, refresh=frozenset(network.refreshed[slope]), **options)
+        single = final(alone, Linear(forecast, drift=0.2), NOISE.of([b]), COND[b : b + 1])
+        torch.testing.assert_close(together[b : b + 1], single, rtol=1e-12, atol=1e-12)
+
+
 def test_under_guidance_both_branches_of_an_image_refresh_together():
     forecast = Extrapolated(newton, 2)
     network = Linear(forecast, drift=0.2)
@@ -151,8 +183,13 @@ def test_a_threshold_that_means_nothing_is_refused_and_what_is_named_works(thres
 def test_what_needs_steps_known_before_or_the_whole_batch_is_refused_and_the_ways_out_work():
     with pytest.raises(ConfigError, match=r"use refresh=\{0\}"):
         Sampler(TABLE, adaptive=RULE)
-    with pytest.raises(ConfigError, match="corrector=none"):
-        sampler(corrector=UniC())
+    tables = AffineTables(torch.ones(20, 1), torch.zeros(20, 1))
+    for corrector in (Stepback(), tables, Restart()):
+        message = f"{type(corrector).__name__}.* corrector=none, es, es_search, unic, dcw or timeshift, or another schedule"
+        with pytest.raises(ConfigError, match=message):
+            sampler(corrector=corrector)
+    for corrector in (NO_CORRECTOR, EpsilonSearch(), *CORRECTORS.values()):
+        sampler(corrector=corrector)
     official = {"correction": Correction.preset("official_ddpm"), "placement": Placement("all_steps")}
     with pytest.raises(ConfigError, match=r"iec\.norm=image"):
         sampler(**official)

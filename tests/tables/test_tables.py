@@ -6,9 +6,11 @@ import re
 import shlex
 import warnings
 from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from iec.errors import ConfigError, StoreError, WeightsError
@@ -78,6 +80,17 @@ def test_rows_whose_weights_are_missing_do_not_stop_the_others(spec, tmp_path, c
     assert lines[1].startswith("  base: done in") and lines[4].startswith("  absent: cannot run here: WeightsError: ")
 
 
+def test_a_paired_score_whose_weights_are_missing_is_refused_before_a_row_is_computed(spec, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("IEC_METRIC_WEIGHTS", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    spec.write_text(f"{SPEC}paired: [psnr, lpips]\n")
+    with pytest.raises(WeightsError, match="alexnet-owt-7be5be79.pth is neither in(.|\n)*curl -L"):
+        run(spec, "--run")
+    assert not (spec.parent / "out").exists()
+    run(spec, "--status")
+    assert "  base: nothing yet" in capsys.readouterr().out
+
+
 def test_the_table_and_its_pictures(spec, capsys, caplog, monkeypatch):
     monkeypatch.setattr(runner, "floor", lambda reference, protocol, score, n: 1.5 if score == "fid" else None)
     run(spec, "--run")
@@ -93,7 +106,8 @@ def test_the_table_and_its_pictures(spec, capsys, caplog, monkeypatch):
     }
     assert rows["base"]["scores"]["FID (EffNet-Lite0)"]["value"] > 0
     assert rows["corrected"]["relative_distance_mean"][0] == 0 < rows["corrected"]["relative_distance_mean"][2]
-    assert rows["four steps"]["relative_distance_mean"] is None and "PSNR to ref. (dB)" in rows["four steps"]["scores"]
+    assert rows["four steps"]["relative_distance_mean"] is None
+    assert {"PSNR to ref. (dB)", "SSIM to ref."} <= rows["four steps"]["scores"].keys()
     body = list(csv.DictReader((folder / "table.csv").open()))
     real = "real images (CIFAR-10 test)"
     assert [row["label"] for row in body] == [*rows, real] and body[0]["N"] == body[3]["N"] == "6"
@@ -205,14 +219,14 @@ def test_two_axes_of_variants_make_their_product(tmp_path, monkeypatch):
     for old, new, problem in [
         ("of: [exact]", "of: [exakt]", r"a variant is of \['exakt'\], which are not rows"),
         ("of: [exact]", "only: [exact]", "is not an experiment file"),
-        ("[rmse, grain]", "[rmse, noise]", r"unknown scores \['noise'\]; choose from psnr, rmse, grain"),
+        ("[rmse, grain]", "[rmse, noise]", r"unknown scores \['noise'\]; choose from psnr, ssim, lpips, rmse, grain"),
         ('  - "": [iec=none]', '  - "": []\n  - "": [iec=none]', "variants has 3 axes; give one, or a list of two"),
     ]:
         path.write_text(PRODUCT.replace(old, new))
         with pytest.raises(ConfigError, match=problem):
             Experiment.read(path)
     path.write_text(VARIED)
-    assert Experiment.read(path).product == () and Experiment.read(path).paired == ("psnr",)
+    assert Experiment.read(path).product == () and Experiment.read(path).paired == ("psnr", "ssim")
 
 
 def test_a_table_shows_the_paired_scores_that_it_asks_for_and_maps_their_changes(tmp_path):
@@ -375,29 +389,35 @@ def test_the_status_says_how_far_every_row_is(spec, capsys):
     assert capsys.readouterr().out.count(": nothing yet") == 3
 
 
-@pytest.mark.parametrize("scale", ["small", "paper"])
-def test_every_shipped_experiment_composes(scale, monkeypatch):
+OPTIONS = ("model=", "efficiency=", "iec=", "corrector=", "sampler=")
+
+
+def bringing(experiment, seen):
+    """The experiment with the rows alone that bring an override, or a pair of options, that is not among the ``seen``."""
+    rows = {}
+    for label, overrides in experiment.rows.items():
+        parts = {*overrides, *combinations(sorted(word for word in overrides if word.startswith(OPTIONS)), 2)}
+        if not seen >= parts:
+            rows[label] = overrides
+        seen |= parts
+    return replace(experiment, rows=rows, references=(), grid=(), compared={}, noise=())
+
+
+def test_every_shipped_experiment_composes(monkeypatch):
     from iec.models.cards import card
     from iec.models.model import Source
     from tests.conftest import CONFIGS
 
-    checked = Source.of
+    checked, seen = Source.of, set()
 
     def of(name, weights, random_weights, *rest):
         """The paper's weights are not here; all else that a row says of its model is checked."""
         return checked(name, weights, random_weights or card(name).packaged is None, *rest)
 
     monkeypatch.setattr(Source, "of", of)
-    for path in (CONFIGS.parent / "experiments").glob("*.yaml"):
-        has_scales = "\nscales:" in path.read_text()
-        if scale == "paper" and not has_scales:
-            continue  # once is enough
-        experiment = Experiment.read(path, ["device=cpu"], scale if has_scales else None)
-        if path.stem in ("correction", "ideal", "peers"):  # rows times variants: those that bring a word are enough
-            seen: set[str] = set()
-            new = {label: own for label, own in experiment.rows.items() if not seen >= set(own) and not seen.update(own)}
-            experiment = replace(experiment, rows=new, references=(), grid=(), compared={}, noise=())
-        assert experiment.cells().keys() == experiment.rows.keys()
-        if scale == "paper" and path.stem == "table4":
-            with pytest.raises(ConfigError, match="model.guidance"):
-                Experiment.read(path, ["device=cpu", "model.guidance=1000"], scale).cells()
+    for path in sorted((CONFIGS.parent / "experiments").glob("*.yaml")):
+        for scale in ("small", "paper") if "\nscales:" in path.read_text() else (None,):
+            experiment = bringing(Experiment.read(path, ["device=cpu"], scale), seen)
+            assert experiment.cells().keys() == experiment.rows.keys()
+    with pytest.raises(ConfigError, match="model.guidance"):
+        Experiment.read(CONFIGS.parent / "experiments" / "table4.yaml", ["device=cpu", "model.guidance=1000"], "paper").cells()

@@ -1,6 +1,6 @@
 """CacheQuant (arXiv 2503.01323): feature caching and quantization together, with corrections of both errors."""
 
-from iec.efficiency.cachequant.calibration import CacheQuant, prepare_cachequant
+from iec.efficiency.cachequant.calibration import CacheQuant, Calibration
 from iec.efficiency.cachequant.config import CacheQuantConfig
 from iec.efficiency.cachequant.dec import Consumer, fit_cache, fit_quantization
 from iec.efficiency.cachequant.dps import FeatureDistances, cheapest_refreshes
@@ -13,6 +13,7 @@ __all__ = [
     "CacheQuant",
     "CacheQuantConfig",
     "CacheTables",
+    "Calibration",
     "Consumer",
     "CorrectedCacheNetwork",
     "FeatureDistances",
@@ -21,5 +22,4 @@ __all__ = [
     "cheapest_refreshes",
     "fit_cache",
     "fit_quantization",
-    "prepare_cachequant",
 ]

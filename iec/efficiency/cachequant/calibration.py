@@ -39,60 +39,66 @@ class CacheQuant:
     path: Path
 
 
-def prepare_cachequant(
-    unet: nn.Module,
-    config: CacheQuantConfig,
-    table: Timetable,
-    shape: tuple[int, ...],
-    *,
-    fingerprint: dict[str, Any],
-    seed: int,
-    artifacts: Path,
-    artifact: Path | None = None,
-    batch_size: int = 32,
-    cond: Tensor | None = None,
-    guidance: float | None = None,
-) -> CacheQuant:
-    """The CacheQuant network of a float UNet for the steps of ``table``, calibrated now or earlier.
-
-    shape: (C, H, W) of the network's input. fingerprint: what ``unet`` is, JSON values (model, hash of the weights). seed: of
-    the noise of the calibration images. batch_size: of the float runs; it changes the result by rounding only. cond: cond[n]
-    conditions calibration image n; at least ``config.images`` of them. guidance: w of a guided model, see
-    `iec.sampling.guidance`. artifacts: the folder of calibrations and of their stages. Of the processes that need the same one,
-    one makes it and the others wait. artifact: a calibration file that must be used.
-
-    Works on the device and in the dtype of ``unet``. Raises `ConfigError` before any work, and `ArtifactError` for a file that is
-    missing, damaged or was made from something else.
-    """
-    config.require_fits(len(table), cond)
-    network = CachedUNetNetwork(unet, config.cut, config.forecast.forecast_of(table.abar_t))
-    runs = FloatRuns(network, table, shape, seed, batch_size, cond, guidance)
-    work = _Calibration(runs, config, quantize_unet(unet, config.ptq, len(table)), fingerprint, artifacts)
-    whole = {**work.base, "cachequant": config.as_dict()}
-    if artifact is not None:
-        return _assemble(work, load_artifact(artifact, KIND, whole), artifact)
-    path = artifact_path(artifacts, KIND, whole)
-    return _assemble(work, cached(path, KIND, whole, work.run), path)
-
-
-def _assemble(work: "_Calibration", stored: dict[str, Tensor], path: Path) -> CacheQuant:
-    quantized = work.quantized
-    fill_calibration(quantized, _within(stored, "ptq."), path)
-    tables = CacheTables.of(stored)
-    for name, alpha in _within(stored, "alpha.").items():
-        quantized.layers()[name].set_correction(alpha, stored[f"beta.{name}"])
-    return CacheQuant(QuantizedNetwork(quantized, work.deployed(tables)), tables.refresh, tables, path)
-
-
 @dataclass
-class _Calibration:
-    """The stages. Each is kept in a file that is named by what it depends on, so that configurations share them."""
+class Calibration:
+    """Of a CacheQuant network. The stages are each kept in a file that is named by what it depends on, so that configurations share
+    them.
+
+    runs: of the float UNet. fingerprint: what the UNet is, JSON values (model, hash of the weights). artifacts: the folder of
+    calibrations and of their stages. Of the processes that need the same one, one makes it and the others wait.
+    """
 
     runs: FloatRuns
     config: CacheQuantConfig
-    quantized: QuantizedUNet
     fingerprint: dict[str, Any]
     artifacts: Path
+
+    @classmethod
+    def of(
+        cls,
+        unet: nn.Module,
+        config: CacheQuantConfig,
+        table: Timetable,
+        shape: tuple[int, ...],
+        *,
+        fingerprint: dict[str, Any],
+        seed: int,
+        artifacts: Path,
+        batch_size: int = 32,
+        cond: Tensor | None = None,
+        guidance: float | None = None,
+    ) -> "Calibration":
+        """For a float UNet and the steps of ``table``, on the device and in the dtype of ``unet``.
+
+        shape: (C, H, W) of the network's input. seed: of the noise of the calibration images. batch_size: of the float runs; it
+        changes the result by rounding only. cond: cond[n] conditions calibration image n; at least ``config.images`` of them.
+        guidance: w of a guided model, see `iec.sampling.guidance`. Raises `ConfigError`.
+        """
+        config.require_fits(len(table), cond)
+        network = CachedUNetNetwork(unet, config.cut, config.forecast.forecast_of(table.abar_t))
+        return cls(FloatRuns(network, table, shape, seed, batch_size, cond, guidance), config, fingerprint, artifacts)
+
+    def prepared(self, artifact: Path | None = None) -> CacheQuant:
+        """The network, calibrated now or earlier. artifact: a calibration file that must be used. Raises `ArtifactError` for a file
+        that is missing, damaged or was made from something else.
+        """
+        if artifact is not None:
+            return self._assembled(load_artifact(artifact, KIND, self.depends), artifact)
+        path = artifact_path(self.artifacts, KIND, self.depends)
+        return self._assembled(cached(path, KIND, self.depends, self.run), path)
+
+    def _assembled(self, stored: dict[str, Tensor], path: Path) -> CacheQuant:
+        quantized = self.quantized
+        fill_calibration(quantized, _within(stored, "ptq."), path)
+        tables = CacheTables.of(stored)
+        for name, alpha in _within(stored, "alpha.").items():
+            quantized.layers()[name].set_correction(alpha, stored[f"beta.{name}"])
+        return CacheQuant(QuantizedNetwork(quantized, self.deployed(tables)), tables.refresh, tables, path)
+
+    @cached_property
+    def quantized(self) -> QuantizedUNet:
+        """Without activation scales before the stages."""
+        return quantize_unet(self.runs.network.module, self.config.ptq, len(self.runs.table))
 
     def run(self) -> dict[str, Tensor]:
         """All tensors of the calibration."""
@@ -162,6 +168,11 @@ class _Calibration:
     def deployed(self, tables: CacheTables) -> CorrectedCacheNetwork:
         """How the quantized UNet is evaluated, in calibration and in sampling."""
         return CorrectedCacheNetwork(CachedUNetNetwork(self.quantized.unet, self.config.cut, self.runs.network.forecast), tables)
+
+    @property
+    def depends(self) -> dict[str, Any]:
+        """What the whole calibration depends on, and all that is made of it."""
+        return {**self.base, "cachequant": self.config.as_dict()}
 
     @cached_property
     def base(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from iec.efficiency.caching import CachedUNetNetwork
 from iec.errors import ArtifactError, ConfigError
-from iec.sampling.network import FeatureCache, Prediction, Step
+from iec.sampling.network import Compiler, FeatureCache, Prediction, Step
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,11 @@ class CorrectedCacheNetwork:
                 "Use the cut it was fitted at, or fit it again."
             )
         self.network, self.tables = network, tables.to(network.device)
+        self.skipped = network.skipped
+
+    def compiled(self, compiler: Compiler) -> "CorrectedCacheNetwork":
+        """See `Compilable`."""
+        return CorrectedCacheNetwork(self.network.compiled(compiler), self.tables)
 
     def __call__(self, x: Tensor, step: Step, cond: Tensor | None = None, cache: FeatureCache | None = None) -> Prediction:
         steps = len(self.tables.a)

@@ -1,6 +1,8 @@
 """A diffusers UNet that can reuse its deep feature, or forecast it: DeepCache (arXiv 2312.00858) as a `Network`."""
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ from iec.efficiency.caching.forecast import REUSE, Forecast
 from iec.efficiency.caching.structure import Signals, structure_of
 from iec.errors import ConfigError
 from iec.models.inputs import Conditioning
-from iec.sampling.network import FeatureCache, Prediction, Step
+from iec.sampling.network import Compiler, FeatureCache, Mode, Prediction, Step
 
 TEXT, ADDED = "encoder_hidden_states", "added_cond_kwargs"
 RESIDUALS = ("down_block_additional_residuals", "mid_block_additional_residual")
@@ -48,31 +50,57 @@ class CachedUNetNetwork:
         self.conditional = isinstance(module, UNet2DConditionModel)
         self.dtype: Any = module.dtype  # under layerwise casting that of the arithmetic, not of the parameters
         self.device = next(module.parameters()).device
+        self._start = len(self.structure.up) - 1 - self.cut.index  # the up stage that F enters
+        self._graphs: Mapping[Mode, Callable[..., Any]] = {}
+
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """Names of the modules that cached calls leave out."""
+        stages = (*self.structure.down[self.cut.index + 1 :], *self.structure.up[: self._start])
+        return ("mid_block", *(name for stage in stages for name, _ in stage.parts))
+
+    def compiled(self, compiler: Compiler) -> "CachedUNetNetwork":
+        """See `Compilable`."""
+        other = copy.copy(self)
+        other._graphs = {"full": compiler(self._full), "cached": compiler(self._cached)}
+        return other
 
     def __call__(
         self, x: Tensor, step: Step, cond: Tensor | Conditioning | None = None, cache: FeatureCache | None = None
     ) -> Prediction:
+        timesteps, told = torch.full((len(x),), step.timestep, device=x.device), _arguments(cond)
+        if step.mode == "full":
+            eps, feature, probe = self._graphs.get("full", self._full)(x, timesteps, told)
+            return Prediction(eps, feature, probe, self.forecast.history)
+        if cache is None:
+            raise ConfigError("A cached call needs the feature of an earlier full call. Make the first step a refresh step.")
+        eps = self._graphs.get("cached", self._cached)(x, timesteps, told, self._reused(cache, step))
+        return Prediction(eps, history=self.forecast.history)
+
+    def _full(self, x: Tensor, timesteps: Tensor, told: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """eps, F and the probe."""
+        x, signals = self._input(x, timesteps, told)
+        h, skips = self._down(x, signals, len(self.structure.down), told)
+        probe = skips[self.cut.index] if self.forecast.needs_probe else None
+        h = self.structure.run_mid(h, signals)
+        if told.get(RESIDUALS[1]) is not None:
+            h = h + told[RESIDUALS[1]]
+        feature = self._up(h, skips, signals, 0, self._start)
+        h = self._up(feature, skips, signals, self._start, len(self.structure.up))
+        return self._output(h, timesteps), feature, probe
+
+    def _cached(self, x: Tensor, timesteps: Tensor, told: Mapping[str, Any], cache: FeatureCache) -> Tensor:
+        """eps, by what `_reused` gives."""
+        x, signals = self._input(x, timesteps, told)
+        _, skips = self._down(x, signals, self.cut.index + 1, told)
+        h = self._feature(cache, skips[-1])
+        return self._output(self._up(h, skips, signals, self._start, len(self.structure.up)), timesteps)
+
+    def _input(self, x: Tensor, timesteps: Tensor, told: Mapping[str, Any]) -> tuple[Tensor, Signals]:
         x = x.to(self.dtype)
-        timesteps = torch.full((len(x),), step.timestep, device=x.device)
         if self.module.config.center_input_sample:
             x = 2 * x - 1.0
-        told = _arguments(cond)
-        signals = self._signals(x, timesteps, told)
-        start = len(self.structure.up) - 1 - self.cut.index  # the up stage that F enters
-        feature = probe = None
-        if step.mode == "full":
-            h, skips = self._down(x, signals, len(self.structure.down), told)
-            probe = skips[self.cut.index] if self.forecast.needs_probe else None
-            h = self.structure.run_mid(h, signals)
-            if told.get(RESIDUALS[1]) is not None:
-                h = h + told[RESIDUALS[1]]
-            h = self._up(h, skips, signals, 0, start)
-            feature = h
-        else:
-            _, skips = self._down(x, signals, self.cut.index + 1, told)
-            h = self._feature(cache, step, skips[-1])
-        h = self._up(h, skips, signals, start, len(self.structure.up))
-        return Prediction(self._output(h, timesteps), feature, probe, self.forecast.history)
+        return x, self._signals(x, timesteps, told)
 
     def _down(self, h: Tensor, signals: Signals, stages: int, told: Mapping[str, Any]) -> tuple[Tensor, list[Tensor]]:
         """What the last of the first ``stages`` gives, and the skips of all of them."""
@@ -92,16 +120,24 @@ class CachedUNetNetwork:
             h = stage(h, signals, skips[-1].shape[-2:] if skips else None)  # the next skip's size, also where it was odd
         return h
 
-    def _feature(self, cache: FeatureCache | None, step: Step, skip: Tensor) -> Tensor:
-        if cache is None:
-            raise ConfigError("A cached call needs the feature of an earlier full call. Make the first step a refresh step.")
+    def _reused(self, cache: FeatureCache, step: Step) -> FeatureCache:
+        """``cache`` with the one feature that the call takes; with all of them where it takes a probe of the call. Graphs are then
+        given a fixed number of them: the oldest stands for those that are not there yet, which changes nothing (gamma = 1).
+        """
+        if not self.forecast.needs_probe:
+            return replace(cache, feature=self.forecast.feature(cache, step, None), probe=None, earlier=())
+        if self._graphs and not cache.earlier:
+            return replace(cache, earlier=(cache.changed(torch.clone),) * self.forecast.history)
+        return cache
+
+    def _feature(self, cache: FeatureCache, skip: Tensor) -> Tensor:
         expected = (len(skip), self.cut.channels, *skip.shape[-2:])
         if cache.feature.shape != expected:
             raise ConfigError(
                 f"The cached feature is {list(cache.feature.shape)}; cut {self.cut.index} at {self.cut.consumer} takes "
                 f"{list(expected)}. Use the network that made it, and the images it was made from."
             )
-        return self.forecast.feature(cache, step, skip)
+        return self.forecast.feature(cache, cache.step, skip) if self.forecast.needs_probe else cache.feature
 
     def _signals(self, x: Tensor, timesteps: Tensor, told: Mapping[str, Any]) -> Signals:
         """Time embedding, class embedding and text, as the UNet's own forward makes them."""

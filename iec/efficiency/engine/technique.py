@@ -76,6 +76,11 @@ class Engine(Technique):
                 "iec.cached_steps=cached, or skip."
             )
 
+    def require_compiles(self) -> None:
+        raise ConfigError(
+            f"model.compile=true: the network is run by {self.runtime}, which compiles it by itself. Use model.compile=false."
+        )
+
     def prepare(self, model: Model, table: Timetable, artifacts: Path) -> Prepared:
         from iec.efficiency.engine.network import EngineNetwork
 

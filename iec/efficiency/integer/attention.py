@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from iec.efficiency.integer.passes import Passes
-from iec.efficiency.quantization.attention import QuantAttnProcessor
+from iec.efficiency.quantization.attention import QuantProducts
 from iec.efficiency.quantization.steps import ActivationQuantizer
 
 
@@ -22,7 +22,7 @@ def round_operands(unet: nn.Module, passes: Passes) -> None:
     """Let ``passes`` round the operands of every attention of ``unet``, in place."""
     for module in list(unet.modules()):
         processor = getattr(module, "processor", None)
-        if isinstance(processor, QuantAttnProcessor):
+        if isinstance(processor, QuantProducts):
             for name, quantizer in list(processor.named_children()):
                 if isinstance(quantizer, ActivationQuantizer):
                     setattr(processor, name, Operand(quantizer, passes))

@@ -16,6 +16,7 @@ from iec.efficiency.quantization import PTQConfig, QuantizedUNet
 from iec.efficiency.quantization.artifact import calibration_tensors, fill_calibration
 from iec.efficiency.quantization.layers import SealedLayer, input_quantizers, parts_of
 from iec.efficiency.quantization.model import with_layers
+from iec.efficiency.quantization.selection import layers_to_quantize
 from iec.efficiency.quantization.steps import StepContext
 from iec.errors import ArtifactError
 from iec.io.artifacts import WAY_OUT
@@ -57,7 +58,7 @@ class StoredLayer:
         """Raises `ArtifactError` for tensors that are missing, or of another layer."""
         self.layer, self.name, self.context, self.split = layer, name, context, split
         self.weight_bits, self.parts = config.bits_of(name)[0], parts_of(layer, split)
-        self.inputs = input_quantizers(name, config, context, self.parts)
+        self.inputs = input_quantizers(layer, name, config, context, self.parts)
         shape, scales = layer.weight.shape, [len(self.parts), layer.weight.shape[0]]
 
         def required(key: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -90,7 +91,7 @@ def integer_unet(
     """
     device = next(unet.parameters()).device
     stored = {name: tensor.to(device) for name, tensor in stored.items()}
-    layers = [module for module in unet.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    layers = layers_to_quantize(unet).values()
     empty = {id(layer.weight): nn.Parameter(torch.empty_like(layer.weight, device="meta"), requires_grad=False) for layer in layers}
 
     def make(layer: nn.Conv2d | nn.Linear, *rest: Any) -> SealedLayer:

@@ -33,6 +33,17 @@ class CalibrationCall:
                 f"A calibration call needs a cached feature when its mode is cached, and none when it is full: {self.step}."
             )
 
+    def followed_by(self, other: "CalibrationCall") -> "CalibrationCall":
+        """One call on these images and those of ``other``, a full call of the same step: guidance as two calls. Raises
+        `ConfigError` as `Conditioning.followed_by` does.
+        """
+        mine, theirs = self.cond, other.cond
+        if isinstance(mine, Conditioning) and isinstance(theirs, Conditioning):
+            cond: Tensor | Conditioning | None = mine.followed_by(theirs)
+        else:
+            cond = torch.cat([mine, theirs]) if isinstance(mine, Tensor) and isinstance(theirs, Tensor) else None
+        return replace(self, x=torch.cat([self.x, other.x]), cond=cond)
+
     def batches(self, size: int) -> Iterator["CalibrationCall"]:
         """The call in batches of ``size`` images, the last one smaller if need be."""
         for start in range(0, len(self.x), size):

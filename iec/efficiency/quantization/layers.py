@@ -75,7 +75,7 @@ class QuantLayer(SealedLayer, Float32Scales):
         self.keep_sizes(layer)
         self.weight_bits, self.activation_bits = config.bits_of(name)
         self.parts = parts_of(layer, split)
-        self.inputs = input_quantizers(name, config, context, self.parts)
+        self.inputs = input_quantizers(layer, name, config, context, self.parts)
         found = [self._search(layer.weight[:, part], config) for part in self.parts]
         self.register_buffer("weight_delta", torch.stack([delta for delta, _ in found]))
         self.register_buffer("weight_zero_point", torch.stack([zero_point for _, zero_point in found]))
@@ -111,9 +111,8 @@ class QuantLayer(SealedLayer, Float32Scales):
             return self.learning.weight().to(weight.dtype), bias
         if self.alpha is None or self.beta is None:
             return weight, bias
-        step = self.context.step(self.name)
-        factor = self.alpha[step].to(weight.dtype).view(-1, *[1] * (weight.ndim - 1))
-        shift = self.beta[step].to(weight.dtype)
+        alpha, beta = (self.context.entry(table, self.name) for table in (self.alpha, self.beta))
+        factor, shift = alpha.to(weight.dtype).view(-1, *[1] * (weight.ndim - 1)), beta.to(weight.dtype)
         weight = torch.cat([factor * weight[:, self.parts[0]], weight[:, self.parts[1]]], dim=1)
         return weight, shift if bias is None else bias + shift
 
@@ -189,7 +188,7 @@ class QuantLayer(SealedLayer, Float32Scales):
             return x
         if len(self.parts) == 1:
             return self.inputs[0](x)
-        if self.context.steps is not None:  # with gradients, which ``out`` does not have
+        if self.context.steps is not None or self.context.index is not None:  # ``out`` has no gradients, and is not for graphs
             return torch.cat([quantizer(x[:, part]) for quantizer, part in zip(self.inputs, self.parts, strict=True)], dim=1)
         out = torch.empty_like(x, dtype=torch.float32)
         for quantizer, part in zip(self.inputs, self.parts, strict=True):
@@ -203,10 +202,13 @@ def parts_of(layer: nn.Conv2d | nn.Linear, split: int | None) -> list[slice]:
     return [slice(a, b) for a, b in pairwise(edges)]
 
 
-def input_quantizers(name: str, config: PTQConfig, context: StepContext, parts: list[slice]) -> nn.ModuleList:
-    """An `ActivationQuantizer` for each part of the input of the layer ``name``; none if its activations stay float."""
+def input_quantizers(
+    layer: nn.Conv2d | nn.Linear, name: str, config: PTQConfig, context: StepContext, parts: list[slice]
+) -> nn.ModuleList:
+    """An `ActivationQuantizer` for each part of the input of ``layer``; none if its activations stay float."""
     labels, bits = ["input"] if len(parts) == 1 else ["input[h]", "input[skip]"], config.bits_of(name)[1]
-    channels = [part.stop - part.start if config.activation_granularity == "channel" else None for part in parts]
+    by_channel, groups = config.activation_granularity == "channel", getattr(layer, "groups", 1)
+    channels = [(part.stop - part.start) * groups if by_channel else None for part in parts]
     if bits == OFF:
         return nn.ModuleList()
     return nn.ModuleList(

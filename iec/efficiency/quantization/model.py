@@ -1,4 +1,4 @@
-"""A diffusers UNet with every convolution, linear layer and attention product fake-quantized."""
+"""A diffusers UNet or transformer with its convolutions, linear layers and attention products fake-quantized."""
 
 import copy
 from collections.abc import Callable
@@ -7,13 +7,14 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from iec.efficiency.quantization.attention import QuantAttnProcessor, require_supported
+from iec.efficiency.quantization.attention import quantized_processor
 from iec.efficiency.quantization.config import PTQConfig
 from iec.efficiency.quantization.layers import QuantLayer, SealedLayer
+from iec.efficiency.quantization.selection import layers_to_quantize, require_units
 from iec.efficiency.quantization.steps import ActivationQuantizer, StepContext
 from iec.errors import ConfigError
 from iec.models.unet import network_of, parameter_bytes
-from iec.sampling.network import FeatureCache, Network, Prediction, Step
+from iec.sampling.network import Compiler, FeatureCache, Network, Prediction, Step, compiled_form
 
 
 class QuantizedUNet(nn.Module):
@@ -50,15 +51,43 @@ class QuantizedNetwork:
         with self.quantized.context.reading(step.index):
             return self.network(x, step, cond, cache)
 
+    def compiled(self, compiler: Compiler) -> "CompiledQuantizedNetwork":
+        """See `Compilable`. Raises `ConfigError` for integer kernels."""
+        if not self.quantized.layers():
+            raise ConfigError(
+                "Integer kernels are compiled already, and torch.compile does not see into them. Use model.compile=false, or "
+                "efficiency.kernels=simulated."
+            )
+        return CompiledQuantizedNetwork(self.quantized, compiled_form(self.network, compiler))
+
+
+class CompiledQuantizedNetwork(QuantizedNetwork):
+    """On graphs that read the scales of a step by its index, a tensor. A graph cannot refuse a step; this does, before the call."""
+
+    def __init__(self, quantized: QuantizedUNet, network: Network) -> None:
+        super().__init__(quantized, network)
+        skipped = tuple(f"{name}." for name in getattr(network, "skipped", ()))
+        quantizers = quantized.quantizers()
+        self._read = {
+            "full": list(quantizers.values()),
+            "cached": [quantizer for name, quantizer in quantizers.items() if not name.startswith(skipped)],
+        }
+
+    def __call__(self, x: Tensor, step: Step, cond: Any = None, cache: FeatureCache | None = None) -> Prediction:
+        with self.quantized.context.reading(step.index, x.device):
+            for quantizer in self._read[step.mode]:
+                quantizer.require(step.index)
+            return self.network(x, step, cond, cache)
+
 
 def quantize_unet(unet: nn.Module, config: PTQConfig, num_steps: int) -> QuantizedUNet:
-    """A quantized copy of a UNet2DModel, a UNet2DConditionModel, or a transformer of Conv2d and Linear layers with plain attention
-    (DiT, PixArt), for ``num_steps`` sampling steps; ``unet`` is left as it is.
+    """A quantized copy of a UNet2DModel, a UNet2DConditionModel, or a transformer of Conv2d and Linear layers (DiT, PixArt, SD3,
+    FLUX, Sana), for ``num_steps`` sampling steps; ``unet`` is left as it is.
 
     Weights are quantized here, from their values alone; activations need `calibrate` or `load_calibration`. Every Conv2d and
-    Linear is quantized, the time embedding's included; embedding tables, norms and biases stay float. The float weights stay
-    beside the quantized ones, for calibration. Choose dtype and device before: scales are kept in float32. Raises
-    `ConfigError` for a UNet with layers that are none of these.
+    Linear is quantized, the time embedding's included; of SD3, FLUX and Sana those of `selection.INNER` alone. Embedding tables,
+    norms and biases stay float. The float weights stay beside the quantized ones, for calibration. Choose dtype and device before:
+    scales are kept in float32. Raises `ConfigError` for a network with layers or attention that are none of these.
     """
     return with_layers(copy.deepcopy(unet), config, num_steps, QuantLayer)
 
@@ -68,27 +97,29 @@ LayerMaker = Callable[[nn.Conv2d | nn.Linear, str, PTQConfig, StepContext, int |
 
 
 def with_layers(unet: nn.Module, config: PTQConfig, num_steps: int, make: LayerMaker) -> QuantizedUNet:
-    """``unet``, in place, with every Conv2d and Linear replaced by what ``make`` makes of it, and with quantized attention. Raises
-    `ConfigError` as `quantize_unet` does.
+    """``unet``, in place, with every layer of `layers_to_quantize` replaced by what ``make`` makes of it, and with quantized
+    attention. Raises `ConfigError` as `quantize_unet` does.
     """
+    from diffusers.models.attention import AttentionModuleMixin
     from diffusers.models.attention_processor import Attention
 
+    require_units(unet, config)
     unet = unet.eval().requires_grad_(False)
     context = StepContext(num_steps)
     splits = skip_splits(unet) if config.split_skips and hasattr(unet, "up_blocks") else {}  # a transformer has no skips
     for name, module in list(unet.named_modules()):
-        if isinstance(module, Attention):
-            require_supported(module, name)
-            module.set_processor(QuantAttnProcessor(name, config, context))  # type: ignore[arg-type]  # a stub names one class
+        if isinstance(module, Attention | AttentionModuleMixin):
+            processor = quantized_processor(module, name, config, context)
+            if processor is not None:
+                module.set_processor(processor)  # type: ignore[arg-type]  # a stub names one class
         elif isinstance(module, _ConvNd) and not isinstance(module, nn.Conv2d):
             raise ConfigError(f"{name} is a {type(module).__name__}; only Conv2d and Linear layers can be quantized.")
     replaced: dict[nn.Module, SealedLayer] = {}  # one layer can have two names
-    for name, module in list(unet.named_modules(remove_duplicate=False)):
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            if module not in replaced:
-                replaced[module] = make(module, name, config, context, splits.get(name))
-            parent, _, child = name.rpartition(".")
-            setattr(unet.get_submodule(parent), child, replaced[module])
+    for name, layer in layers_to_quantize(unet).items():
+        if layer not in replaced:
+            replaced[layer] = make(layer, name, config, context, splits.get(name))
+        parent, _, child = name.rpartition(".")
+        setattr(unet.get_submodule(parent), child, replaced[layer])
     quantized = QuantizedUNet(unet, config, context)
     device = next(unet.parameters()).device
     for quantizer in quantized.quantizers().values():

@@ -29,6 +29,7 @@ class StepContext:
             raise ConfigError(f"A quantized network needs at least one sampling step, not {num_steps}.")
         self.num_steps = num_steps
         self.searching = False
+        self.index: Tensor | None = None
         self.steps: Tensor | None = None
         self._step: int | None = None
 
@@ -41,10 +42,19 @@ class StepContext:
             )
         return self._step
 
+    def entry(self, table: Tensor, reader: str) -> Tensor:
+        """That of the current step in a table [T, ..]."""
+        return table[self.step(reader)] if self.index is None else table.index_select(0, self.index)[0]
+
     @contextmanager
-    def reading(self, step: int) -> Iterator[None]:
-        """Quantize with the scales of ``step``: quantized weights, calibrated activations."""
-        with self._at(step, searching=False):
+    def reading(self, step: int, device: torch.device | None = None) -> Iterator[None]:
+        """Quantize with the scales of ``step``: quantized weights, calibrated activations.
+
+        device: quantizers read their tables there by ``index``, int64 [1]. A compiled graph takes that as an input, where the
+        number ``step`` would be a constant of it. It cannot refuse a step: who calls it has to (`ActivationQuantizer.require`).
+        """
+        index = None if device is None else torch.full((1,), step, device=device)
+        with self._at(step, searching=False, index=index):
             yield
 
     @contextmanager
@@ -63,18 +73,18 @@ class StepContext:
             self.steps = None
 
     @contextmanager
-    def _at(self, step: int, searching: bool) -> Iterator[None]:
+    def _at(self, step: int, searching: bool, index: Tensor | None = None) -> Iterator[None]:
         if not 0 <= step < self.num_steps:
             raise ArtifactError(
                 f"Sampling step {step} has no scales; this network was made for steps 0 .. {self.num_steps - 1}. "
                 "Quantize and calibrate it for the timetable that is sampled."
             )
-        previous = self._step, self.searching
-        self._step, self.searching = step, searching
+        previous = self._step, self.searching, self.index
+        self._step, self.searching, self.index = step, searching, index
         try:
             yield
         finally:
-            self._step, self.searching = previous
+            self._step, self.searching, self.index = previous
 
 
 class Float32Scales(nn.Module):
@@ -137,11 +147,17 @@ class ActivationQuantizer(Float32Scales):
 
     def grid(self) -> tuple[Tensor, Bound, Bound]:
         """delta, low and high of the current step: xq = k delta, k = low .. high. Raises `ArtifactError` if it has none."""
-        step = self.context.step(self.name)
+        delta = self.context.entry(self.delta, self.name)
+        if self.context.index is None:
+            return delta, *self.require(self.context.step(self.name))
+        return delta, *self._bounds_of(self.context.entry(self.zero_point, self.name))
+
+    def require(self, step: int) -> tuple[Bound, Bound]:
+        """low and high of ``step``. Raises `ArtifactError` if it has none."""
         bounds = self._bounds[step]
         if bounds is None:
             raise self._uncalibrated(step)
-        return self.delta[step], *bounds
+        return bounds
 
     def set_steps(self, delta: Tensor, zero_point: Tensor, calibrated: Tensor) -> None:
         """Replace the scales of all T steps."""

@@ -37,7 +37,9 @@ class Extractor(Protocol):
         ...
 
     def __call__(self, images: np.ndarray) -> Arrays:
-        """uint8 [B, H, W, 3] -> float32 (pooled [B, d], spatial [B, k], logits [B, K]). Features depend on their image alone."""
+        """uint8 [B, H, W, 3] -> float32 (pooled [B, d], spatial [B, k], logits [B, K]). Features depend on their image alone. k
+        and K are 0 where there are none.
+        """
         ...
 
 
@@ -58,7 +60,8 @@ class View(Protocol):
 
 @dataclass(frozen=True)
 class Features:
-    """Features of N images in order, float32, and where they come from; enough for every score but the paired ones.
+    """Features of N images in order, float32, and where they come from; enough for every score but the paired ones. Kinds that the
+    extractor does not give have no columns.
 
     resolution: height (= width) of the images before any resizing. extractor: the extractor's hash.
     """

@@ -18,6 +18,7 @@ PROTOCOLS = {
     "efflite0_deep": "efficientnet_lite0_deep",
     "inception": "inception",
     "inception_pytorch_fid": "pytorch_fid",
+    **{name: name for name in ("dinov2_vit_s_14", "dinov2_vit_l_14", "clip_vit_b_32", "clip_vit_l_14_336px")},
 }
 """A protocol that uses the extractor of that name, for commands."""
 ORIGINS = {"adm": "inception", "edm": "inception", "pytorch_fid": "inception_pytorch_fid"}

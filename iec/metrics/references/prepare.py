@@ -97,13 +97,14 @@ def make_reference(
     return reference
 
 
-def _statistics(total: Sum, label: str) -> tuple[GaussianStatistics, GaussianStatistics]:
+def _statistics(total: Sum, label: str) -> tuple[GaussianStatistics, GaussianStatistics | None]:
+    """Of pooled features, and of spatial ones where the extractor has any."""
     if total.pooled.n < 2:
         raise MetricError(f"{label}: {total.pooled.n} images can be read; statistics need at least 2.")
     pooled, spatial = total.pooled.statistics(), total.spatial.statistics()
     if not pooled.cov.any():
         raise MetricError(f"{label}: all {pooled.n} images have the same features; look at them.")
-    return pooled, spatial
+    return pooled, spatial if len(spatial.mean) else None
 
 
 def _provenance(job: Job, extractor: Extractor, total: Sum, command: str, device: torch.device) -> dict[str, Any]:

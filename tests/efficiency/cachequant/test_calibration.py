@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from iec.efficiency.cachequant import CacheQuantConfig, calibration, prepare_cachequant
+from iec.efficiency.cachequant import CacheQuantConfig, Calibration, calibration
 from iec.efficiency.caching import CachedUNetNetwork
 from iec.efficiency.quantization import PTQConfig, QuantizedNetwork, Reconstruction, calibrate, quantize_unet
 from iec.errors import ArtifactError, ConfigError
@@ -37,10 +37,9 @@ def unet():
 
 @pytest.fixture
 def prepare(unet, tmp_path):
-    def made(config=CONFIG, table=TABLE, artifacts=tmp_path, fingerprint=FINGERPRINT, **options):
-        return prepare_cachequant(
-            unet, config, table, SHAPE, fingerprint=fingerprint, seed=7, artifacts=artifacts, batch_size=3, **options
-        )
+    def made(config=CONFIG, table=TABLE, artifacts=tmp_path, fingerprint=FINGERPRINT, artifact=None, **options):
+        own = {"fingerprint": fingerprint, "seed": 7, "artifacts": artifacts, "batch_size": 3, **options}
+        return Calibration.of(unet, config, table, SHAPE, **own).prepared(artifact)
 
     return made
 
@@ -208,12 +207,12 @@ def test_a_text_conditional_unet(tmp_path, cut):
     unet, cond = make("text")
     config = replace(CONFIG, cut=cut, dec_images=3)
     options = {"fingerprint": FINGERPRINT, "seed": 7, "artifacts": tmp_path, "batch_size": 3}
-    found = prepare_cachequant(unet, config, TABLE, SHAPE, cond=cond, **options)
+    found = Calibration.of(unet, config, TABLE, SHAPE, cond=cond, **options).prepared()
     assert torch.isfinite(sample(found, cond)).all()
     with pytest.raises(ArtifactError, match="cond: stored"):
-        prepare_cachequant(unet, config, TABLE, SHAPE, cond=cond + 1, artifact=found.path, **options)
+        Calibration.of(unet, config, TABLE, SHAPE, cond=cond + 1, **options).prepared(found.path)
     with pytest.raises(ConfigError, match="2 conditionings for 3 calibration images"):
-        prepare_cachequant(unet, config, TABLE, SHAPE, cond=cond[:2], **options)
+        Calibration.of(unet, config, TABLE, SHAPE, cond=cond[:2], **options)
 
 
 def test_the_network_works_in_the_dtype_of_its_weights(unet, prepare):

@@ -70,7 +70,7 @@ def test_a_later_process_reads_the_integers_and_makes_no_simulated_network(make_
 
     first, expected = later()
     monkeypatch.setattr(preparation, "quantize_unet", refuse)
-    monkeypatch.setattr(techniques, "prepare_cachequant", refuse)
+    monkeypatch.setattr(techniques.Calibration, "prepared", refuse)
     second, eps = later()
     assert torch.equal(eps, expected)
     assert (second.cost, second.refresh) == (first.cost, first.refresh)

@@ -55,6 +55,12 @@ def test_a_network_is_closer_to_its_simulation_than_that_is_to_float(calibrated,
     assert not torch.equal(eps(integer, 0), eps(integer, 1))
 
 
+def test_integers_do_not_depend_on_the_order_of_weights_in_memory(calibrated, product, passes):
+    plain, reordered = calibrated(), calibrated()
+    reordered.unet.to(memory_format=torch.channels_last)
+    assert torch.equal(*(eps(use_integers(quantized, product, passes), 1) for quantized in (plain, reordered)))
+
+
 @pytest.mark.parametrize("settings", [{}, {"weight_bits": 4}], ids=str)
 def test_networks_differ_by_values_on_a_rounding_border_alone(calibrated, passes, settings):
     """With the codes of the simulation they agree to float sums; a handful of values sits on a border, and many lie behind them."""

@@ -1,0 +1,277 @@
+"""Fill in the counted parts of docs/account.md from the tables in experiments/results, or check that they are what is written.
+
+    python scripts/account.py            # writes docs/account.md
+    python scripts/account.py --check    # exit code 1 where it would change
+
+A part stands between `<!-- NAME -->` and `<!-- end -->`. Only rows of the weights that the package carries now are counted, and of
+rows that differ in the number of images alone the one with the most. A row with a correction is compared with the row of its table
+that has the same network, technique, steps and noise and no correction. A change is better or worse where its 95 % interval leaves
+out 0, and open where it does not; intervals are not adjusted for their number.
+"""
+
+import argparse
+import json
+import re
+import statistics
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from iec.errors import ArtifactError
+from iec.io.files import write_atomic
+from iec.io.runtime import entry_point
+from iec.metrics.interval import Interval
+from iec.models.cards import card, card_names
+
+ROOT = Path(__file__).parents[1]
+PAGE, RESULTS = ROOT / "docs/account.md", ROOT / "experiments/results"
+FID, PSNR, RMSE = "FID (EffNet-Lite0)", "PSNR to ref. (dB)", "RMSE to ref. (levels)"
+HIGHER_IS_BETTER = {FID: False, PSNR: True, RMSE: False}
+TECHNIQUES = {"FullPrecision": "full precision", "ptq": "quantized", "deepcache": "cached", "cachequant": "quantized and cached"}
+KINDS = ("IEC", "IEC, renorm", "IEC but the last step", "IEC, lambda 0.1", "Heun")
+"""The corrections that are counted, in the order of the page."""
+
+
+@dataclass(frozen=True)
+class Counted:
+    """A row of a table. kind: its correction; empty for none. key: what it has in common with the row it is compared with."""
+
+    table: str
+    label: str
+    model: str
+    technique: str
+    steps: int
+    kind: str
+    key: str
+    images: int
+    calls: dict[str, float]
+    scores: dict[str, Interval]
+    changes: dict[str, Interval]
+
+    @classmethod
+    def of(cls, table: str, entry: dict[str, Any]) -> "Counted":
+        identity, manifest = entry["identity"], entry["manifest"]
+        tested = {name: comparison["change"] for name, comparison in entry.get("comparisons", {}).items()}  # narrower: paired
+        common = {name: value for name, value in identity.items() if name not in ("iec", "corrector")}
+        return cls(
+            table=table,
+            label=entry["label"],
+            model=identity["model"]["name"],
+            technique=technique_of(identity["efficiency"]),
+            steps=len(identity["sampler"]["pairs"]),
+            kind=kind_of(entry),
+            key=json.dumps(common, sort_keys=True),
+            images=manifest["num_images"],
+            calls=manifest["calls_per_image"],
+            scores={score["label"]: Interval(score["value"], score["low"], score["high"]) for score in scores_of(entry)},
+            changes={name: Interval(**ends) for name, ends in {**entry.get("changes", {}), **tested}.items()},
+        )
+
+
+def scores_of(entry: dict[str, Any]) -> Iterable[dict[str, Any]]:
+    for record in [entry["record"], *entry.get("beside", [])]:
+        if record is not None:
+            yield from record["scores"].values()
+
+
+def technique_of(efficiency: dict[str, Any]) -> str:
+    """One of `TECHNIQUES`, or ``error added``."""
+    return TECHNIQUES.get(efficiency["technique"], "error added")
+
+
+def kind_of(entry: dict[str, Any]) -> str:
+    """One of `KINDS`, empty for a row without anything, or ``other``."""
+    identity, calls = entry["identity"], entry["manifest"]["calls_per_image"]
+    iec, correction = identity["iec"], identity["iec"]["correction"]
+    if identity.get("corrector") or iec["epsilon_scale"] != 1:
+        return "other"
+    if correction is None:
+        return ""
+    if correction["evaluate_at"] == "s":
+        return "Heun"
+    last = len(identity["sampler"]["pairs"]) - 1
+    if last not in iec["corrected_steps"] and calls["correction"] == calls["full"] - 1 and correction["lambdas"] == [0.5]:
+        return "IEC but the last step"
+    if correction["iterations"] != 1 or calls["correction"] != calls["full"] or correction["lambdas"] not in ([0.5], [0.1]):
+        return "other"
+    if correction["lambdas"] == [0.1]:
+        return "IEC, lambda 0.1"
+    return "IEC, renorm" if correction.get("renorm") else "IEC"
+
+
+def read(results: Path) -> tuple[list[Counted], list[str]]:
+    """The rows of the weights of now, and the names of tables that have rows of others."""
+    packaged = {name: card(name).packaged for name in card_names()}
+    weights = {name: files.sha256 for name, files in packaged.items() if files is not None}
+    rows, stale = [], []
+    for path in sorted(results.glob("*/table.json")):
+        entries = json.loads(path.read_text(encoding="utf-8"))
+        models = [entry["identity"]["model"] for entry in entries]
+        current = [entry for entry, of in zip(entries, models, strict=True) if weights.get(of["name"]) == of["weights"]]
+        rows += [Counted.of(path.parent.name, entry) for entry in current]
+        if len(current) < len(entries):
+            stale.append(path.parent.name)
+    return rows, stale
+
+
+def distinct(rows: Iterable[Counted]) -> list[Counted]:
+    """Rows with a change by one of `KINDS`; of those that differ in the number of images alone, the one with most."""
+    found: dict[tuple[str, str], Counted] = {}
+    for row in rows:
+        if row.kind in KINDS and row.changes:
+            key = row.key, row.kind
+            found[key] = max(found.get(key, row), row, key=lambda row: row.images)
+    return list(found.values())
+
+
+def verdict(change: Interval, score: str) -> str:
+    """``better``, ``worse`` or ``open``."""
+    if change.low <= 0 <= change.high:
+        return "open"
+    return "better" if (change.value > 0) == HIGHER_IS_BETTER[score] else "worse"
+
+
+def counts(rows: Sequence[Counted], score: str) -> str:
+    """``better / worse / open``."""
+    found = Counter(verdict(row.changes[score], score) for row in rows if score in row.changes)
+    return " / ".join(str(found[name]) for name in ("better", "worse", "open")) if found else ""
+
+
+def median_change(rows: Sequence[Counted], score: str) -> str:
+    values = [row.changes[score].value for row in rows if score in row.changes]
+    return f"{statistics.median(values):+.3g}" if values else ""
+
+
+def lines_of(header: Sequence[str], body: Iterable[Sequence[str]]) -> str:
+    """A table of Markdown."""
+    lines = ["| " + " | ".join(entries) + " |" for entries in [header, ["---"] * len(header), *body]]
+    return "\n".join(lines)
+
+
+DISTANCE = "distance to the reference: better / worse / open"
+COUNTS = ("pairs", "FID: better / worse / open", "median change of FID", DISTANCE)
+
+
+def counted(rows: Sequence[Counted], key: Callable[[Counted], tuple[str, ...]], *names: str) -> str:
+    """A line of counts for each value of ``key``, in the order in which they come."""
+    groups: dict[tuple[str, ...], list[Counted]] = {}
+    for row in rows:
+        groups.setdefault(key(row), []).append(row)
+    body = []
+    for values, group in groups.items():
+        distance = [counts(group, score) for score in (PSNR, RMSE)]
+        body.append([*values, str(len(group)), counts(group, FID), median_change(group, FID), "".join(distance)])
+    return lines_of([*names, *COUNTS], body)
+
+
+def corrected(rows: Iterable[Counted], *kinds: str) -> list[Counted]:
+    """The rows with one of these corrections, by model and in the order of ``kinds``."""
+    found = [row for row in distinct(rows) if row.kind in kinds]
+    return sorted(found, key=lambda row: (row.model, kinds.index(row.kind)))
+
+
+def at_equal_steps(rows: Sequence[Counted]) -> str:
+    return counted(corrected(rows, *KINDS), lambda row: (f"`{row.model}`", row.kind), "model", "correction")
+
+
+def by_steps(rows: Sequence[Counted]) -> str:
+    of_iec = sorted(corrected(rows, "IEC"), key=lambda row: (row.model, row.steps))
+    return counted(of_iec, lambda row: (f"`{row.model}`", str(row.steps)), "model", "T")
+
+
+def by_technique(rows: Sequence[Counted]) -> str:
+    of_iec = sorted(corrected(rows, "IEC"), key=lambda row: (row.model, row.technique))
+    return counted(of_iec, lambda row: (f"`{row.model}`", row.technique), "model", "technique")
+
+
+def peers(rows: Sequence[Counted]) -> str:
+    """For each technique of ``peers`` the change of FID by IEC, by IEC with the norm restored, by Heun, and by the best row that
+    costs no call more.
+    """
+    body = []
+    bases = [row for row in rows if row.table.startswith("peers") and not row.kind and "," not in row.label]
+    for base in bases:
+        own = {row.label.removeprefix(f"{base.label}, "): row for row in rows if row.label.startswith(f"{base.label}, ")}
+        own = {name: row for name, row in own.items() if row.model == base.model and row.table == base.table and FID in row.changes}
+        free = {name: row for name, row in own.items() if row.calls["total"] <= base.calls["total"]}
+        best = min(free, key=lambda name: free[name].changes[FID].value, default="")
+        named = [change_of(own.get(name)) for name in ("IEC", "IEC renorm", "Heun")]
+        body.append(
+            [f"`{base.model}`", base.label, f"{base.scores[FID].value:.0f}", *named, f"{best}: {change_of(free.get(best))}"]
+        )
+    return lines_of(["model", "technique", "FID", "IEC", "IEC, norm restored", "Heun", "best row at no call"], body)
+
+
+def change_of(row: Counted | None) -> str:
+    if row is None or FID not in row.changes:
+        return ""
+    change = row.changes[FID]
+    return f"{change.value:+.0f} [{change.low:+.0f}, {change.high:+.0f}]"
+
+
+def training(results: Path) -> str:
+    """FID of the checkpoints of a training, and what corrections change there."""
+    body = []
+    for path in sorted(results.glob("training_*/table.json")):
+        entries = [Counted.of(path.parent.name, entry) for entry in json.loads(path.read_text())]
+        for base in (row for row in entries if not row.kind):
+            with_iec, with_heun = (next(r for r in entries if r.label == f"{base.label} + {kind}") for kind in ("IEC", "Heun"))
+            body.append([f"`{base.model}`", base.label, f"{base.scores[FID].value:.0f}", change_of(with_iec), change_of(with_heun)])
+    return lines_of(["model", "images seen", "FID", "change by IEC", "change by Heun"], body)
+
+
+def provenance(rows: Sequence[Counted], stale: Sequence[str]) -> str:
+    """Which rows are counted, and which tables are not."""
+    body = []
+    for model in sorted({row.model for row in rows}):
+        own = [row for row in rows if row.model == model]
+        images = ", ".join(map(str, sorted({row.images for row in own})))
+        tables = ", ".join(f"`{name}`" for name in sorted({row.table for row in own}))
+        body.append([f"`{model}`", str(len(own)), images, ", ".join(map(str, sorted({row.steps for row in own}))), tables])
+    left_out = ", ".join(f"`{name}`" for name in stale) or "none"
+    lines = lines_of(["model", "rows", "N", "T", "tables of `experiments/results`"], body)
+    return f"{lines}\n\nTables with rows of other weights, which are not counted: {left_out}."
+
+
+def parts(results: Path) -> dict[str, str]:
+    """name -> Markdown."""
+    rows, stale = read(results)
+    return {
+        "at equal steps": at_equal_steps(rows),
+        "by steps": by_steps(rows),
+        "by technique": by_technique(rows),
+        "peers": peers(rows),
+        "training": training(results),
+        "provenance": provenance(rows, stale),
+    }
+
+
+def filled(page: str, found: dict[str, str]) -> str:
+    """The page with its parts filled in. Raises `ArtifactError` for a part that it names and nobody makes, or lacks."""
+    named = re.findall(r"<!-- (.*?) -->\n.*?<!-- end -->", page, re.DOTALL)
+    if sorted(named) != sorted(found):
+        raise ArtifactError(f"The page has the parts {', '.join(named)}; the script makes {', '.join(found)}. Make them agree.")
+    return re.sub(
+        r"<!-- (.*?) -->\n.*?<!-- end -->",
+        lambda match: f"<!-- {match[1]} -->\n\n{found[match[1]]}\n\n<!-- end -->",
+        page,
+        flags=re.DOTALL,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 where the page would change")
+    args = parser.parse_args()
+    page = PAGE.read_text(encoding="utf-8")
+    new = filled(page, parts(RESULTS))
+    if args.check:
+        raise SystemExit(int(new != page))
+    write_atomic(PAGE, lambda file: file.write(new.encode()))
+
+
+if __name__ == "__main__":
+    with entry_point():
+        main()

@@ -1,0 +1,76 @@
+"""scripts/account.py: what is counted, and that the page holds it."""
+
+import json
+
+import pytest
+
+from iec.errors import ArtifactError
+from iec.metrics.interval import Interval
+from iec.models.cards import card
+from scripts import account
+from scripts.account import FID, PSNR, counts, filled, read, verdict
+
+
+def test_the_page_holds_what_the_tables_say():
+    page = account.PAGE.read_text(encoding="utf-8")
+    assert filled(page, account.parts(account.RESULTS)) == page, "run python scripts/account.py"
+
+
+@pytest.mark.parametrize(
+    ("change", "score", "expected"),
+    [((1, 0.5, 2), FID, "worse"), ((-1, -2, -0.5), FID, "better"), ((1, 0.5, 2), PSNR, "better"), ((1, -0.5, 2), FID, "open")],
+)
+def test_a_change_is_judged_by_its_interval(change, score, expected):
+    assert verdict(Interval(*change), score) == expected
+
+
+def entry(label, images=8, evaluate_at=None, fid=None, weights=None, table_steps=4, corrected=None):
+    correction = evaluate_at and {"evaluate_at": evaluate_at, "iterations": 1, "lambdas": [0.5]}
+    steps = list(range(table_steps)) if corrected is None else corrected
+    model = {"name": "ddim_fashion_small", "weights": weights or card("ddim_fashion_small").packaged.sha256}
+    return {
+        "label": label,
+        "identity": {
+            "model": model,
+            "efficiency": {"technique": "ptq"},
+            "sampler": {"pairs": [[k, k - 1] for k in range(table_steps)]},
+            "iec": {"correction": correction, "corrected_steps": steps if correction else [], "epsilon_scale": 1.0},
+        },
+        "manifest": {
+            "num_images": images,
+            "calls_per_image": {"full": table_steps, "correction": len(steps) if correction else 0, "total": table_steps},
+        },
+        "record": None,
+        "changes": {} if fid is None else {FID: {"value": fid, "low": fid - 1, "high": fid + 1}},
+    }
+
+
+def written(tmp_path, **tables):
+    for name, entries in tables.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "table.json").write_text(json.dumps(entries))
+    return read(tmp_path)
+
+
+def test_rows_of_other_weights_and_repeated_rows_are_not_counted(tmp_path):
+    rows, stale = written(
+        tmp_path,
+        one=[entry("a"), entry("a + IEC", evaluate_at="t", fid=5), entry("b + IEC", evaluate_at="t", fid=5, weights="other")],
+        two=[entry("a + IEC", images=16, evaluate_at="t", fid=-5), entry("a, Heun", evaluate_at="s", fid=0.5)],
+        three=[entry("a + IEC, first", evaluate_at="t", fid=5, corrected=[0])],
+    )
+    assert stale == ["one"]
+    assert [row.kind for row in rows] == ["", "IEC", "other", "IEC", "Heun"]
+    assert {(row.kind, row.images) for row in account.distinct(rows)} == {("IEC", 16), ("Heun", 8)}
+    assert counts(account.corrected(rows, "IEC"), FID) == "1 / 0 / 0"
+    assert counts(account.corrected(rows, "Heun"), FID) == "0 / 0 / 1"
+
+
+def test_the_last_step_left_out_is_a_kind_of_its_own(tmp_path):
+    rows, _ = written(tmp_path, one=[entry("a", evaluate_at="t", fid=5, corrected=[0, 1, 2])])
+    assert rows[0].kind == "IEC but the last step"
+
+
+def test_a_part_that_nobody_makes_is_refused():
+    with pytest.raises(ArtifactError, match="has the parts a; the script makes b"):
+        filled("<!-- a -->\n<!-- end -->", {"b": ""})
