@@ -75,7 +75,6 @@ ALLOWED = {
     "iec.pipelines.scheduler.IECScheduler.set_timesteps": BEFORE,
     "iec.pipelines.unet.Forward._next": "diffusers hands a timestep over as a tensor",
     "iec.runs.batches.sample_batch": "trajectories, where they are asked for",
-    "iec.sampling.multistep.MultistepSampler.scheduler": "a solver of diffusers keeps its tables on the CPU",
 }
 """Place -> why it reads values of a tensor, or makes one without a device. Those that wait in the loop: see `REASONS`."""
 

@@ -16,9 +16,12 @@ from iec.io.files import sha256
 from iec.metrics.extractors.efficientnet import EffNetLite0
 from iec.metrics.extractors.features import without_tf32
 from iec.metrics.extractors.inception import TENSORFLOW, Inception, load_network
+from iec.models.architecture import build
 from iec.models.cards import Card
 from iec.models.conditioning import Prompts
-from iec.models.model import Model, Source
+from iec.models.model import Model
+from iec.models.prompts import prompts_of
+from iec.models.text import TextEncoder, load_tokenizer
 from iec.runs.batches import sample_batch
 from iec.sampling.ddim import Sampler
 
@@ -44,15 +47,17 @@ def stable_diffusion_lines(bench: Bench) -> Iterator[Line]:
     """Prompts to images, with guidance, on few pixels."""
     from diffusers import DDIMScheduler, StableDiffusionPipeline
 
-    card = small_card("sd_coco", bench.size)
-    model = Source.of(card, random_weights=True).load(str(bench.device))
-    assert model.decoder is not None
-    assert isinstance(model.conditioner, Prompts)
-    indices = tuple(range(1 if bench.toy else PROMPTS))
-    parts = {"unet": model.unet, "vae": model.decoder.module, "text_encoder": model.conditioner.encoder.model}
+    subject = Subject(small_card("sd_coco", bench.size), bench.device)
+    card, indices = subject.card, tuple(range(1 if bench.toy else PROMPTS))
+    encoder = TextEncoder(build(card.components["text_encoder"], device=bench.device), load_tokenizer())
+    prompts, decoder = Prompts(encoder, prompts_of(None)), subject.decoder
+    assert decoder is not None
+    model = Model(card, subject.unet, {"weights": "random"}, bench.device, card.guidance, decoder, prompts)
     pipe: Any = StableDiffusionPipeline(
-        **parts,
-        tokenizer=model.conditioner.encoder.tokenizer,
+        unet=subject.unet,
+        vae=decoder.module,
+        text_encoder=encoder.model,
+        tokenizer=encoder.tokenizer,
         scheduler=DDIMScheduler(**schedule_of(card), steps_offset=1, clip_sample=False),
         safety_checker=None,
         feature_extractor=None,
@@ -60,7 +65,7 @@ def stable_diffusion_lines(bench: Bench) -> Iterator[Line]:
     )
     pipe.set_progress_bar_config(disable=True)
     asked: dict[str, Any] = {
-        "prompt": [model.conditioner.prompts.of(n) for n in indices],
+        "prompt": [prompts.prompts.of(n) for n in indices],
         "num_inference_steps": STEPS,
         "guidance_scale": card.guidance,
         "height": card.resolution,

@@ -26,8 +26,9 @@ from iec.sampling.correction import Correction
 from iec.sampling.ddim import Sampler
 from iec.sampling.placement import Placement
 
-BUDGET, SHARE = 185.0, 0.8
-"""Seconds of the part, and the share of them after which no further measurement begins."""
+BUDGET, NEEDED, TO_COMPILE = 185.0, 25.0, 75.0
+"""Seconds of the part, and those that have to be left for a measurement, and for one that compiles a network."""
+COMPILES = ", compiled"
 UNCONDITIONAL, STEPS, INTERVAL = "ddim_cifar", 5, 5
 COMPILED = ("ddim_cifar", "ldm_imagenet")
 """Compiled, too: a network takes the better part of a minute."""
@@ -43,10 +44,12 @@ Lines = Callable[[], Iterator[Line]]
 
 
 def measure(bench: Bench) -> Iterator[Line]:
-    until = time.monotonic() + SHARE * BUDGET * PATIENCE.get(bench.device.type, 1.0)
+    patience = PATIENCE.get(bench.device.type, 1.0)
+    end = time.monotonic() + BUDGET * patience
     for name, lines in measurements(bench).items():
-        if time.monotonic() > until:
-            yield Line.skipped(name, f"no time was left of the part's {BUDGET:g} s")
+        needed = TO_COMPILE if name.endswith(COMPILES) else NEEDED
+        if time.monotonic() + needed * patience > end:
+            yield Line.skipped(name, f"less than {needed:g} of the part's {BUDGET:g} s were left")
         else:
             yield from attempted(name, lambda n=name, lines=lines: within_memory(n, lines))  # type: ignore[misc]
 
@@ -64,7 +67,7 @@ def measurements(bench: Bench) -> dict[str, Lines]:
         "diffusers' StableDiffusionPipeline": lambda: beside.stable_diffusion_lines(bench),
         "metrics": lambda: beside.feature_lines(bench),
         **{name: lambda name=name: card_lines(bench, name) for name in names},  # type: ignore[misc]
-        **{f"{name}, compiled": lambda name=name: compiled_lines(bench, name) for name in to_compile},  # type: ignore[misc]
+        **{f"{name}{COMPILES}": lambda name=name: compiled_lines(bench, name) for name in to_compile},  # type: ignore[misc]
     }
 
 
@@ -124,11 +127,11 @@ def card_lines(bench: Bench, name: str) -> Iterator[Line]:
     subject, device = Subject.of(name, bench), bench.device
     card = subject.card
     eager = timed(subject.call(subject.to(torch.float32, PLAIN)), device)
-    decode = subject.decode()
-    decoding = Timed(0.0, None) if decode is None else timed(decode, device)
+    decoder = subject.decoder
+    decoding = Timed(0.0, None) if decoder is None else timed(lambda: decoder(subject.x), device)
     whole = card.steps * eager.seconds + decoding.seconds
     shares = f"batch {card.batch_size}, {card.steps} steps of {eager.seconds:.3g} s{eager.gib}"
-    shares += f"; decoder {decoding.seconds:.3g} s{decoding.gib}" if decode is not None else ""
+    shares += f"; decoder {decoding.seconds:.3g} s{decoding.gib}" if decoder is not None else ""
     yield Line.note(f"{name}, float32", card.batch_size / whole, "images a second", shares)
     for label, (dtype, order) in VARIANTS.items():
         other = timed(subject.call(subject.to(dtype, order), dtype), device)
@@ -137,7 +140,7 @@ def card_lines(bench: Bench, name: str) -> Iterator[Line]:
     if device.type != "cuda":
         yield Line.skipped(what, "there is no CUDA")
         return
-    graph = timed(captured(subject.call(subject.to(dtype, order), dtype)), device)
+    graph = timed(captured(subject.call(subject.to(dtype, order), dtype), device), device)
     yield Line.note(what, graph.seconds / other.seconds, remark=f"a call{graph.gib}")
 
 

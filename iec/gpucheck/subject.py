@@ -92,8 +92,9 @@ class Subject:
         calibrate(quantized, network_of(quantized.unet), [CalibrationCall(self.x[:1], FIRST, None)])
         return QuantizedNetwork(quantized)
 
-    def decode(self) -> Callable[[], object] | None:
-        """Of a batch, in float32, as it is sampled; None for a pixel model."""
+    @cached_property
+    def decoder(self) -> Decoder | None:
+        """In float32, as it is sampled with; None for a pixel model."""
         if self.card.decoder is None:
             return None
-        return partial(Decoder(build(self.card.decoder, device=self.device), 1.0, self.card.resolution), self.x)
+        return Decoder(build(self.card.decoder, device=self.device), 1.0, self.card.resolution)

@@ -56,17 +56,18 @@ def wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def captured(run: Run) -> Run:
+def captured(run: Run, device: torch.device) -> Run:
     """``run`` as a CUDA graph, which repeats its kernels on the same memory. It must not read values of tensors."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):  # torch asks for warm-ups on another stream
-        for _ in range(REPEATS):
+    with torch.cuda.device(device):
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # torch asks for warm-ups on another stream
+            for _ in range(REPEATS):
+                run()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
             run()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
     return graph.replay
 
 

@@ -22,6 +22,7 @@ REASONS = {
     "iec.sampling.corrector.predict": "timeshift: the images that are told one timestep",
     "iec.correctors.timeshift.TimeShift.timestep": "timeshift: its table of noise levels",
     "iec.efficiency.caching.forecast.Extrapolated.feature": "adaptive refresh: the weights of a forecast for each image",
+    "iec.sampling.multistep.MultistepSampler.scheduler": "once a batch: a solver of diffusers keeps its tables on the CPU",
     "diffusers.schedulers": "a solver of diffusers keeps its tables on the CPU",
 }
 """Place (a function, or a package) -> why the sampling loop waits there."""

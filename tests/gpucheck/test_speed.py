@@ -4,13 +4,19 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from iec.gpucheck import speed, timing
+from iec.gpucheck import speed, subject, timing
 from iec.gpucheck.part import Bench, Line
 from iec.gpucheck.subject import Subject
 from iec.gpucheck.timing import Timed, limited, timed
+from iec.gpucheck.waits import Watch
+from iec.models.architecture import build
 from iec.models.cards import card
+from iec.models.unet import network_of
 from iec.sampling.network import Prediction
+from tests.gpucheck.test_fake_cuda import FakeNoise
+from tests.gpucheck.test_waits import answer
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -72,34 +78,77 @@ def test_a_batch_that_does_not_fit_is_skipped_with_the_reason():
 
 
 def test_what_there_is_no_time_for_is_skipped_and_the_part_still_finishes(full, monkeypatch):
-    now = iter([0.0, 0.0, 1e3])
+    now = iter([0.0, 0.0, 130.0, 130.0, 170.0])
     monkeypatch.setattr(speed.time, "monotonic", lambda: next(now))
-    monkeypatch.setattr(speed, "measurements", lambda _: {"a": lambda: iter([Line.note("a")]), "b": lambda: iter([Line.note("b")])})
-    a, b = speed.measure(full)
-    assert (a.verdict, b.verdict) == ("note", "skipped")
-    assert "no time was left" in b.remark
+    names = ("a", "a, compiled", "b", "c")  # to compile takes more than the 55 s that are left
+    monkeypatch.setattr(speed, "measurements", lambda _: {name: lambda n=name: iter([Line.note(n)]) for name in names})
+    lines = [*speed.measure(full)]
+    assert [line.what for line in lines] == [*names]
+    assert [line.verdict for line in lines] == ["note", "skipped", "note", "skipped"]
+    assert lines[1].remark == "less than 75 of the part's 185 s were left"
 
 
 def test_every_architecture_is_timed_at_the_papers_batch(full):
     names = speed.measurements(full).keys()
     assert {*speed.ARCHITECTURES, *(f"{name}, compiled" for name in speed.COMPILED)} <= names
     for name in speed.ARCHITECTURES:
-        subject = Subject.of(name, full)
-        assert subject.card == card(name)
-        assert len(subject.indices) == card(name).batch_size
+        assert Subject.of(name, full).card == card(name)
+        assert len(Subject.of(name, full).indices) == card(name).batch_size
 
 
 def test_bare_calls_and_the_loop_make_the_same_calls(tmp_path):
-    subject = Subject.of(speed.UNCONDITIONAL, Bench(CPU, "toy", tmp_path))
-    table, seen = subject.table(speed.STEPS), []
+    toy = Subject.of(speed.UNCONDITIONAL, Bench(CPU, "toy", tmp_path))
+    table, seen = toy.table(speed.STEPS), []
 
     def network(x, step, cond=None, cache=None):
         seen.append((x.shape, step))
         return Prediction(torch.zeros_like(x))
 
-    subject.calls(network, table)()
+    toy.calls(network, table)()
     bare = list(seen)
     seen.clear()
-    subject.trajectory(network, speed.Sampler(table))()
+    toy.trajectory(network, speed.Sampler(table))()
     assert seen == bare
     assert len(bare) == speed.STEPS
+
+
+@pytest.fixture
+def fake_gpu(monkeypatch, tmp_path):
+    """Work on tensors without values, which takes a second and 3 GiB."""
+
+    def timed_once(run, device):
+        run()
+        return Timed(1.0, 3.0)
+
+    def in_dtype(self, dtype, order):
+        """A module of fake tensors is not moved, so it is made anew."""
+        torch.set_default_dtype(dtype)
+        try:
+            return network_of(build(self.card.predictor, device=self.device))
+        finally:
+            torch.set_default_dtype(torch.float32)
+
+    monkeypatch.setattr(speed, "timed", timed_once)
+    monkeypatch.setattr(Subject, "to", in_dtype)
+    monkeypatch.setattr(subject, "Noise", lambda seed, indices, shape: FakeNoise(shape))
+    monkeypatch.setattr(speed, "captured", lambda run, _: run)
+    return Bench(torch.device("cuda", 0), "toy", tmp_path)
+
+
+@pytest.mark.parametrize("name", speed.ARCHITECTURES)
+def test_each_architecture_is_timed_on_a_gpu_in_each_format(name, fake_gpu):
+    with FakeTensorMode():
+        lines = [*speed.card_lines(fake_gpu, name)]
+    assert [line.verdict for line in lines] == ["note"] * 5
+    own = card(name)
+    whole = own.steps + (own.decoder is not None)
+    assert lines[0].value == pytest.approx(2 / whole)  # tiny versions have a batch of 2
+    assert [line.value for line in lines[1:]] == [1.0] * 4
+    assert all("3.00 GiB" in line.remark for line in lines)
+
+
+def test_times_beside_calls_and_macs_are_taken_on_a_gpu(fake_gpu):
+    with FakeTensorMode(), Watch(answer):
+        loop, iec, deepcache = speed.loop_lines(fake_gpu)
+    assert (loop.value, iec.value) == (1.0, 0.5)  # all take a second, and IEC makes twice the calls
+    assert deepcache.value > 1  # as fewer MACs do
