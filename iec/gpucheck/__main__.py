@@ -28,8 +28,6 @@ from iec.io.paths import user_path
 from iec.io.resources import PACKAGE, experiments
 from iec.io.runtime import entry_point, keep_freed_memory, resolve_device
 
-NAMES = {("cuda", "full"): "gpu", ("cpu", "toy"): "gpu_rehearsal"}
-"""Of the default folders of a report."""
 log = logging.getLogger(__name__)
 
 
@@ -47,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     folder = options.output or default_folder(device, size)
     require_folder(folder, "--output")
     keep_freed_memory()
-    results = stored(folder, Machine.of(device), size, f"{datetime.now(UTC):%Y-%m-%d}", options.again)
+    results = stored(folder, Machine.of(device), size, f"{datetime.now(UTC):%Y-%m-%d}")
     order = [part.name for part in PARTS]
     results = run_parts(parts, results, device, size, lambda now: write_report(now, folder), order, options.again)
     write_report(results, folder)
@@ -57,10 +55,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def default_folder(device: torch.device, size: Size) -> Path:
-    """Among the results of a checkout, else below ``outputs``."""
-    name = NAMES.get((device.type, size), f"gpu_{device.type}_{size}")
+    """Of a GPU at full size among the results of a checkout, of all else below ``outputs``."""
+    if (device.type, size) != ("cuda", "full"):
+        return Path("outputs") / ("gpu_rehearsal" if device.type == "cpu" else f"gpu_{size}")
     checkout = experiments().parent != PACKAGE
-    return experiments() / "results" / name if checkout else Path("outputs") / name
+    return experiments() / "results" / "gpu" if checkout else Path("outputs/gpu")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -70,7 +69,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", metavar="PART,..", help="measure these parts alone")
     parser.add_argument("--skip", metavar="PART,..", help="measure all parts but these")
     parser.add_argument("--again", action="store_true", help="measure the chosen parts anew, also those that are finished")
-    parser.add_argument("--output", type=user_path, metavar="DIR", help="of the report, instead of experiments/results/gpu")
+    parser.add_argument(
+        "--output",
+        type=user_path,
+        metavar="DIR",
+        help="of the report; default: experiments/results/gpu, of a rehearsal outputs/gpu_rehearsal",
+    )
     parser.add_argument("--list", action="store_true", help="list the parts and stop")
     return parser
 

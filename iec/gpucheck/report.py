@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from iec.gpucheck.part import FAILED, OVER, Line
-from iec.gpucheck.results import PartResult, Results
+from iec.gpucheck.results import PAGE, PartResult, Results
 from iec.gpucheck.run import counted
 from iec.io.files import write_atomic
 
-PAGE = "report.md"
 REHEARSAL = (
     "**This is a rehearsal on a CPU. It says that the check runs, and nothing about CUDA:** no number below is of a GPU, and what "
     "needs one is skipped."

@@ -1,17 +1,19 @@
 """What was measured, as it lies on disk: report.json."""
 
+import logging
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from iec.errors import ConfigError
 from iec.gpucheck.machine import Machine
 from iec.gpucheck.part import BAD, Line
 from iec.io.files import read_json, write_json
 from iec.io.records import ShapeError, parse
 
 FINISHED, STOPPED, BROKEN = "finished", "stopped", "broken"
-REPORT = "report.json"
+REPORT, PAGE = "report.json", "report.md"
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -59,20 +61,24 @@ class Results:
         write_json(folder / REPORT, asdict(self))
 
 
-def stored(folder: Path, machine: Machine, size: str, date: str, again: bool = False) -> Results:
-    """What the folder holds of this device and size, or nothing yet.
-
-    Raises `ConfigError` where it holds results of another device or size, unless they are to be measured ``again``.
-    """
+def stored(folder: Path, machine: Machine, size: str, date: str) -> Results:
+    """What the folder holds of this device and size, or nothing yet. A report of another device or size is set aside."""
+    nothing = Results(machine, size, date)
     try:
         there = parse(Results, read_json(folder / REPORT))
     except ShapeError:  # none, or of an older version
-        return Results(machine, size, date)
+        return nothing
     if (there.machine.device, there.size) != (machine.device, size):
-        if not again:
-            raise ConfigError(
-                f"{folder / REPORT} is of {there.machine.device}, {there.size} size, and this is {machine.device}, {size} size. "
-                "Choose another folder (--output DIR), or replace it (--again)."
-            )
-        return Results(machine, size, date)
-    return Results(machine, size, date, there.parts)
+        set_aside(folder, there)
+        return nothing
+    return replace(nothing, parts=there.parts)
+
+
+def set_aside(folder: Path, results: Results) -> None:
+    """report.json and report.md get the device and the size into their names."""
+    words = re.sub(r"[^a-z0-9]+", "-", f"{results.machine.device} {results.size}".lower())
+    for name in (REPORT, PAGE):
+        path = folder / name
+        if path.is_file():
+            path.replace(path.with_stem(f"{path.stem}-{words}"))
+    log.info("The report of %s, %s size, is set aside: report-%s.json", results.machine.device, results.size, words)

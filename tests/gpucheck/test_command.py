@@ -63,11 +63,10 @@ def test_the_parts_are_listed_with_their_budgets(capsys):
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [part.name for part in PARTS]
 
 
-def test_reports_of_other_devices_and_sizes_have_folders_of_their_own():
-    results = experiments() / "results"
-    assert default_folder(torch.device("cuda"), "full") == results / "gpu"
-    assert default_folder(torch.device("cpu"), "toy") == results / "gpu_rehearsal"
-    assert default_folder(torch.device("cuda"), "toy") == results / "gpu_cuda_toy"
+def test_only_the_report_of_a_gpu_lies_among_the_results():
+    assert default_folder(torch.device("cuda"), "full") == experiments() / "results" / "gpu"
+    assert default_folder(torch.device("cuda"), "toy") == Path("outputs/gpu_toy")
+    assert default_folder(torch.device("cpu"), "toy") == Path("outputs/gpu_rehearsal")
 
 
 @pytest.mark.parametrize(("name", "forked"), [("cuda", False), ("cpu", True)])

@@ -88,7 +88,7 @@ def machine():
 
 def check(folder, parts, machine, again=False):
     """As the command does it."""
-    results = stored(folder, machine, "toy", "2026-11-25", again)
+    results = stored(folder, machine, "toy", "2026-11-25")
     write = lambda now: write_report(now, folder)  # noqa: E731
     return run.run_parts(parts, results, CPU, "toy", write, [p.name for p in parts], again)
 
@@ -120,15 +120,20 @@ def test_other_sources_measure_a_part_again_and_what_is_left_of_older_ones_is_sa
     assert markdown(results).count(f"Measured by other sources, version {machine.version}") == 1
 
 
-def test_results_of_another_device_are_not_replaced_unasked(here, machine, tmp_path):
+def test_a_report_of_another_device_or_size_is_set_aside(here, machine, tmp_path):
     check(tmp_path, [part(good)], machine)
-    other = Machine(**{**vars(machine), "device": "another"})
-    with pytest.raises(ConfigError, match=r"is of .*--output DIR.*--again"):
-        stored(tmp_path, other, "toy", "2026-11-25")
-    with pytest.raises(ConfigError, match="toy size, and this is .* full size"):
-        stored(tmp_path, machine, "full", "2026-11-25")
-    assert stored(tmp_path, other, "toy", "2026-11-25", again=True).parts == ()
-    assert stored(tmp_path / "elsewhere", other, "toy", "2026-11-25").parts == ()
+    before = (tmp_path / "report.md").read_text()
+    assert len(stored(tmp_path, machine, "toy", "2026-11-25").parts) == 1
+    other = Machine(**{**vars(machine), "device": "NVIDIA X (cuda)"})
+    assert stored(tmp_path, other, "toy", "2026-11-25").parts == ()
+    aside = {path.suffix: path for path in tmp_path.iterdir()}
+    assert sorted(aside) == [".json", ".md"]
+    assert aside[".md"].read_text() == before
+    assert aside[".md"].stem == aside[".json"].stem
+    assert aside[".md"].stem.endswith("-cpu-toy")
+    write_report(Results(other, "toy", "2026-11-25"), tmp_path)
+    assert stored(tmp_path, other, "full", "2026-11-25").parts == ()
+    assert (tmp_path / "report-nvidia-x-cuda-toy.json").is_file()
 
 
 def test_a_part_beyond_its_budget_stops_between_lines_and_is_not_finished(here, machine, tmp_path):
