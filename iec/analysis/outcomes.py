@@ -18,11 +18,11 @@ from iec.metrics.interval import Interval
 from iec.tables.measured import Measured
 
 MEASURE = "Measure them: python -m iec.analysis pays FILE --out DIR."
-COMPUTE = "Compute them: python -m iec.tables FILE --run --out DIR, of a file with compare_to."
+COMPUTE = "Compute them: python -m iec.tables FILE --run --out DIR."
 
 
 def pairs_in(folders: Sequence[Path], score: str) -> list[Pair]:
-    """From all measurements and tables in the folders and below. score: label of the paired score, e.g. ``PSNR to ref. (dB)``.
+    """From all measurements and tables in the folders and below. score: its label, e.g. ``PSNR to ref. (dB)``.
     Raises `ConfigError` where there are none that belong together.
     """
     records = [read_json(path) for folder in folders for path in sorted(folder.rglob("pays-*.json"))]
@@ -33,7 +33,7 @@ def pairs_in(folders: Sequence[Path], score: str) -> list[Pair]:
     }
     gains = {cell: gain for cell, entry in entries.items() if (gain := _gain(entry, score)) is not None}
     if not gains:
-        raise ConfigError(f"No row of a table in {_named(folders)} is compared in {score!r}. {COMPUTE}")
+        raise ConfigError(f"No row of a table (table.json) in {_named(folders)} is compared in {score!r}. {COMPUTE}")
     pairs = [_pair(record, gains[cell]) for cell, record in measured.items() if cell in gains]
     if not pairs:
         raise ConfigError(f"The measurements and the tables in {_named(folders)} are of different cells. {MEASURE}")
@@ -41,10 +41,13 @@ def pairs_in(folders: Sequence[Path], score: str) -> list[Pair]:
 
 
 def _gain(entry: dict[str, Any], score: str) -> Interval | None:
-    """The change of the score by the row's correction, above 0 where it is better; None where it is not compared."""
-    if (comparison := entry.get("comparisons", {}).get(score)) is None:
+    """The change of the score by the row's correction, above 0 where it is better; None where there is no such change. Of FID the
+    paired one of a comparison, where the table has it; else as of independent runs, whose interval is too wide.
+    """
+    changes = entry.get("changes", {}) | {name: c["change"] for name, c in entry.get("comparisons", {}).items()}
+    if score not in changes:
         return None
-    change = Interval(**comparison["change"])
+    change = Interval(**changes[score])
     return change if Measured.from_json(entry).higher_is_better[score] else Interval(-change.value, -change.high, -change.low)
 
 

@@ -33,8 +33,12 @@ def measured(folder, model, cells):
         (folder / f"pays-{model}-{cell}.json").write_text(json.dumps(record))
 
 
-def table(folder, model, changes, score=PSNR.label):
-    """table.json with the change of a score of each cell."""
+def change(value):
+    return {"value": value, "low": value - 1, "high": value + 1}
+
+
+def table(folder, model, changes, score=PSNR.label, compared=False):
+    """table.json with the change of a score of each cell; compared: the opposite of it, and the change as a comparison."""
     fixed = {"manifest": {"num_images": 4, "seconds_per_image": 1}, "scores": {}, "cost": None, "trace_images": 0, "record": None}
     nothing = dict.fromkeys(("relative_distance_mean", "relative_distance_interval", "paired_difference"))
     entries = [
@@ -43,7 +47,8 @@ def table(folder, model, changes, score=PSNR.label):
             **nothing,
             "label": cell,
             "cell": f"{model}-{cell}",
-            "comparisons": {score: {"change": {"value": v, "low": v - 1, "high": v + 1}, "p": 0.5, "adjusted": 0.5}},
+            "changes": {score: change(-v if compared else v)},
+            "comparisons": {score: {"change": change(v), "p": 0.5, "adjusted": 0.5}} if compared else {},
         }
         for cell, v in changes.items()
     ]
@@ -105,6 +110,13 @@ def test_the_rule_is_fitted_on_one_model_and_tested_on_the_other(folder, caplog)
     }
     assert by_images == {1: (-0.5, 1, 3), 2: (0.0, 1, 3)}
     assert "| propagated | 2 | one | two | 0.0 | 0 of 2, 0 % [0, 66] | 1 of 3, 33 % [6, 79] | 1 of 3, 33 % [6, 79] |" in text
+
+
+def test_a_comparison_goes_before_a_change(folder):
+    measured(folder, "three", {"bad": [1, 1]})
+    table(folder, "three", {"bad": -4}, compared=True)
+    pairs = run_rule([folder], PSNR.label, "pilot", None, folder)["pairs"]
+    assert [pair["gain"].value for pair in pairs if pair["model"] == "three"] == [-4]
 
 
 def test_a_score_whose_fall_is_better_pays_where_it_falls(folder):
