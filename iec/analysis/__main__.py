@@ -49,7 +49,7 @@ def arguments() -> argparse.Namespace:
     suggest.add_argument("--evaluations", type=int, default=100, help="with --calls: how many ways to spend them are tried")
     pays = commands.add_parser("pays", help="whether a correction will pay, measured on a few images, see docs/rule.md")
     rule = commands.add_parser("rule", help="the threshold of such a measurement, fitted on one model and tested on the others")
-    rule.add_argument("--predictor", choices=PREDICTORS, default=PREDICTORS[0], help="of the picture and of --score's pairs")
+    rule.add_argument("--predictor", choices=PREDICTORS, default=PREDICTORS[0], help="of the picture")
     rule.add_argument("--score", default=PSNR.label, help="label of the paired score that has to become better")
     rule.add_argument("--images", type=int, help="use the first so many of those that were measured; all, if not given")
     for command in (norms, errors, suggest, pays, rule):

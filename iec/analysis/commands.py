@@ -13,6 +13,7 @@ from iec.analysis.growth import growth
 from iec.analysis.heldout import held_out, markdown
 from iec.analysis.krylov import Estimate
 from iec.analysis.norms import Options, Spectrum, spectra
+from iec.analysis.outcomes import outcome_key
 from iec.analysis.pays import PREDICTORS, Payoff, measure
 from iec.analysis.pays import SEED as PAYS_SEED
 from iec.analysis.plan import held_out_plan, plan_for
@@ -222,11 +223,12 @@ def run_pays(subject: Subject) -> dict[str, Any]:
     predictors = {name: getattr(payoff, name) for name in PREDICTORS}
     means = {name: Interval.of_mean(values) for name, values in predictors.items()}
     log.info("%s: %s", subject.label, ", ".join(f"{name.replace('_', ' ')} {mean} dB" for name, mean in means.items()))
-    per_step = {name: getattr(payoff, name) for name in ("error", "displacement", "bias", "removed", "norm_ratio")}
+    per_step = {name: getattr(payoff, name) for name in ("error", "displacement", "bias", "removed", "norm_ratio", "made", "taken")}
     kinds = ("full", "cached", "corrections", "full precision")
     numbers = {
         "seed": PAYS_SEED,
         "model": cell.card.name,
+        "outcome_key": outcome_key(cell.identity),
         "identity": cell.identity,
         "predictors": {name: {"mean": means[name], "images": values} for name, values in predictors.items()},
         "steps": payoff.steps,

@@ -1,10 +1,10 @@
 """The pairs of a rule: what was measured of a cell (pays-LABEL.json), beside what the correction changed in a table (table.json).
 
-Both hold the name of the corrected cell, which ends in a hash of all that its images depend on, weights included. So a measurement
-meets the outcome of its own cell or none.
+They belong together where all that the images of the corrected cell depend on is the same, weights included, but for the size of
+micro-batches, which moves roundings alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 from iec.analysis.pays import PREDICTORS
 from iec.analysis.rule import Pair
 from iec.errors import ConfigError
-from iec.io.files import read_json
+from iec.io.files import canonical_hash, read_json
 from iec.metrics.interval import Interval
 from iec.tables.measured import Measured
 
@@ -21,20 +21,24 @@ MEASURE = "Measure them: python -m iec.analysis pays FILE --out DIR."
 COMPUTE = "Compute them: python -m iec.tables FILE --run --out DIR."
 
 
+def outcome_key(identity: Mapping[str, Any]) -> str:
+    """A hash of the identity of a cell that measurements and tables share."""
+    return canonical_hash({name: value for name, value in identity.items() if name != "batch_size"})
+
+
 def pairs_in(folders: Sequence[Path], score: str) -> list[Pair]:
     """From all measurements and tables in the folders and below. score: its label, e.g. ``PSNR to ref. (dB)``.
     Raises `ConfigError` where there are none that belong together.
     """
     records = [read_json(path) for folder in folders for path in sorted(folder.rglob("pays-*.json"))]
-    if not (measured := {record["cell"]: record for record in records if record}):
+    if not (measured := {record["outcome_key"]: record for record in records if record}):
         raise ConfigError(f"No measurement (pays-*.json) in {_named(folders)}. {MEASURE}")
-    entries = {
-        entry["cell"]: entry for folder in folders for path in sorted(folder.rglob("table.json")) for entry in read_json(path)
-    }
-    gains = {cell: gain for cell, entry in entries.items() if (gain := _gain(entry, score)) is not None}
+    tables = [read_json(path) for folder in folders for path in sorted(folder.rglob("table.json"))]
+    entries = {outcome_key(entry["identity"]): entry for table in tables for entry in table or []}
+    gains = {key: gain for key, entry in entries.items() if (gain := _gain(entry, score)) is not None}
     if not gains:
         raise ConfigError(f"No row of a table (table.json) in {_named(folders)} is compared in {score!r}. {COMPUTE}")
-    pairs = [_pair(record, gains[cell]) for cell, record in measured.items() if cell in gains]
+    pairs = [_pair(record, gains[key]) for key, record in measured.items() if key in gains]
     if not pairs:
         raise ConfigError(f"The measurements and the tables in {_named(folders)} are of different cells. {MEASURE}")
     return pairs

@@ -50,6 +50,8 @@ class Payoff:
     bias: np.ndarray
     removed: np.ndarray
     norm_ratio: np.ndarray
+    made: np.ndarray
+    taken: np.ndarray
     propagated: np.ndarray
     one_step: np.ndarray
     error_over_bias: np.ndarray
@@ -70,21 +72,25 @@ def measure(setup: Setup, seed: int, indices: Sequence[int]) -> Payoff:
     network, reference = Once(setup.network), Once(setup.reference)
     steps = list[int]()
     columns: dict[str, list[Tensor]] = {name: [] for name in ("error", "displacement", "bias", "removed", "norm_ratio")}
-    left, error, both = list[Tensor](), torch.zeros(()), torch.zeros(())  # both: of the errors and the displacements
+    left, errors, displacements = list[Tensor](), list[Tensor](), list[Tensor]()
     for step in walk(setup, seed, indices, network, reference):
         steps.append(step.index)
         for name, value in _numbers(step).items():
             columns[name].append(value)
         left.append(sizes(step.error + step.displacement))
-        error, both = error + step.clean_error, both + step.clean_error + step.clean_displacement
+        errors.append(step.clean_error)
+        displacements.append(step.clean_displacement)
     parts = {name: _columns(values) for name, values in columns.items()}
+    total, change = torch.stack(errors).sum(0), torch.stack(displacements).sum(0)
     squares = [np.square(value).sum(axis=1) for value in (parts["error"], _columns(left))]
     of_pilot, right = CountingNetwork(setup.network), CountingNetwork(setup.reference)
     outcome = final_errors(replace(setup, network=of_pilot, reference=right), [setup.plain, setup.corrected], seed, indices)
     payoff = Payoff(
         steps=np.array(steps),
         **parts,
-        propagated=decibels(*_columns([sizes(error), sizes(both)]).T),
+        made=_shares(errors, total),
+        taken=-_shares(displacements, total),
+        propagated=decibels(*_columns([sizes(total), sizes(total + change)]).T),
         one_step=decibels(*np.sqrt(squares)),
         error_over_bias=decibels(parts["error"].sum(axis=1), np.nansum(parts["bias"], axis=1)),
         pilot=decibels(*outcome),
@@ -107,6 +113,11 @@ def _numbers(step: LocalStep) -> dict[str, Tensor]:
         "removed": torch.where(error > RESOLUTION * step.size, -product / error.square(), torch.nan),
         "norm_ratio": nothing if step.norm_ratio is None else step.norm_ratio.to(nothing.dtype),
     }
+
+
+def _shares(parts: Sequence[Tensor], total: Tensor) -> np.ndarray:
+    """<part, total> / <total, total> of each image, [N, S]."""
+    return _columns([(part * total).flatten(1).sum(dim=1) / sizes(total).square() for part in parts])
 
 
 def decibels(before: np.ndarray, after: np.ndarray) -> np.ndarray:

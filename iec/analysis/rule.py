@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
+from scipy.stats import rankdata
 
 from iec.errors import ConfigError
 from iec.metrics.influence import NORMAL_QUANTILE
@@ -86,9 +87,20 @@ def errors_of(pairs: Sequence[Pair], predictor: str, c: float, images: int | Non
     return ErrorRate(sum((pair.predicted(predictor, images) > c) != pair.pays for pair in pairs), len(pairs))
 
 
+def rank_correlation(pairs: Sequence[Pair], predictor: str, images: int | None = None) -> float:
+    """Spearman's, of the predictor and the gain: whether larger gains are predicted larger; nan for fewer than 2 pairs."""
+    if len(pairs) < 2:
+        return math.nan
+    ranks = [rankdata(values) for values in ([p.predicted(predictor, images) for p in pairs], [p.gain.value for p in pairs])]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return float(np.corrcoef(ranks)[0, 1])
+
+
 @dataclass(frozen=True)
 class Transfer:
-    """A rule that is fitted on the pairs of ``fitted_on`` and tested on those of ``tested_on``, models. untuned: with c = 0."""
+    """A rule that is fitted on the pairs of ``fitted_on`` and tested on those of ``tested_on``, models. untuned: with c = 0. ranks:
+    `rank_correlation` of the pairs that it is tested on.
+    """
 
     predictor: str
     images: int
@@ -98,6 +110,7 @@ class Transfer:
     fitted: ErrorRate
     tested: ErrorRate
     untuned: ErrorRate
+    ranks: float
 
 
 def transfers(pairs: Sequence[Pair], predictor: str, images: int) -> list[Transfer]:
@@ -110,5 +123,6 @@ def transfers(pairs: Sequence[Pair], predictor: str, images: int) -> list[Transf
         for tested_on, others in by_model.items():
             if tested_on != fitted_on or len(models) == 1:
                 rates = [errors_of(of, predictor, at, images) for of, at in ((own, c), (others, c), (others, 0.0))]
-                found.append(Transfer(predictor, images, fitted_on, tested_on, c, *rates))
+                ranks = rank_correlation(others, predictor, images)
+                found.append(Transfer(predictor, images, fitted_on, tested_on, c, *rates, ranks))
     return found

@@ -87,7 +87,17 @@ def _transfers_table(found: Sequence[Transfer]) -> str:
         "wrong with c = 0",
     ]
     lines = [
-        [t.predictor, str(t.images), t.fitted_on, t.tested_on, f"{t.c:.1f}", str(t.fitted), str(t.tested), str(t.untuned)]
+        [
+            t.predictor,
+            str(t.images),
+            t.fitted_on,
+            t.tested_on,
+            f"{t.c:.1f}",
+            str(t.fitted),
+            str(t.tested),
+            str(t.untuned),
+            f"{t.ranks:.2f}",
+        ]
         for t in found
     ]
     return _markdown(head, lines)

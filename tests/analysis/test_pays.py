@@ -35,6 +35,10 @@ def test_they_are_their_formulas(make_setup):
     plain, corrected = final_errors(setup, [setup.plain, setup.corrected], 5, IMAGES)
     np.testing.assert_allclose(payoff.pilot, 20 * np.log10(plain / corrected))
     np.testing.assert_allclose(payoff.removed, -((b * u).sum((2, 3, 4)) / np.square(b).sum((2, 3, 4))).T)
+    total = e.sum(0)
+    for found, parts in ((payoff.made, e), (-payoff.taken, v)):
+        np.testing.assert_allclose(found, ((parts * total).sum((2, 3, 4)) / np.square(total).sum((1, 2, 3))).T)
+    np.testing.assert_allclose(payoff.made.sum(axis=1), 1)
     np.testing.assert_allclose(payoff.error[:, 4], norm(b[4]))
     assert payoff.walk_calls.tolist() == [3 * 10, 0, 3 * 10, 3 * (10 + 9 + 9 + 10)]
     assert payoff.pilot_calls.tolist() == [2 * 3 * 10, 0, 3 * 10, 3 * 10]

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest
+from scipy.stats import binomtest, spearmanr
 
-from iec.analysis.rule import ErrorRate, Pair, errors_of, threshold, transfers, wilson
+from iec.analysis.rule import ErrorRate, Pair, errors_of, rank_correlation, threshold, transfers, wilson
 from iec.errors import ConfigError
 from iec.metrics.interval import Interval
 
@@ -67,3 +67,11 @@ def test_a_threshold_of_nothing_is_refused():
     for values, pays in (([], []), ([np.nan], [True])):
         with pytest.raises(ConfigError, match="Measure more of them"):
             threshold(values, pays)
+
+
+def test_the_rank_correlation_is_spearmans():
+    draw = np.random.default_rng(0)
+    values, gains = draw.normal(size=7), draw.normal(size=7)
+    pairs = [pair("a", value, Interval(gain)) for value, gain in zip(values, gains, strict=True)]
+    assert rank_correlation(pairs, "propagated") == pytest.approx(spearmanr(values, gains).statistic)
+    assert np.isnan(rank_correlation(pairs[:1], "propagated"))

@@ -7,6 +7,7 @@ import pytest
 
 from iec.analysis import __main__ as analyse
 from iec.analysis.commands import run_pays, with_errors
+from iec.analysis.outcomes import outcome_key
 from iec.analysis.pays import PREDICTORS, SEED
 from iec.analysis.record import Subject
 from iec.analysis.transfer import run_rule
@@ -21,13 +22,17 @@ def subject(tmp_path, *overrides, label=None):
     return Subject.of([*SMALL, f"paths.artifacts={tmp_path}/artifacts", *overrides], 2, tmp_path, label)
 
 
+def identity_of(model, cell, batch_size):
+    return {"model": {"name": model}, "efficiency": cell, "batch_size": batch_size}
+
+
 def measured(folder, model, cells):
     """pays-*.json of cells, name -> predictor of each image."""
     for cell, values in cells.items():
         record = {
             "model": model,
             "label": cell,
-            "cell": f"{model}-{cell}",
+            "outcome_key": outcome_key(identity_of(model, cell, 8)),
             "predictors": {name: {"images": values} for name in PREDICTORS},
         }
         (folder / f"pays-{model}-{cell}.json").write_text(json.dumps(record))
@@ -46,7 +51,7 @@ def table(folder, model, changes, score=PSNR.label, compared=False):
             **fixed,
             **nothing,
             "label": cell,
-            "cell": f"{model}-{cell}",
+            "identity": identity_of(model, cell, 4),
             "changes": {score: change(-v if compared else v)},
             "comparisons": {score: {"change": change(v), "p": 0.5, "adjusted": 0.5}} if compared else {},
         }
@@ -70,7 +75,11 @@ def test_what_is_measured_of_a_cell_is_written_and_reused(tmp_path, monkeypatch)
     first = run_pays(subject(tmp_path, *CACHE, "iec=all_steps", label="DeepCache, T=3"))
     record = json.loads((tmp_path / "pays-deepcache-t3.json").read_text())
     assert record["seed"] == SEED and record["num_images"] == 2 and record["machine"] and record["cell"].startswith("ddim_fashion")
-    assert record["identity"]["model"]["weights"] and record["identity"]["seed"] == 0
+    assert (
+        record["outcome_key"] == outcome_key(record["identity"])
+        and record["identity"]["model"]["weights"]
+        and record["identity"]["seed"] == 0
+    )
     for name in PREDICTORS:
         mean, *_ = record["predictors"][name]["mean"]
         assert mean == pytest.approx(sum(record["predictors"][name]["images"]) / 2, rel=1e-4)
@@ -109,7 +118,7 @@ def test_the_rule_is_fitted_on_one_model_and_tested_on_the_other(folder, caplog)
         if (t["predictor"], t["fitted_on"]) == ("propagated", "one")
     }
     assert by_images == {1: (-0.5, 1, 3), 2: (0.0, 1, 3)}
-    assert "| propagated | 2 | one | two | 0.0 | 0 of 2, 0 % [0, 66] | 1 of 3, 33 % [6, 79] | 1 of 3, 33 % [6, 79] |" in text
+    assert "| propagated | 2 | one | two | 0.0 | 0 of 2, 0 % [0, 66] | 1 of 3, 33 % [6, 79] | 1 of 3, 33 % [6, 79] | 0.87 |" in text
 
 
 def test_a_comparison_goes_before_a_change(folder):
@@ -124,6 +133,11 @@ def test_a_score_whose_fall_is_better_pays_where_it_falls(folder):
     measured(folder, "grain", {"bad": [-3, -1], "good": [2, 2]})
     pairs = run_rule([folder], "grain on black (%)", "pilot", None, folder)["pairs"]
     assert [(pair["label"], pair["pays"], pair["gain"].value) for pair in pairs] == [("bad", False, -4), ("good", True, 3)]
+
+
+def test_a_measurement_meets_the_outcome_of_its_own_weights_and_settings_alone():
+    keys = {outcome_key(identity_of(*of, size)) for of in (("a", "x"), ("a", "y"), ("b", "x")) for size in (4, 8)}
+    assert len(keys) == 3
 
 
 def test_what_does_not_belong_together_is_refused(folder, tmp_path_factory):
