@@ -33,9 +33,12 @@ def pairs_in(folders: Sequence[Path], score: str) -> list[Pair]:
     records = [read_json(path) for folder in folders for path in sorted(folder.rglob("pays-*.json"))]
     if not (measured := {record["outcome_key"]: record for record in records if record}):
         raise ConfigError(f"No measurement (pays-*.json) in {_named(folders)}. {MEASURE}")
-    tables = [read_json(path) for folder in folders for path in sorted(folder.rglob("table.json"))]
-    entries = {outcome_key(entry["identity"]): entry for table in tables for entry in table or []}
-    gains = {key: gain for key, entry in entries.items() if (gain := _gain(entry, score)) is not None}
+    gains: dict[str, Interval] = {}
+    for path in [path for folder in folders for path in sorted(folder.rglob("table.json"))]:
+        for entry in read_json(path) or []:
+            gain, key = _gain(entry, score), outcome_key(entry["identity"])
+            if gain is not None and gains.setdefault(key, gain) != gain:
+                raise ConfigError(f"{path} and another table give {entry['label']!r} other changes. Name the folder of one.")
     if not gains:
         raise ConfigError(f"No row of a table (table.json) in {_named(folders)} is compared in {score!r}. {COMPUTE}")
     pairs = [_pair(record, gains[key]) for key, record in measured.items() if key in gains]

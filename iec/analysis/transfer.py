@@ -85,6 +85,7 @@ def _transfers_table(found: Sequence[Transfer]) -> str:
         "wrong where fitted",
         "wrong where tested",
         "wrong with c = 0",
+        "rank correlation",
     ]
     lines = [
         [

@@ -42,7 +42,7 @@ def change(value):
     return {"value": value, "low": value - 1, "high": value + 1}
 
 
-def table(folder, model, changes, score=PSNR.label, compared=False):
+def table(folder, model, changes, score=PSNR.label, compared=False, name=None):
     """table.json with the change of a score of each cell; compared: the opposite of it, and the change as a comparison."""
     fixed = {"manifest": {"num_images": 4, "seconds_per_image": 1}, "scores": {}, "cost": None, "trace_images": 0, "record": None}
     nothing = dict.fromkeys(("relative_distance_mean", "relative_distance_interval", "paired_difference"))
@@ -57,8 +57,8 @@ def table(folder, model, changes, score=PSNR.label, compared=False):
         }
         for cell, v in changes.items()
     ]
-    (folder / model).mkdir()
-    (folder / model / "table.json").write_text(json.dumps(entries))
+    (folder / (name or model)).mkdir()
+    (folder / (name or model) / "table.json").write_text(json.dumps(entries))
 
 
 @pytest.fixture
@@ -118,6 +118,7 @@ def test_the_rule_is_fitted_on_one_model_and_tested_on_the_other(folder, caplog)
         if (t["predictor"], t["fitted_on"]) == ("propagated", "one")
     }
     assert by_images == {1: (-0.5, 1, 3), 2: (0.0, 1, 3)}
+    assert "wrong with c = 0 | rank correlation |" in text
     assert "| propagated | 2 | one | two | 0.0 | 0 of 2, 0 % [0, 66] | 1 of 3, 33 % [6, 79] | 1 of 3, 33 % [6, 79] | 0.87 |" in text
 
 
@@ -126,6 +127,17 @@ def test_a_comparison_goes_before_a_change(folder):
     table(folder, "three", {"bad": -4}, compared=True)
     pairs = run_rule([folder], PSNR.label, "pilot", None, folder)["pairs"]
     assert [pair["gain"].value for pair in pairs if pair["model"] == "three"] == [-4]
+
+
+def test_two_tables_that_disagree_are_refused_and_one_of_them_is_not(folder):
+    table(folder, "one", {"bad": -4, "good": 3}, name="again")
+    assert run_rule([folder], PSNR.label, "pilot", None, folder)["pairs"]
+    table(folder, "one", {"bad": -4, "good": 2}, name="other")
+    with pytest.raises(ConfigError, match="give 'good' other changes. Name the folder of one"):
+        run_rule([folder], PSNR.label, "pilot", None, folder)
+    for path in folder.glob("pays-*.json"):
+        path.rename(folder / "one" / path.name)
+    assert run_rule([folder / "one"], PSNR.label, "pilot", None, folder)["pairs"]
 
 
 def test_a_score_whose_fall_is_better_pays_where_it_falls(folder):
