@@ -1,6 +1,6 @@
 """The rows of a table: what is known about each finished cell, beside a reference cell from the same noise."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -133,14 +133,15 @@ def _require_one_reference(results: dict[str, Result]) -> None:
 
 def build_rows(results: dict[str, Result], references: Sequence[str], paired: Sequence[str] = pairs.DEFAULT) -> list[Row]:
     """Scores and paired distances of every finished row, in the experiment's order. references: labels of rows that those of the
-    same model are paired with. paired: names of the paired scores, keys of `iec.metrics.paired.PAIRED`.
+    same model are paired with: of several the one of the same timetable, or the last. paired: names of the paired scores, keys of
+    `iec.metrics.paired.PAIRED`.
     """
     _require_one_reference(results)
-    bases = {results[label].cell.card.name: label for label in references if label in results}
+    bases = {label: results[label] for label in references if label in results}
     rows = []
     for label, result in results.items():
-        reference = bases.get(result.cell.card.name)
-        base = None if reference is None else results[reference]
+        reference = _reference_of(result, bases)
+        base = None if reference is None else bases[reference]
         scores = {score.label: Interval(*score) for score in result.scores}
         errors, values, noise = None, {}, None
         if base is not None and label != reference and result.cell.num_images == base.cell.num_images:
@@ -152,6 +153,13 @@ def build_rows(results: dict[str, Result], references: Sequence[str], paired: Se
                 noise = noise_ratio(states, others, result.cell.sampler.timetable, base.cell.sampler.timetable)
         rows.append(Row(label, result, scores, errors, values, noise))
     return rows
+
+
+def _reference_of(result: Result, bases: Mapping[str, Result]) -> str | None:
+    """The label of the row of ``bases`` that it is paired with; None if there is none of its model."""
+    own = [label for label, base in bases.items() if base.cell.card.name == result.cell.card.name]
+    table = result.cell.sampler.timetable.pairs
+    return next((label for label in reversed(own) if bases[label].cell.sampler.timetable.pairs == table), own[-1] if own else None)
 
 
 def _paired(result: Result, reference: Result, names: Sequence[str]) -> dict[str, np.ndarray]:
