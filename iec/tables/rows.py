@@ -1,6 +1,6 @@
 """The rows of a table: what is known about each finished cell, beside a reference cell from the same noise."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -136,7 +136,7 @@ def build_rows(results: dict[str, Result], references: Sequence[str], paired: Se
     same model are paired with. paired: names of the paired scores, keys of `iec.metrics.paired.PAIRED`.
     """
     _require_one_reference(results)
-    bases = {results[label].cell.card.name: label for label in references if label in results}
+    bases = paired_with(results, references)
     rows = []
     for label, result in results.items():
         reference = bases.get(result.cell.card.name)
@@ -152,6 +152,11 @@ def build_rows(results: dict[str, Result], references: Sequence[str], paired: Se
                 noise = noise_ratio(states, others, result.cell.sampler.timetable, base.cell.sampler.timetable)
         rows.append(Row(label, result, scores, errors, values, noise))
     return rows
+
+
+def paired_with(results: Mapping[str, Result], references: Sequence[str]) -> dict[str, str]:
+    """Model -> the one of its rows that its others are paired with, of those that are there."""
+    return {results[label].cell.card.name: label for label in references if label in results}
 
 
 def _paired(result: Result, reference: Result, names: Sequence[str]) -> dict[str, np.ndarray]:
