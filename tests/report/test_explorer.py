@@ -118,10 +118,11 @@ said.hollow = points().filter((p) => p.querySelector(".hollow")).map((p) => p.da
 said.sorted = [sort("PSNR: small, T = 20"), sort("PSNR: small, T = 20")];
 set(cost, "1"); said.calls = front(); set(cost, "0");
 set(least, "0.3"); said.ranged = rows(); said.chip = box("deepcache").textContent; set(least, "");
-box("deepcache").querySelector("input").click(); box("w8a8").querySelector("input").click(); said.checked = rows();
+box("deepcache").querySelector("input").click(); said.unchecked = box("w8a8").textContent;
+box("w8a8").querySelector("input").click(); said.checked = rows();
 box("none").querySelector("input").click(); said.both = rows(); said.filtered = place.querySelector("[role=status]").textContent;
 place.querySelector(".status button").click(); said.cleared = rows().length;
-set(score, "1"); said.psnr = points().length; set(score, "0");
+set(score, "1"); said.psnr = [points().length, ...front()]; set(score, "0");
 const first = place.querySelector(".point[tabindex='0']"); first.focus(); press(first, "ArrowRight");
 said.focus = document.activeElement.dataset.key; press(document.activeElement, "Enter");
 const dialog = document.querySelector("dialog");
@@ -153,7 +154,8 @@ def test_in_a_browser_rows_are_filtered_sorted_plotted_and_chosen(html, tmp_path
     assert said["ranged"] == [corrected, heun, plain]
     assert said["chip"] == "deepcache1" and said["checked"] == [quantized, cached, heun]
     assert said["both"] == [quantized, cached] and said["filtered"] == "2 of 5 rows." and said["cleared"] == 5
-    assert said["psnr"] == 3  # the plain row has none, and that of the same images is infinite
+    assert said["unchecked"] == "w8a81"  # as many as checking it would add
+    assert said["psnr"] == [3, cached, corrected]  # the plain row has none, and that of the same images is infinite
     assert said["focus"] == said["again"] == "3" and said["opened"] == [True, cached]
     assert said["images"] == ["data:image/png;base64,3", "data:image/png;base64,4"] and said["back"] == heun
     assert "python -m iec run cached " in said["text"] and "python -m iec run cached <Heun>" in said["text"]
