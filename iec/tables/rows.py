@@ -137,11 +137,11 @@ def build_rows(results: dict[str, Result], references: Sequence[str], paired: Se
     `iec.metrics.paired.PAIRED`.
     """
     _require_one_reference(results)
-    bases = {label: results[label] for label in references if label in results}
+    bases = paired_with(results, references)
     rows = []
     for label, result in results.items():
-        reference = _reference_of(result, bases)
-        base = None if reference is None else bases[reference]
+        reference = bases.get(label)
+        base = None if reference is None else results[reference]
         scores = {score.label: Interval(*score) for score in result.scores}
         errors, values, noise = None, {}, None
         if base is not None and label != reference and result.cell.num_images == base.cell.num_images:
@@ -155,11 +155,18 @@ def build_rows(results: dict[str, Result], references: Sequence[str], paired: Se
     return rows
 
 
-def _reference_of(result: Result, bases: Mapping[str, Result]) -> str | None:
-    """The label of the row of ``bases`` that it is paired with; None if there is none of its model."""
-    own = [label for label, base in bases.items() if base.cell.card.name == result.cell.card.name]
-    table = result.cell.sampler.timetable.pairs
-    return next((label for label in reversed(own) if bases[label].cell.sampler.timetable.pairs == table), own[-1] if own else None)
+def paired_with(results: Mapping[str, Result], references: Sequence[str]) -> dict[str, str]:
+    """Label of a row -> that of the row that it is paired with: of those that are there and of its model the one of the same
+    timetable, or the last.
+    """
+    found = {}
+    for label, result in results.items():
+        model, timetable = result.cell.card.name, result.cell.sampler.timetable.pairs
+        own = [name for name in references if name in results and results[name].cell.card.name == model]
+        alike = [name for name in own if results[name].cell.sampler.timetable.pairs == timetable]
+        if own:
+            found[label] = (alike or own)[-1]
+    return found
 
 
 def _paired(result: Result, reference: Result, names: Sequence[str]) -> dict[str, np.ndarray]:

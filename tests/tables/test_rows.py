@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from iec.tables.experiment import Experiment
-from iec.tables.rows import _reference_of
+from iec.tables.rows import paired_with
 from iec.tables.styles import bases
 
 
@@ -17,11 +17,16 @@ def result(model, steps):
 
 def test_a_row_is_paired_with_the_reference_of_its_model_and_timetable_or_the_last_of_its_model():
     references = {"a, T=10": result("a", 10), "a, T=20": result("a", 20), "b, T=10": result("b", 10)}
-    assert _reference_of(result("a", 10), references) == "a, T=10"
-    assert _reference_of(result("a", 20), references) == "a, T=20"
-    assert _reference_of(result("a", 50), references) == "a, T=20"
-    assert _reference_of(result("b", 20), references) == "b, T=10"
-    assert _reference_of(result("c", 10), references) is None
+    others = {"1": result("a", 10), "2": result("a", 20), "3": result("a", 50), "4": result("b", 20), "5": result("c", 10)}
+    found = paired_with({**references, **others}, [*references, "not there"])
+    assert {label: found.get(label) for label in others} == {
+        "1": "a, T=10",
+        "2": "a, T=20",
+        "3": "a, T=20",
+        "4": "b, T=10",
+        "5": None,
+    }
+    assert all(found[label] == label for label in references)
 
 
 @pytest.mark.parametrize("name", ["rule", "rule_ideal"])
