@@ -122,7 +122,9 @@ def transfers(pairs: Sequence[Pair], predictor: str, images: int) -> list[Transf
         c = threshold([pair.predicted(predictor, images) for pair in own], [pair.pays for pair in own])
         for tested_on, others in by_model.items():
             if tested_on != fitted_on or len(models) == 1:
-                rates = [errors_of(of, predictor, at, images) for of, at in ((own, c), (others, c), (others, 0.0))]
+                fitted, tested, untuned = (
+                    errors_of(of, predictor, at, images) for of, at in ((own, c), (others, c), (others, 0.0))
+                )
                 ranks = rank_correlation(others, predictor, images)
-                found.append(Transfer(predictor, images, fitted_on, tested_on, c, *rates, ranks))
+                found.append(Transfer(predictor, images, fitted_on, tested_on, c, fitted, tested, untuned, ranks))
     return found
