@@ -14,6 +14,7 @@ MODEL = "ddim_fashion_small"
 def cell_of(folder: Path, *overrides: str) -> Cell:
     """A checked cell without scores, below ``folder``. Raises what `Cell.from_config` raises."""
     register()
-    common = [f"model={MODEL}", "metrics=none", f"paths.output={folder}", f"paths.artifacts={folder / 'artifacts'}"]
     with initialize_config_dir(str(configs()), version_base="1.3"):
-        return Cell.from_config(compose("config", overrides=[*common, *overrides]))
+        config = compose("config", overrides=[f"model={MODEL}", "metrics=none", *overrides])
+    config.paths.output = str(folder)  # not as an override, whose grammar has a meaning for some characters
+    return Cell.from_config(config)

@@ -6,6 +6,7 @@ Its UNet or transformer, its decoder and its text encoder, with random weights. 
 import copy
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ TEXTS = ("", "a photograph of an astronaut")
 
 def measure(bench: Bench) -> Iterator[Line]:
     for name in ARCHITECTURES:
-        yield from attempted(name, lambda name=name: architecture_lines(bench, name))  # type: ignore[misc]
+        yield from attempted(name, partial(architecture_lines, bench, name))
 
 
 PART = Part("networks", "Do the networks compute what they compute on a CPU?", measure, seconds=80)

@@ -11,7 +11,7 @@ between two numbers of the grid), one that decides (adaptive refresh), and steps
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -34,11 +34,7 @@ def measure(bench: Bench) -> Iterator[Line]:
     trials = Trials(bench)
     for arithmetic in supported(bench.device, ARITHMETICS):
         for option in options(bench.size):
-            what = f"{option.name}, {arithmetic.name}"
-            yield from attempted(what, lambda o=option, a=arithmetic, w=what: [trials.compared(w, o, a)])  # type: ignore[misc]
-            if option.calibrated and arithmetic is FLOAT32:
-                what = f"{option.name}, calibrated on the device"
-                yield from attempted(what, lambda o=option, w=what: [trials.compared(w, o, FLOAT32, anew=True)])  # type: ignore[misc]
+            yield from attempted(f"{option.name}, {arithmetic.name}", partial(trials.lines, option, arithmetic))
     for name, reason in NOT_HERE.items():
         yield Line.skipped(name, reason)
 
@@ -52,19 +48,29 @@ class Trials:
 
     def __init__(self, bench: Bench) -> None:
         self.bench = bench
-        self.cell, self.model, self.reference = cache(self._cell), cache(self._model), cache(self._reference)
+        self.cell, self.model, self.reference = cache(self._cell), cache(self._model), cache(self.on_cpu)
+
+    def lines(self, option: Option, arithmetic: Arithmetic) -> Iterator[Line]:
+        """In float32 also with calibrations of the device."""
+        yield self.compared(f"{option.name}, {arithmetic.name}", option, arithmetic)
+        if option.calibrated and arithmetic is FLOAT32:
+            yield self.compared(f"{option.name}, calibrated on the device", option, arithmetic, anew=True)
 
     def compared(self, what: str, option: Option, arithmetic: Arithmetic, anew: bool = False) -> Line:
-        """anew: calibrated on the device, too."""
         reference = self.reference(option)
         model = self.model(self.bench.device, arithmetic)
         with arithmetic.active(self.bench.device):
             error = relative_error(self.final_state(option, model, anew=anew), reference)
         limit = arithmetic.limit(*depth(model.unet))
         if error > limit:
-            changed = self.final_state(option, self.model(torch.device("cpu"), FLOAT32), perturbed_by(limit / HEADROOM))
+            changed = self.on_cpu(option, perturbed_by(limit / HEADROOM))
             limit = max(limit, HEADROOM * relative_error(changed, reference))
         return Line.at_most(what, error, limit, "relative RMS error")
+
+    def on_cpu(self, option: Option, around: Around = lambda network: network) -> Tensor:
+        """The final state that is compared with."""
+        same = replace(option, overrides=option.on_cpu or option.overrides)
+        return self.final_state(same, self.model(torch.device("cpu"), FLOAT32), around)
 
     def final_state(self, option: Option, model: Model, around: Around = lambda network: network, anew: bool = False) -> Tensor:
         """[B, C, H, W]. around: what is put around the network that the technique prepares. anew: with calibrations of its own."""
@@ -87,9 +93,6 @@ class Trials:
     def _model(self, device: torch.device, arithmetic: Arithmetic) -> Model:
         source = self.cell(options(self.bench.size)[0]).model
         return replace(source, dtype=str(arithmetic.dtype).removeprefix("torch.")).load(str(device))
-
-    def _reference(self, option: Option) -> Tensor:
-        return self.final_state(option, self.model(torch.device("cpu"), FLOAT32))
 
 
 def perturbed_by(size: float) -> Around:

@@ -8,6 +8,7 @@ import os
 import signal
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,11 +43,11 @@ Bytes = dict[str, tuple[str, str | None]]
 def measure(bench: Bench) -> Iterator[Line]:
     for name, overrides in CELLS.items():
         if name in TOY_CELLS or not bench.toy:
-            yield from attempted(name, lambda n=name, o=overrides: cell_lines(bench, n, o))  # type: ignore[misc]
+            yield from attempted(name, partial(cell_lines, bench, name, overrides))
     first = CELLS[TOY_CELLS[0]]
-    yield from attempted("kill and resume", lambda: resume_lines(bench, first))
-    yield from attempted("two processes", lambda: parallel_lines(bench, first))
-    yield from attempted("deterministic algorithms", lambda: nondeterministic_operators(bench, CELLS))
+    yield from attempted("kill and resume", partial(resume_lines, bench, first))
+    yield from attempted("two processes", partial(parallel_lines, bench, first))
+    yield from attempted("deterministic algorithms", partial(nondeterministic_operators, bench, CELLS))
 
 
 PART = Part("bytes", "Do two runs, two orders, a killed run and two devices give the same bytes?", measure, seconds=60)
@@ -133,7 +134,7 @@ def small_cell(bench: Bench, name: str, overrides: Overrides, *split: str) -> Ce
     images = BATCH * BATCHES
     count = (f"num_images={images}", f"batch_size={BATCH}", f"trace_images={images}", f"sampler.steps={STEPS}")
     place = (f"device={bench.device}", *(split or ("processes=1",)))
-    return cell_of(bench.folder / name.replace(" ", "_"), *count, *place, *overrides)
+    return cell_of(bench.folder / name, *count, *place, *overrides)
 
 
 def computed(cell: Cell) -> Bytes:

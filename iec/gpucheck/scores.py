@@ -35,15 +35,15 @@ MANY_IMAGES = "fid_inf"
 
 
 def measure(bench: Bench) -> Iterator[Line]:
-    yield from attempted("EffNet-Lite0", lambda: extractor_lines(bench, EffNetLite0))
+    yield from attempted("EffNet-Lite0", partial(extractor_lines, bench, EffNetLite0))
     if bench.toy:
         yield Line.skipped("Inception", "batches of 50 images of 299 x 299 take long on a CPU")
     else:
         path = random_inception(bench.folder)
         for resize in (TENSORFLOW, PYTORCH_FID):
             make = partial(Inception, resize=resize, weights=path, digest=sha256(path))
-            yield from attempted(resize.label, lambda make=make: extractor_lines(bench, make))  # type: ignore[misc]
-    yield from attempted("CLIP", lambda: clip_lines(bench))
+            yield from attempted(resize.label, partial(extractor_lines, bench, make))
+    yield from attempted("CLIP", partial(clip_lines, bench))
 
 
 PART = Part("scores", "Do extractors see and scores say what they do on a CPU?", measure, seconds=30)

@@ -122,6 +122,16 @@ def test_a_call_is_perturbed_before_and_after_by_as_much_as_asked():
     assert relative_error(eps, x) == pytest.approx(1e-3, rel=0.05)
 
 
+def test_every_cell_whose_bytes_are_compared_is_one(tmp_path):
+    cells = {
+        name: same_bytes.small_cell(Bench(CPU, "full", tmp_path), f"{name} 1", given) for name, given in same_bytes.CELLS.items()
+    }
+    assert len({cell.slug for cell in cells.values()}) == len(cells)
+    for name, cell in cells.items():
+        assert cell.folder.parent == tmp_path / f"{name} 1"
+        assert cell.artifacts == tmp_path / f"{name} 1" / "artifacts"
+
+
 def test_operators_are_named_from_torchs_warnings():
     messages = [
         "upsample_bicubic2d_backward does not have a deterministic implementation, but you set ...",
