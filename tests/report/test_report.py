@@ -348,8 +348,11 @@ def test_large_images_are_block_means():
         assert np.abs(small[1, y, x] - mean).max() <= 0.5
 
 
-def test_the_page_is_the_same_again(folder, html):
-    assert report(folder, "tiny.yaml", "broken.yaml") == html
+def test_the_page_is_the_same_again_but_for_the_date(folder, html):
+    again, first = (
+        re.subn(r"Made on \d{4}-\d\d-\d\d", "Made", text) for text in (report(folder, "tiny.yaml", "broken.yaml"), html)
+    )
+    assert again == first and first[1] == 1
 
 
 def test_the_reading_and_the_analysis(html):
