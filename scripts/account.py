@@ -186,15 +186,19 @@ def by_technique(rows: Sequence[Counted]) -> str:
     return counted(of_iec, lambda row: (f"`{row.model}`", row.technique), "model", "technique")
 
 
+def model_of(row: Counted) -> str:
+    return row.model
+
+
 def peers(rows: Sequence[Counted]) -> str:
     """For each technique of ``peers`` the change of FID by IEC, by IEC with the norm restored, by Heun, and by the best row that
     costs no call more.
     """
     body = []
-    bases = [row for row in rows if row.table.startswith("peers") and not row.kind and "," not in row.label]
+    bases = sorted((row for row in rows if row.table.startswith("peers") and not row.kind and "," not in row.label), key=model_of)
     for base in bases:
-        own = {row.label.removeprefix(f"{base.label}, "): row for row in rows if row.label.startswith(f"{base.label}, ")}
-        own = {name: row for name, row in own.items() if row.model == base.model and row.table == base.table and FID in row.changes}
+        beside = [row for row in rows if (row.table, row.model) == (base.table, base.model) and FID in row.changes]
+        own = {row.label.removeprefix(f"{base.label}, "): row for row in beside if row.label.startswith(f"{base.label}, ")}
         free = {name: row for name, row in own.items() if row.calls["total"] <= base.calls["total"]}
         best = min(free, key=lambda name: free[name].changes[FID].value, default="")
         named = [change_of(own.get(name)) for name in ("IEC", "IEC renorm", "Heun")]

@@ -4,6 +4,8 @@
     python -m iec.analysis errors efficiency=w8a8 sampler.steps=50 --images 32
     python -m iec.analysis suggest efficiency=deepcache efficiency.interval=10 sampler.steps=50
     python -m iec.analysis suggest efficiency=deepcache sampler.steps=50 --calls 10     # refreshes and corrections together
+    python -m iec.analysis pays efficiency=w4a8 iec=all_steps sampler.steps=20          # will the correction pay?
+    python -m iec.analysis rule outputs/rule                                            # the rule, fitted and tested
     python -m iec.analysis errors experiments/figure2.yaml --scale small      # every row of the file, of each bundled model
     python -m iec.analysis norms experiments/figure1.yaml --model ideal_fashion
 
@@ -15,13 +17,16 @@ import argparse
 import logging
 from pathlib import Path
 
-from iec.analysis.commands import Budget, run_errors, run_norms, run_plan, run_suggest
+from iec.analysis.commands import Budget, run_errors, run_norms, run_pays, run_plan, run_suggest, with_errors
 from iec.analysis.jacobian import DIFFERENCE
 from iec.analysis.norms import LAMBDAS, Options
+from iec.analysis.pays import PREDICTORS
 from iec.analysis.record import Subject
 from iec.analysis.suggest import GRID
+from iec.analysis.transfer import run_rule
 from iec.io.paths import user_path
 from iec.io.runtime import entry_point, keep_freed_memory
+from iec.metrics.paired import PSNR
 from iec.tables.experiment import Experiment
 from iec.tables.scales import add_scale_options
 
@@ -42,35 +47,55 @@ def arguments() -> argparse.Namespace:
     suggest.add_argument("--calls", type=int, help="full calls an image: choose the refresh steps too, see docs/planner.md")
     suggest.add_argument("--corrections", type=int, help="of --calls; as many as pay, if not given")
     suggest.add_argument("--evaluations", type=int, default=100, help="with --calls: how many ways to spend them are tried")
-    for command, images in ((norms, 16), (errors, 32), (suggest, 32)):
-        command.add_argument("--images", type=int, default=images, help="of the cell's seed")
+    pays = commands.add_parser("pays", help="whether a correction will pay, measured on a few images, see docs/rule.md")
+    rule = commands.add_parser("rule", help="the threshold of such a measurement, fitted on one model and tested on the others")
+    rule.add_argument("--predictor", choices=PREDICTORS, default=PREDICTORS[0], help="of the picture")
+    rule.add_argument("--score", default=PSNR.label, help="label of the paired score that has to become better")
+    rule.add_argument("--images", type=int, help="use the first so many of those that were measured; all, if not given")
+    for command in (norms, errors, suggest, pays, rule):
         command.add_argument("--out", type=user_path, default=Path("outputs/analysis"))
+    for command, images, seed in (
+        (norms, 16, "the cell's"),
+        (errors, 32, "the cell's"),
+        (suggest, 32, "the cell's"),
+        (pays, 8, "its own"),
+    ):
+        command.add_argument("--images", type=int, default=images, help=f"of {seed} seed")
         command.add_argument("--label", help="of the files and figures, without an experiment file; the cell's slug, if not given")
         add_scale_options(command)
     args, rest = parser.parse_known_args()  # files and overrides may stand anywhere among the options
     if unknown := [word for word in rest if word.startswith("-")]:
         parser.error(f"unrecognized options: {' '.join(unknown)}")
+    if args.command == "rule" and any("=" in word for word in rest):
+        parser.error("rule takes folders, and no overrides")
     files = [user_path(word) for word in rest if "=" not in word]
     return argparse.Namespace(**vars(args), files=files, overrides=[word for word in rest if "=" in word])
 
 
 def subjects(args: argparse.Namespace) -> list[Subject]:
     """Checked, all of them before the first is computed."""
-    if not args.files:
-        return [Subject.of(args.overrides, args.images, args.out, args.label)]
-    experiments = [Experiment.read(path, args.overrides, args.scale, args.model) for path in args.files]
-    return [subject for experiment in experiments for subject in Subject.of_experiment(experiment, args.images, args.out)]
+    if args.files:
+        experiments = [Experiment.read(path, args.overrides, args.scale, args.model) for path in args.files]
+        found = [subject for experiment in experiments for subject in Subject.of_experiment(experiment, args.images, args.out)]
+    else:
+        found = [Subject.of(args.overrides, args.images, args.out, args.label)]
+    return with_errors(found) if args.command == "pays" else found
 
 
 def main() -> None:
     args = arguments()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     keep_freed_memory()
+    if args.command == "rule":
+        run_rule(args.files, args.score, args.predictor, args.images, args.out)
+        return
     for subject in subjects(args):
         if args.command == "norms":
             run_norms(subject, Options(tuple(args.lambdas), args.derivative, args.relative), args.every)
         elif args.command == "errors":
             run_errors(subject)
+        elif args.command == "pays":
+            run_pays(subject)
         elif args.calls is not None:
             run_plan(subject, args.calibration_images, tuple(args.lambdas), Budget(args.calls, args.corrections, args.evaluations))
         else:

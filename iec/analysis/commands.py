@@ -1,6 +1,7 @@
 """The analyses as commands: each writes KIND-LABEL.json and KIND-LABEL.png into a folder, and logs its table."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -12,14 +13,18 @@ from iec.analysis.growth import growth
 from iec.analysis.heldout import held_out, markdown
 from iec.analysis.krylov import Estimate
 from iec.analysis.norms import Options, Spectrum, spectra
+from iec.analysis.outcomes import outcome_key
+from iec.analysis.pays import PREDICTORS, Payoff, measure
+from iec.analysis.pays import SEED as PAYS_SEED
 from iec.analysis.plan import held_out_plan, plan_for, space_of, starts_of
 from iec.analysis.record import Subject
 from iec.analysis.state import Arrays
 from iec.analysis.suggest import SEED, suggest_for
 from iec.efficiency.planning.plan import SEED as PLANNING_SEED
-from iec.efficiency.techniques import DeepCache
+from iec.efficiency.techniques import DeepCache, FullPrecision
 from iec.errors import ConfigError
 from iec.io.progress import stage
+from iec.metrics.interval import Interval
 from iec.sampling.ddim import takes_single_steps
 
 log = logging.getLogger(__name__)
@@ -195,4 +200,49 @@ def run_plan(subject: Subject, calibration_images: int, lambdas: tuple[float, ..
         "held out": [line._asdict() for line in lines],
     }
     subject.write("plan", numbers)
+    return numbers
+
+
+def with_errors(subjects: Sequence[Subject]) -> list[Subject]:
+    """Those whose correction may pay: with corrections, if any has some, and not in full precision. Else `ConfigError`."""
+    corrected = [subject for subject in subjects if subject.cell.sampler.corrected] or subjects
+    found = [subject for subject in corrected if not isinstance(subject.cell.technique, FullPrecision)]
+    if not found:
+        raise ConfigError("Full precision has no error that could be corrected. Choose a technique, e.g. efficiency=deepcache.")
+    return found
+
+
+def run_pays(subject: Subject) -> dict[str, Any]:
+    """Whether the cell's corrections (the paper's, if it has none) will pay, from images of a seed of their own."""
+    cell = subject.cell
+    if cell.seed == PAYS_SEED:
+        raise ConfigError(f"seed={cell.seed} is the seed that is measured on, and a rule is tested on others. Choose another.")
+    state, setup, parts = subject.state("pays", seed=PAYS_SEED), None, list[Arrays]()
+    with stage("measuring", len(subject.batches)) as advance:
+        for k, indices in enumerate(subject.batches):
+            if (stored := state.stored(f"images-{k}")) is None:
+                setup = setup or subject.setup()
+                stored = state.keep(f"images-{k}", asdict(measure(setup, PAYS_SEED, indices)))
+            parts.append(stored)
+            advance()
+    payoff = Payoff.joined(parts)
+    predictors = {name: getattr(payoff, name) for name in PREDICTORS}
+    means = {name: Interval.of_mean(values) for name, values in predictors.items()}
+    log.info("%s: %s", subject.label, ", ".join(f"{name.replace('_', ' ')} {mean} dB" for name, mean in means.items()))
+    per_step = {name: getattr(payoff, name) for name in ("error", "displacement", "bias", "removed", "norm_ratio", "made", "taken")}
+    kinds = ("full", "cached", "corrections", "full precision")
+    numbers = {
+        "seed": PAYS_SEED,
+        "model": cell.card.name,
+        "outcome_key": outcome_key(cell.identity),
+        "identity": cell.identity,
+        "predictors": {name: {"mean": means[name], "images": values} for name, values in predictors.items()},
+        "steps": payoff.steps,
+        "mean over images": {name: values.mean(axis=0) for name, values in per_step.items()},
+        "calls": {
+            name: dict(zip(kinds, calls, strict=True))
+            for name, calls in (("walk", payoff.walk_calls), ("pilot", payoff.pilot_calls))
+        },
+    }
+    subject.write("pays", numbers)
     return numbers

@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
 from iec.analysis.errors import Errors
+from iec.analysis.rule import Pair, Transfer
 from iec.metrics.interval import mean_interval
 from iec.tables.plots import STEP, plain, save, steps_and_grid
 from iec.tables.styles import HUES
@@ -65,6 +67,33 @@ def gains(path: Path, steps: Sequence[int], curves: Mapping[str, np.ndarray], ch
     axis.axhline(0, color="black", linewidth=0.8, linestyle=":")
     axis.set(xlabel=STEP, ylabel="change of the final squared error (%)", title=plain(title))
     steps_and_grid(axis)
+    axis.legend(fontsize=8)
+    save(figure, path)
+
+
+def predicted_and_measured(path: Path, pairs: Sequence[Pair], rules: Sequence[Transfer], predictor: str, score: str) -> None:
+    """The change of the score, above 0 where it is better, against its predictor; a dot with a 95 % interval for each pair, filled
+    where the correction pays. A line: the threshold that was fitted on the model of its colour.
+    """
+    figure, axis = plt.subplots(figsize=(7.5, 4.8))
+    models = list(dict.fromkeys(pair.model for pair in pairs))
+    colours = {model: HUES[(1 + k) % len(HUES)] for k, model in enumerate(models)}
+    images = rules[0].images
+    for pair in pairs:
+        colour, gain = colours[pair.model], pair.gain
+        ends = [[gain.value - gain.low], [gain.high - gain.value]]
+        look: dict[str, Any] = {"color": colour, "mfc": colour if pair.pays else "white", "ms": 5, "elinewidth": 1, "capsize": 2}
+        axis.errorbar(pair.predicted(predictor, images), gain.value, yerr=ends, fmt="o", **look)
+    for model in models:
+        c = next(rule.c for rule in rules if rule.fitted_on == model)
+        text = f"{model}: {'never' if c == np.inf else 'always' if c == -np.inf else f'c = {c:.1f} dB'}"
+        axis.plot([], [], "o", color=colours[model], label=plain(text))
+        if np.isfinite(c):
+            axis.axvline(c, color=colours[model], linewidth=1, linestyle="--")
+    axis.axhline(0, color="black", linewidth=0.8, linestyle=":")
+    axis.set(xlabel=f"{predictor.replace('_', ' ')} (dB), {images} images", ylabel=plain(f"change of {score}, better above 0"))
+    axis.set_title("filled: the correction pays; dashed: threshold fitted on the model of that colour", fontsize=9)
+    axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
     save(figure, path)
 

@@ -91,18 +91,18 @@ class Subject:
             "revision": git_revision(),
             "date": datetime.date.today().isoformat(),
         }
-        text = json.dumps({**provenance, **_plain(numbers)}, allow_nan=False) + "\n"
+        text = json.dumps({**provenance, **plain_values(numbers)}, allow_nan=False) + "\n"
         path = self.path(kind, ".json")
         write_atomic(path, lambda file: file.write(text.encode()))
         return path
 
 
-def _plain(value: Any) -> Any:
+def plain_values(value: Any) -> Any:
     """JSON values."""
     if isinstance(value, dict):
-        return {str(key): _plain(v) for key, v in value.items()}
+        return {str(key): plain_values(v) for key, v in value.items()}
     if isinstance(value, list | tuple | np.ndarray | Interval):
-        return [_plain(v) for v in value]
+        return [plain_values(v) for v in value]
     if isinstance(value, bool | np.bool_):
         return bool(value)
     if isinstance(value, int | np.integer):

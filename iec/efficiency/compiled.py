@@ -85,13 +85,23 @@ def refused_by_torch() -> Iterator[None]:
 
 @contextmanager
 def kernels_in(folder: Path) -> Iterator[None]:
-    """Inductor keeps what it compiles in ``folder`` and finds it there again, unless TORCHINDUCTOR_CACHE_DIR names another."""
+    """Inductor keeps what it compiles in ``folder`` and finds it there again, unless TORCHINDUCTOR_CACHE_DIR names another.
+
+    A process that is killed can leave half of a kernel. So the folder has a mark until it is finished, and one that still has it is
+    emptied first.
+    """
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir  # which inductor names itself, once it is imported
 
     before = os.environ.get(CACHE)
     os.environ[CACHE] = str(folder) if before in (None, default_cache_dir()) else before
+    unfinished = folder / "unfinished"
+    if unfinished.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    unfinished.touch()
     try:
         yield
+        unfinished.unlink()
     finally:
         if before is None:
             del os.environ[CACHE]

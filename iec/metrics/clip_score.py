@@ -18,9 +18,10 @@ from torch import Tensor
 
 from iec.errors import MetricError, WeightsError
 from iec.io.files import canonical_hash, sha256
+from iec.io.float32 import without_tf32
 from iec.io.hub import hub_folder
 from iec.io.paths import user_path
-from iec.metrics.extractors.features import regroup, without_tf32
+from iec.metrics.extractors.features import regroup
 from iec.metrics.interval import Interval
 from iec.metrics.scores import Score
 

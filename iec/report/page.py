@@ -4,6 +4,7 @@ from importlib.resources import files
 
 from jinja2 import Environment, StrictUndefined
 
+from iec.report.explorer import explorer
 from iec.report.pictures import Picture
 from iec.report.sections import Section
 
@@ -18,9 +19,14 @@ def page(sections: list[Section], figures: list[Picture], date: str, revision: s
         revision=revision,
         own_features=any(name.startswith("efficientnet_lite0") for section in sections for name in section.protocols),
         replaced=list(dict.fromkeys(model for section in sections for model in section.replaced)),
-        style=_text("style.css"),
-        script=_text("script.js"),
+        explorer=explorer(entry for section in sections for entry in section.entries),
+        style=_texts("style.css", "explorer.css"),
+        script=_texts("script.js", "chart.js", "controls.js", "explorer.js"),
     )
+
+
+def _texts(*names: str) -> str:
+    return "\n".join(map(_text, names))
 
 
 def _text(name: str) -> str:

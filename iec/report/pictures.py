@@ -30,6 +30,7 @@ KINDS = {
     "noise": "Noise that a step takes, beside the reference run",
     "scores": "Scores with their 95 % intervals",
     "cost": "Quality against counted cost; dotted: the Pareto front",
+    "map": "What each correction changes",
 }
 RECORDED = ("cell", "num_images", "seed", "machine", "torch", "revision", "date")
 

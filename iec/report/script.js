@@ -47,6 +47,10 @@ function comparison(figures, first) {
   return make("div", { className: "compare" }, make("div", { className: "choose" }, ...labels), place);
 }
 
+// Images by section and label, taken before they are laid over each other.
+const samples = new Map([...document.querySelectorAll("figure.cell")].map(
+  (figure) => [`${figure.closest("section").id}/${figure.dataset.label}`, figure.querySelector("img")]));
+
 for (const gallery of document.querySelectorAll(".gallery")) {
   const figures = [...gallery.querySelectorAll(".cell")];
   const pairs = [...gallery.querySelectorAll(".pair")];

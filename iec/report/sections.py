@@ -8,6 +8,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from iec.errors import IECError
+from iec.report.entries import Entry, entries_of
 from iec.report.pictures import Picture, Sprite, plots_of, sprite_of
 from iec.report.provenance import Provenance, provenance_of
 from iec.report.reading import to_html
@@ -55,7 +56,7 @@ class Line:
 @dataclass(frozen=True)
 class Section:
     """An experiment. problem: why it could not be assembled. floors: lines of what real images score. pairs: the sprites of a row
-    and of the same row corrected; alone: of the other rows.
+    and of the same row corrected; alone: of the other rows. entries: the finished rows for the explorer.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Section:
     pairs: list[tuple[Sprite, Sprite]] = field(default_factory=list)
     alone: list[Sprite] = field(default_factory=list)
     plots: list[Picture] = field(default_factory=list)
+    entries: list[Entry] = field(default_factory=list)
     protocols: tuple[str, ...] = ()
     replaced: tuple[str, ...] = ()
 
@@ -144,6 +146,7 @@ def _with_rows(section: Section, experiment: Experiment, rows: list[Row], absent
         pairs=[(sprites[base], sprites[label]) for label, base in pairs.items()],
         alone=[sprite for label, sprite in sprites.items() if label not in pairs and label not in pairs.values()],
         plots=plots_of(rows, experiment) if rows else [],
+        entries=entries_of(section.name, rows, experiment),
         protocols=tuple(sorted({record.protocol for row in rows for record in row.result.records})),
     )
 

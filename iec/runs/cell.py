@@ -169,23 +169,37 @@ class Cell:
         return identity_of(self.technique, self.card, len(self.sampler.timetable))
 
     @property
+    def technique_name(self) -> str:
+        """The technique, and whether it computes on integers."""
+        return f"{self.efficiency}-int8" if self.technique.arithmetic.startswith("int8") else self.efficiency
+
+    @property
+    def correction_name(self) -> str:
+        """Of what calls the network again: none, iec or heun."""
+        if not self.sampler.corrected:
+            return "none"
+        return "heun" if self.sampler.correction.evaluate_at == "s" else "iec"
+
+    @property
+    def corrector_name(self) -> str:
+        """Of what corrects without a call; empty for nothing."""
+        corrector = self.sampler.corrector
+        return "" if corrector == NO_CORRECTOR else corrector.label(self.config.corrector.name)
+
+    @property
     def slug(self) -> str:
         """Readable, with the hash of the identity at its end."""
         sampler = self.sampler
-        words = [self.card.name, self.efficiency, "none"]
-        if self.technique.arithmetic.startswith("int8"):
-            words[1] += "-int8"
-        if self.compile:
-            words[1] += "-compiled"
+        technique = f"{self.technique_name}-compiled" if self.compile else self.technique_name
+        words = [self.card.name, technique, self.correction_name]
         if sampler.corrected:
-            words[2] = "heun" if sampler.correction.evaluate_at == "s" else "iec"
             words.append(sampler.placement.kind)
             if sampler.correction.renorm:
                 words.append("renorm")
         if sampler.solver != DDIM:
             words.append(sampler.solver)
-        if sampler.corrector != NO_CORRECTOR:
-            words.append(sampler.corrector.label(self.config.corrector.name))
+        if self.corrector_name:
+            words.append(self.corrector_name)
         if sampler.epsilon_scale != 1:
             words.append(f"eps{sampler.epsilon_scale:g}")
         return "-".join([*words, f"T{len(sampler.timetable)}", f"seed{self.seed}", canonical_hash(self.identity)[:10]])

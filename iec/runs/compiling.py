@@ -5,6 +5,7 @@ from itertools import pairwise
 import torch
 
 from iec.efficiency.compiled import compiled, kernels_in, refused_by_torch
+from iec.io.files import canonical_hash
 from iec.io.locks import exclusive
 from iec.io.progress import stage
 from iec.models import Model
@@ -18,15 +19,17 @@ from iec.sampling.solver import Solver
 def compiled_network(cell: Cell, model: Model, network: Network, sampler: Solver) -> Network:
     """``network`` compiled for the micro-batches of ``cell``, by a first call of each mode.
 
-    Kernels are kept in the folder ``compiled`` of the artifacts. One process compiles them, and the others wait and load them.
+    Kernels are kept in a folder ``compiled-HASH`` of the artifacts, for all cells that sample this network in batches of this size.
+    One process compiles them, and the others wait and load them.
     Raises `ConfigError` for a network that torch cannot compile.
     """
-    graphs, folder = compiled(network), cell.artifacts / "compiled"
+    what = {"model": cell.model.identity, "technique": cell.technique_identity, "batch_size": cell.batch_size}
+    graphs, folder = compiled(network), cell.artifacts / f"compiled-{canonical_hash(what)[:16]}"
     evaluate, indices, cache = model.guided(graphs), tuple(range(cell.batch_size)), None
     x, cond = Noise(cell.seed, indices, model.card.shape).initial(sampler.dtype, model.device), model.cond(indices)
     steps = first_steps(sampler)
-    one_at_a_time = exclusive(folder / "compiling.lock", f"compiling {cell.slug}")
-    with refused_by_torch(), kernels_in(folder), one_at_a_time, stage(f"compiling {cell.efficiency}", len(steps)) as advance:
+    one_at_a_time = exclusive(folder.with_suffix(".lock"), f"compiling {cell.slug}")
+    with refused_by_torch(), one_at_a_time, kernels_in(folder), stage(f"compiling {cell.efficiency}", len(steps)) as advance:
         for step in steps:
             cache = renewed(cache, evaluate(x, step, cond, cache), step)
             advance()

@@ -10,6 +10,7 @@ from iec.errors import StoreError
 from iec.io.cores import intra_op_threads
 from iec.io.environment import describe_device
 from iec.io.files import write_json
+from iec.io.float32 import without_tf32
 from iec.io.progress import Advance
 from iec.io.records import read_record
 from iec.models import Model
@@ -32,8 +33,10 @@ def missing_batches(cell: Cell, store: Store, share: Share = WHOLE) -> list[Batc
     return [indices for indices in share.take(cell.batches) if not finished(indices)]
 
 
+@without_tf32()
 def sample_batches(cell: Cell, store: Store, batches: Sequence[Batch], advance: Advance) -> None:
-    """Sample and store micro-batches of the cell, one shard each; ``advance`` is called for each step.
+    """Sample and store micro-batches of the cell, one shard each; ``advance`` is called for each step. Float32 is float32: torch's
+    default takes TF32, of 10 bits, for convolutions on a GPU, and calibrations would be of another network than on a CPU.
 
     Raises `StoreError`, `MemoryLimitError`, `NonFiniteError`; `DeviceError` where nothing can be compiled and it has to be.
     """

@@ -5,11 +5,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from iec.efficiency.integer import ARITHMETIC
 from iec.tables import plots
 from iec.tables.experiment import COSTS, Experiment
 from iec.tables.maps import change_maps
-from iec.tables.measured import Measured, measured
+from iec.tables.measured import Measured, measured, simulated
 from iec.tables.rows import PSNR, Row
 from iec.tables.styles import GREY, bases, styles
 
@@ -126,13 +125,13 @@ def _scores(rows: Sequence[Measured], experiment: Experiment, folder: Path, mode
 def _seconds(rows: Sequence[Measured], experiment: Experiment, folder: Path, model: str) -> list[Path]:
     """Quality against measured seconds, if any are real. Those of simulated rows are not: grey, and not on the front."""
     seconds = {row.label: row.seconds for row in rows if row.seconds}
-    simulated = {row.label for row in rows if row.arithmetic == ARITHMETIC["simulated"]}
-    panels = _panels(rows, seconds, simulated)
-    if not panels or simulated.issuperset(seconds):
+    imitated = {row.label for row in rows if simulated(row.arithmetic)}
+    panels = _panels(rows, seconds, imitated)
+    if not panels or imitated.issuperset(seconds):
         return []
     shown = styles(experiment.rows)
-    shown |= {label: replace(shown[label], colour=GREY) for label in simulated}
-    note = "; grey: simulated quantization, whose seconds are no integer kernel's" if simulated & seconds.keys() else ""
+    shown |= {label: replace(shown[label], colour=GREY) for label in imitated}
+    note = "; grey: simulated quantization, whose seconds are no integer kernel's" if imitated & seconds.keys() else ""
     title = f"{experiment.title}, N = {rows[0].images}"
     path = _path(folder, "seconds", model)
     plots.quality_against_cost(path, panels, bases(experiment.rows), shown, "measured seconds an image", title, note)

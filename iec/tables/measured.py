@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from iec.efficiency.cost import CallCost
+from iec.efficiency.integer import ARITHMETIC
 from iec.metrics.interval import Interval, mean_interval
 from iec.metrics.paired import mean_of_pairs
 from iec.metrics.scores import METRICS
@@ -100,6 +101,11 @@ class Measured:
             "arithmetic": self.arithmetic,
             "noise_ratio": None if self.noise is None else self.noise.as_json(),
         }
+
+
+def simulated(arithmetic: str) -> bool:
+    """Whether seconds say nothing of integer kernels. arithmetic: see `Technique.arithmetic`."""
+    return arithmetic == ARITHMETIC["simulated"]
 
 
 def _ends(values: Mapping[str, Interval]) -> dict[str, dict[str, float]]:

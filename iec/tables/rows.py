@@ -1,6 +1,6 @@
 """The rows of a table: what is known about each finished cell, beside a reference cell from the same noise."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -133,13 +133,14 @@ def _require_one_reference(results: dict[str, Result]) -> None:
 
 def build_rows(results: dict[str, Result], references: Sequence[str], paired: Sequence[str] = pairs.DEFAULT) -> list[Row]:
     """Scores and paired distances of every finished row, in the experiment's order. references: labels of rows that those of the
-    same model are paired with. paired: names of the paired scores, keys of `iec.metrics.paired.PAIRED`.
+    same model are paired with: of several the one of the same timetable, or the last. paired: names of the paired scores, keys of
+    `iec.metrics.paired.PAIRED`.
     """
     _require_one_reference(results)
-    bases = {results[label].cell.card.name: label for label in references if label in results}
+    bases = paired_with(results, references)
     rows = []
     for label, result in results.items():
-        reference = bases.get(result.cell.card.name)
+        reference = bases.get(label)
         base = None if reference is None else results[reference]
         scores = {score.label: Interval(*score) for score in result.scores}
         errors, values, noise = None, {}, None
@@ -152,6 +153,20 @@ def build_rows(results: dict[str, Result], references: Sequence[str], paired: Se
                 noise = noise_ratio(states, others, result.cell.sampler.timetable, base.cell.sampler.timetable)
         rows.append(Row(label, result, scores, errors, values, noise))
     return rows
+
+
+def paired_with(results: Mapping[str, Result], references: Sequence[str]) -> dict[str, str]:
+    """Label of a row -> that of the row that it is paired with: of those that are there and of its model the one of the same
+    timetable, or the last.
+    """
+    found = {}
+    for label, result in results.items():
+        model, timetable = result.cell.card.name, result.cell.sampler.timetable.pairs
+        own = [name for name in references if name in results and results[name].cell.card.name == model]
+        alike = [name for name in own if results[name].cell.sampler.timetable.pairs == timetable]
+        if own:
+            found[label] = (alike or own)[-1]
+    return found
 
 
 def _paired(result: Result, reference: Result, names: Sequence[str]) -> dict[str, np.ndarray]:

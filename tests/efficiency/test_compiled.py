@@ -203,6 +203,18 @@ def test_inductor_keeps_its_kernels_in_the_artifacts_unless_the_environment_name
     assert os.environ.get(CACHE) == before
 
 
+def test_kernels_of_a_process_that_was_killed_are_compiled_again(tmp_path):
+    folder, kernel = tmp_path / "compiled", tmp_path / "compiled" / "half.so"
+    with pytest.raises(KeyboardInterrupt), kernels_in(folder):
+        kernel.write_bytes(b"")
+        raise KeyboardInterrupt
+    with kernels_in(folder):
+        assert not kernel.exists()
+        kernel.write_bytes(b"whole")
+    with kernels_in(folder):
+        assert kernel.read_bytes() == b"whole"
+
+
 def test_a_machine_without_a_compiler_is_refused(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(DeviceError, match=r"no no-such-compiler.*model\.compile=false"):

@@ -11,11 +11,13 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from iec.errors import NonFiniteError, StoreError
 from iec.models.cards import FOLDER
 from iec.models.weights import WEIGHTS
+from iec.runs import sampling
 from iec.runs.runner import finished_result, run_cell
 from iec.runs.sampling import missing_batches
 from iec.runs.store import Store
@@ -198,3 +200,17 @@ def test_nan_weights_stop_the_run_and_write_nothing(tmp_path, make_cell):
     with pytest.raises(NonFiniteError, match=r"step 0 \(timestep 800"):
         run_cell(make_cell(*overrides, f"model.weights={folder}", f"paths.output={tmp_path}"))
     assert not list(tmp_path.glob("*/shards/*"))
+
+
+def test_float32_is_float32_whatever_another_library_allows(make_cell, monkeypatch, tmp_path):
+    """TF32 would be another network on a GPU, and another one than that of the scores."""
+    matmul, cudnn, seen = torch.backends.cuda.matmul, torch.backends.cudnn, []
+    sample = sampling.sample_batch
+    monkeypatch.setattr(sampling, "sample_batch", lambda *args: seen.append((matmul.allow_tf32, cudnn.allow_tf32)) or sample(*args))
+    cell = make_cell("sampler.steps=1", "num_images=1", "batch_size=1", "metrics=none", f"paths.output={tmp_path}")
+    try:
+        torch.set_float32_matmul_precision("medium")
+        run_cell(cell)
+        assert seen == [(False, False)] and torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")

@@ -45,6 +45,8 @@ def test_the_scaled_experiments_are_all_but_those_of_a_model_of_their_own():
         "ideal",
         "ideal_growth",
         "integer",
+        "rule",
+        "rule_ideal",
     }
 
 

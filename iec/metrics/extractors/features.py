@@ -1,7 +1,6 @@
 """From images to features: what an extractor is, and how images of any source are fed to it."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from iec.errors import MetricError
+from iec.io.float32 import without_tf32
 from iec.io.images import to_rgb
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -139,28 +139,6 @@ def _features(columns: tuple[list[np.ndarray], ...], resolution: int, extractor:
     if not all(np.isfinite(value).all() for value in (pooled, spatial, logits)):
         raise MetricError("The extractor returned NaN or infinity; check its weights and device.")
     return Features(pooled, spatial, logits, resolution, extractor)
-
-
-@contextmanager
-def without_tf32() -> Iterator[None]:
-    """Within the block float32 is float32 on a GPU, in convolutions and in matrix products, and convolutions are deterministic.
-
-    Torch has two interfaces to the latter. Writing by the older one sets both; what was set by the newer one it cannot read.
-    """
-    matmul = torch.backends.cuda.matmul
-    newer = matmul.fp32_precision
-    try:
-        older = torch.get_float32_matmul_precision()
-    except RuntimeError:
-        older = None
-    matmul.allow_tf32 = False
-    try:
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
-            yield
-    finally:
-        if older is not None:
-            torch.set_float32_matmul_precision(older)
-        matmul.fp32_precision = newer
 
 
 Forward = Callable[[Tensor], tuple[Tensor, ...]]
