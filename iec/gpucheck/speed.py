@@ -5,6 +5,7 @@ names its reference. Ratios that have an expected value are limited at full size
 work say nothing, and have no limits.
 """
 
+import gc
 import time
 from collections.abc import Callable, Iterator
 
@@ -78,6 +79,7 @@ def within_memory(name: str, lines: Lines) -> Iterator[Line]:
     except torch.OutOfMemoryError:
         yield Line.skipped(f"{name}: all that follows", "the device has too little memory for the paper's batch")
     finally:
+        gc.collect()  # modules of diffusers are in cycles
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
@@ -133,6 +135,8 @@ def card_lines(bench: Bench, name: str) -> Iterator[Line]:
     shares = f"batch {card.batch_size}, {card.steps} steps of {eager.seconds:.3g} s{eager.gib}"
     shares += f"; decoder {decoding.seconds:.3g} s{decoding.gib}" if decoder is not None else ""
     yield Line.note(f"{name}, float32", card.batch_size / whole, "images a second", shares)
+    if eager.memory is not None:
+        yield Line.note(f"{name}, float32: peak memory", max(eager.memory, decoding.memory or 0), "GiB", f"batch {card.batch_size}")
     for label, (dtype, order) in VARIANTS.items():
         other = timed(subject.call(subject.to(dtype, order), dtype), device)
         yield Line.note(f"{name}, {label} / float32", other.seconds / eager.seconds, remark=f"a call{other.gib}")

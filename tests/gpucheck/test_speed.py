@@ -1,5 +1,6 @@
 """Part ``speed``: what is timed, what is skipped, and how times become verdicts. No time of this machine is asserted."""
 
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -59,6 +60,32 @@ def test_slow_work_is_timed_once(gpu):
         gpu.now += next(taken)
 
     assert timed(run, CUDA).seconds == 5.0
+
+
+def test_a_cuda_graph_is_captured_after_warm_ups_on_another_stream(monkeypatch):
+    done = []
+
+    @contextmanager
+    def around(what, *_):
+        done.append(f"{type(what).__name__} begins")
+        yield
+        done.append("ends")
+
+    class Stream:
+        def wait_stream(self, other):
+            done.append("waits")
+
+    class Graph:
+        def replay(self):
+            return "replayed"
+
+    for name, value in {"Stream": Stream, "current_stream": Stream, "CUDAGraph": Graph}.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    for name in ("device", "stream", "graph"):
+        monkeypatch.setattr(torch.cuda, name, around)
+    assert timing.captured(lambda: done.append("run"), CUDA)() == "replayed"
+    warm_up = ["waits", "Stream begins", "run", "run", "run", "ends", "waits"]
+    assert done == ["device begins", *warm_up, "Graph begins", "run", "ends", "ends"]
 
 
 def test_a_ratio_has_a_limit_at_full_size_alone(full, tmp_path):
@@ -139,12 +166,13 @@ def fake_gpu(monkeypatch, tmp_path):
 def test_each_architecture_is_timed_on_a_gpu_in_each_format(name, fake_gpu):
     with FakeTensorMode():
         lines = [*speed.card_lines(fake_gpu, name)]
-    assert [line.verdict for line in lines] == ["note"] * 5
+    assert [line.verdict for line in lines] == ["note"] * 6
     own = card(name)
     whole = own.steps + (own.decoder is not None)
     assert lines[0].value == pytest.approx(2 / whole)  # tiny versions have a batch of 2
-    assert [line.value for line in lines[1:]] == [1.0] * 4
-    assert all("3.00 GiB" in line.remark for line in lines)
+    assert (lines[1].value, lines[1].unit) == (3.0, "GiB")
+    assert [line.value for line in lines[2:]] == [1.0] * 4
+    assert all("3.00 GiB" in line.remark for line in lines if line is not lines[1])
 
 
 def test_times_beside_calls_and_macs_are_taken_on_a_gpu(fake_gpu):
