@@ -1,4 +1,6 @@
-"""Times beside those of the libraries that do the same: diffusers' pipelines, torch-fidelity's features."""
+"""Times beside those of the libraries that do the same: diffusers' pipelines, torch-fidelity's features. All within `without_tf32`,
+as our cells and scores compute.
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -14,7 +16,6 @@ from iec.gpucheck.subject import Subject
 from iec.gpucheck.timing import Timed, limited, timed
 from iec.io.files import sha256
 from iec.metrics.extractors.efficientnet import EffNetLite0
-from iec.metrics.extractors.features import without_tf32
 from iec.metrics.extractors.inception import TENSORFLOW, Inception, load_network
 from iec.models.architecture import build
 from iec.models.cards import Card
@@ -90,7 +91,7 @@ def sampled(model: Model, indices: tuple[int, ...]) -> Timed:
 
 
 def feature_lines(bench: Bench) -> Iterator[Line]:
-    """Batches of 50 images of 32 x 32, which extractors enlarge; at toy size of 2 for Inception. Both without TF32."""
+    """Batches of 50 images of 32 x 32, which extractors enlarge; at toy size of 2 for Inception."""
     pictures = np.random.default_rng(0).integers(0, 256, (IMAGES, RESOLUTION, RESOLUTION, 3), np.uint8)
     small = EffNetLite0(bench.device)
     took = timed(lambda: small(pictures), bench.device)
@@ -103,8 +104,7 @@ def feature_lines(bench: Bench) -> Iterator[Line]:
 
     @torch.inference_mode()
     def reference() -> Tensor:
-        with without_tf32():
-            return theirs(torch.from_numpy(pictures).permute(0, 3, 1, 2).to(bench.device))[0].cpu()
+        return theirs(torch.from_numpy(pictures).permute(0, 3, 1, 2).to(bench.device))[0].cpu()
 
     ours, other = timed(lambda: own(pictures), bench.device), timed(reference, bench.device)
     yield Line.note(own.label, len(pictures) / ours.seconds, "features a second", f"batch {len(pictures)}{ours.gib}")

@@ -1,8 +1,8 @@
 """Part ``speed``: images a second and memory of each model of the paper at its batch, and times beside what they should be.
 
-Times are medians after a warm-up, and the device is waited for around each. Weights are random, which changes no time. A ratio
-names its reference. Ratios that have an expected value are limited at full size (`limited`); times of toy networks on a machine at
-work say nothing, and have no limits.
+Times are medians after a warm-up, and the device is waited for around each. Float32 is without TF32, as cells compute it. Weights
+are random, which changes no time. A ratio names its reference. Ratios that have an expected value are limited at full size
+(`limited`); times of toy networks on a machine at work say nothing, and have no limits.
 """
 
 import gc
@@ -17,12 +17,14 @@ from iec.efficiency.cost import network_cost
 from iec.efficiency.integer import with_kernels
 from iec.efficiency.quantization import QuantizedNetwork
 from iec.gpucheck import beside
+from iec.gpucheck.arithmetic import TF32
 from iec.gpucheck.models import ARCHITECTURES
 from iec.gpucheck.part import Bench, Line, Part, attempted
 from iec.gpucheck.run import PATIENCE
 from iec.gpucheck.subject import Subject
 from iec.gpucheck.timing import Timed, captured, limited, timed
 from iec.io.cores import usable_cores
+from iec.io.float32 import without_tf32
 from iec.sampling.correction import Correction
 from iec.sampling.ddim import Sampler
 from iec.sampling.placement import Placement
@@ -47,12 +49,13 @@ Lines = Callable[[], Iterator[Line]]
 def measure(bench: Bench) -> Iterator[Line]:
     patience = PATIENCE.get(bench.device.type, 1.0)
     end = time.monotonic() + BUDGET * patience
-    for name, lines in measurements(bench).items():
-        needed = TO_COMPILE if name.endswith(COMPILES) else NEEDED
-        if time.monotonic() + needed * patience > end:
-            yield Line.skipped(name, f"less than {needed:g} of the part's {BUDGET:g} s were left")
-        else:
-            yield from attempted(name, lambda n=name, lines=lines: within_memory(n, lines))  # type: ignore[misc]
+    with without_tf32():
+        for name, lines in measurements(bench).items():
+            needed = TO_COMPILE if name.endswith(COMPILES) else NEEDED
+            if time.monotonic() + needed * patience > end:
+                yield Line.skipped(name, f"less than {needed:g} of the part's {BUDGET:g} s were left")
+            else:
+                yield from attempted(name, lambda n=name, lines=lines: within_memory(n, lines))  # type: ignore[misc]
 
 
 PART = Part("speed", "How fast is it, how much memory does it take, and where is time lost?", measure, seconds=BUDGET)
@@ -137,6 +140,10 @@ def card_lines(bench: Bench, name: str) -> Iterator[Line]:
     yield Line.note(f"{name}, float32", card.batch_size / whole, "images a second", shares)
     if eager.memory is not None:
         yield Line.note(f"{name}, float32: peak memory", max(eager.memory, decoding.memory or 0), "GiB", f"batch {card.batch_size}")
+    if device.type == "cuda":
+        with TF32.active(device):
+            other = timed(subject.call(subject.to(torch.float32, PLAIN)), device)
+        yield Line.note(f"{name}, TF32 / float32", other.seconds / eager.seconds, remark=f"a call{other.gib}")
     for label, (dtype, order) in VARIANTS.items():
         other = timed(subject.call(subject.to(dtype, order), dtype), device)
         yield Line.note(f"{name}, {label} / float32", other.seconds / eager.seconds, remark=f"a call{other.gib}")

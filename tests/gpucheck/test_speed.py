@@ -166,12 +166,12 @@ def fake_gpu(monkeypatch, tmp_path):
 def test_each_architecture_is_timed_on_a_gpu_in_each_format(name, fake_gpu):
     with FakeTensorMode():
         lines = [*speed.card_lines(fake_gpu, name)]
-    assert [line.verdict for line in lines] == ["note"] * 6
+    assert [line.verdict for line in lines] == ["note"] * 7
     own = card(name)
     whole = own.steps + (own.decoder is not None)
     assert lines[0].value == pytest.approx(2 / whole)  # tiny versions have a batch of 2
     assert (lines[1].value, lines[1].unit) == (3.0, "GiB")
-    assert [line.value for line in lines[2:]] == [1.0] * 4
+    assert [line.value for line in lines[2:]] == [1.0] * 5
     assert all("3.00 GiB" in line.remark for line in lines if line is not lines[1])
 
 
