@@ -1,10 +1,10 @@
 """All parts of the check, in the order in which they run: what is cheap and tells most comes first."""
 
 from iec.errors import ConfigError
-from iec.gpucheck import networks, options, same_bytes, scores
+from iec.gpucheck import networks, options, same_bytes, scores, speed, waiting
 from iec.gpucheck.part import Part
 
-PARTS: tuple[Part, ...] = (networks.PART, options.PART, scores.PART, same_bytes.PART)
+PARTS: tuple[Part, ...] = (networks.PART, options.PART, scores.PART, same_bytes.PART, waiting.PART, speed.PART)
 
 
 def chosen(only: str | None, skip: str | None, parts: tuple[Part, ...] = PARTS) -> tuple[Part, ...]:

@@ -159,7 +159,8 @@ class Sampler(Solver):
             if self.correction.cache_from == "last":
                 cache = kept(frozen, cache, newer)
             y, frozen = update(y, target, again.correction, self.correction, frozen)
-            if self.correction.tolerance and bool(frozen.all()):  # a device is waited for only where it can be so
+            more = again.correction < self.correction.iterations
+            if more and self.correction.tolerance and bool(frozen.all()):  # a device is waited for only where that saves a call
                 break
         if self.correction.renorm and y is not uncorrected:
             y = fixed + renormed(y - fixed, uncorrected - fixed)
