@@ -5,9 +5,9 @@
 
 A part stands between `<!-- NAME -->` and `<!-- end -->`. Only rows of the weights that the package carries now are counted, each
 cell once: where N differs, the row whose FID is tested in pairs, or that of the most images. A row with a correction is compared
-with the row of its table that has the same network, technique, steps and noise and no correction. A change is better or worse where
-its 95 % interval leaves out 0, and cannot be told where it does not; intervals are not adjusted for their number. Distances of trained
-networks are counted where the reference has as many steps: else they are distances to another solver's error, too.
+with the row of its table that has the same network, technique, steps and noise and no correction. A change is better or worse
+where its 95 % interval leaves out 0, and cannot be told where it does not; intervals are not adjusted for their number. Distances
+of trained networks are counted where the reference has as many steps: else they are distances to another solver's error, too.
 """
 
 import argparse
