@@ -3,10 +3,11 @@
     python scripts/account.py            # writes docs/account.md
     python scripts/account.py --check    # exit code 1 where it would change
 
-A part stands between `<!-- NAME -->` and `<!-- end -->`. Only rows of the weights that the package carries now are counted, and of
-rows that differ in the number of images alone the one with the most. A row with a correction is compared with the row of its table
-that has the same network, technique, steps and noise and no correction. A change is better or worse where its 95 % interval leaves
-out 0, and open where it does not; intervals are not adjusted for their number.
+A part stands between `<!-- NAME -->` and `<!-- end -->`. Only rows of the weights that the package carries now are counted, each
+cell once: where N differs, the row whose FID is tested in pairs, or that of the most images. A row with a correction is compared
+with the row of its table that has the same network, technique, steps and noise and no correction. A change is better or worse
+where its 95 % interval leaves out 0, and cannot be told where it does not; intervals are not adjusted for their number. Distances
+of trained networks are counted where the reference has as many steps: else they are distances to another solver's error, too.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import re
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,9 @@ KINDS = ("IEC", "IEC, renorm", "IEC but the last step", "IEC, lambda 0.1", "Heun
 
 @dataclass(frozen=True)
 class Counted:
-    """A row of a table. kind: its correction; empty for none. key: what it has in common with the row it is compared with."""
+    """A row of a table. kind: its correction; empty for none. key: what it has in common with the row it is compared with. tested:
+    whether its change of FID is paired, image by image.
+    """
 
     table: str
     label: str
@@ -49,12 +52,14 @@ class Counted:
     calls: dict[str, float]
     scores: dict[str, Interval]
     changes: dict[str, Interval]
+    tested: bool
 
     @classmethod
     def of(cls, table: str, entry: dict[str, Any]) -> "Counted":
         identity, manifest = entry["identity"], entry["manifest"]
         tested = {name: comparison["change"] for name, comparison in entry.get("comparisons", {}).items()}  # narrower: paired
         common = {name: value for name, value in identity.items() if name not in ("iec", "corrector")}
+        common["efficiency"] = {name: value for name, value in identity["efficiency"].items() if name != "kernels"}
         return cls(
             table=table,
             label=entry["label"],
@@ -65,15 +70,10 @@ class Counted:
             key=json.dumps(common, sort_keys=True),
             images=manifest["num_images"],
             calls=manifest["calls_per_image"],
-            scores={score["label"]: Interval(score["value"], score["low"], score["high"]) for score in scores_of(entry)},
+            scores={name: Interval(**ends) for name, ends in entry["scores"].items()},
             changes={name: Interval(**ends) for name, ends in {**entry.get("changes", {}), **tested}.items()},
+            tested=FID in tested,
         )
-
-
-def scores_of(entry: dict[str, Any]) -> Iterable[dict[str, Any]]:
-    for record in [entry["record"], *entry.get("beside", [])]:
-        if record is not None:
-            yield from record["scores"].values()
 
 
 def technique_of(efficiency: dict[str, Any]) -> str:
@@ -91,10 +91,15 @@ def kind_of(entry: dict[str, Any]) -> str:
         return ""
     if correction["evaluate_at"] == "s":
         return "Heun"
-    last = len(identity["sampler"]["pairs"]) - 1
-    if last not in iec["corrected_steps"] and calls["correction"] == calls["full"] - 1 and correction["lambdas"] == [0.5]:
+    steps = identity["sampler"]["pairs"]
+    most, least = calls["full"], calls["full"]
+    if calls["cached"]:
+        least -= sum(t == s for t, s in steps)  # a refresh at a step that changes nothing is not corrected
+    elif (
+        calls["correction"] == calls["full"] - 1 and len(steps) - 1 not in iec["corrected_steps"] and correction["lambdas"] == [0.5]
+    ):
         return "IEC but the last step"
-    if correction["iterations"] != 1 or calls["correction"] != calls["full"] or correction["lambdas"] not in ([0.5], [0.1]):
+    if correction["iterations"] != 1 or not least <= calls["correction"] <= most or correction["lambdas"] not in ([0.5], [0.1]):
         return "other"
     if correction["lambdas"] == [0.1]:
         return "IEC, lambda 0.1"
@@ -110,33 +115,42 @@ def read(results: Path) -> tuple[list[Counted], list[str]]:
         entries = json.loads(path.read_text(encoding="utf-8"))
         models = [entry["identity"]["model"] for entry in entries]
         current = [entry for entry, of in zip(entries, models, strict=True) if weights.get(of["name"]) == of["weights"]]
-        rows += [Counted.of(path.parent.name, entry) for entry in current]
+        rows += with_own_references([Counted.of(path.parent.name, entry) for entry in current])
         if len(current) < len(entries):
             stale.append(path.parent.name)
     return rows, stale
 
 
+def with_own_references(rows: Sequence[Counted]) -> list[Counted]:
+    """The rows of a table without distances to a reference of another number of steps. A reference has no distance itself."""
+    of_model = {row.model: row.steps for row in rows if PSNR not in row.scores}
+    return [
+        row if of_model.get(row.model) == row.steps else replace(row, changes={k: v for k, v in row.changes.items() if k != PSNR})
+        for row in rows
+    ]
+
+
 def distinct(rows: Iterable[Counted]) -> list[Counted]:
-    """Rows with a change by one of `KINDS`; of those that differ in the number of images alone, the one with most."""
+    """Rows with a change by one of `KINDS`, each cell once."""
     found: dict[tuple[str, str], Counted] = {}
     for row in rows:
         if row.kind in KINDS and row.changes:
             key = row.key, row.kind
-            found[key] = max(found.get(key, row), row, key=lambda row: row.images)
+            found[key] = max(found.get(key, row), row, key=lambda row: (row.tested, row.images))
     return list(found.values())
 
 
 def verdict(change: Interval, score: str) -> str:
-    """``better``, ``worse`` or ``open``."""
+    """``better``, ``worse`` or ``?``."""
     if change.low <= 0 <= change.high:
-        return "open"
+        return "?"
     return "better" if (change.value > 0) == HIGHER_IS_BETTER[score] else "worse"
 
 
 def counts(rows: Sequence[Counted], score: str) -> str:
-    """``better / worse / open``."""
+    """``better / worse / ?``."""
     found = Counter(verdict(row.changes[score], score) for row in rows if score in row.changes)
-    return " / ".join(str(found[name]) for name in ("better", "worse", "open")) if found else ""
+    return " / ".join(str(found[name]) for name in ("better", "worse", "?")) if found else ""
 
 
 def median_change(rows: Sequence[Counted], score: str) -> str:
@@ -150,8 +164,8 @@ def lines_of(header: Sequence[str], body: Iterable[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-DISTANCE = "distance to the reference: better / worse / open"
-COUNTS = ("pairs", "FID: better / worse / open", "median change of FID", DISTANCE)
+DISTANCE = "distance: better / worse / ?"
+COUNTS = ("pairs", "FID: better / worse / ?", "median change of FID", DISTANCE)
 
 
 def counted(rows: Sequence[Counted], key: Callable[[Counted], tuple[str, ...]], *names: str) -> str:
@@ -191,8 +205,8 @@ def model_of(row: Counted) -> str:
 
 
 def peers(rows: Sequence[Counted]) -> str:
-    """For each technique of ``peers`` the change of FID by IEC, by IEC with the norm restored, by Heun, and by the best row that
-    costs no call more.
+    """For each technique of ``peers`` the change of FID by corrections, by twice the steps, and by the best row that costs no
+    further call, with the number of rows that it is the best of.
     """
     body = []
     bases = sorted((row for row in rows if row.table.startswith("peers") and not row.kind and "," not in row.label), key=model_of)
@@ -201,11 +215,19 @@ def peers(rows: Sequence[Counted]) -> str:
         own = {row.label.removeprefix(f"{base.label}, "): row for row in beside if row.label.startswith(f"{base.label}, ")}
         free = {name: row for name, row in own.items() if row.calls["total"] <= base.calls["total"]}
         best = min(free, key=lambda name: free[name].changes[FID].value, default="")
-        named = [change_of(own.get(name)) for name in ("IEC", "IEC renorm", "Heun")]
+        named = [change_of(own.get(name)) for name in ("IEC", "IEC renorm", "Heun", "2T")]
         body.append(
-            [f"`{base.model}`", base.label, f"{base.scores[FID].value:.0f}", *named, f"{best}: {change_of(free.get(best))}"]
+            [
+                f"`{base.model}`",
+                base.label,
+                f"{base.scores[FID].value:.0f}",
+                *named,
+                f"{best} (of {len(free)}): {change_of(free.get(best))}",
+            ]
         )
-    return lines_of(["model", "technique", "FID", "IEC", "IEC, norm restored", "Heun", "best row at no call"], body)
+    return lines_of(
+        ["model", "technique", "FID", "IEC", "IEC, norm restored", "Heun", "twice the steps", "best row at no further call"], body
+    )
 
 
 def change_of(row: Counted | None) -> str:

@@ -18,7 +18,7 @@ def test_the_page_holds_what_the_tables_say():
 
 @pytest.mark.parametrize(
     ("change", "score", "expected"),
-    [((1, 0.5, 2), FID, "worse"), ((-1, -2, -0.5), FID, "better"), ((1, 0.5, 2), PSNR, "better"), ((1, -0.5, 2), FID, "open")],
+    [((1, 0.5, 2), FID, "worse"), ((-1, -2, -0.5), FID, "better"), ((1, 0.5, 2), PSNR, "better"), ((1, -0.5, 2), FID, "?")],
 )
 def test_a_change_is_judged_by_its_interval(change, score, expected):
     assert verdict(Interval(*change), score) == expected
@@ -38,9 +38,9 @@ def entry(label, images=8, evaluate_at=None, fid=None, weights=None, table_steps
         },
         "manifest": {
             "num_images": images,
-            "calls_per_image": {"full": table_steps, "correction": len(steps) if correction else 0, "total": table_steps},
+            "calls_per_image": {"full": table_steps, "cached": 0, "correction": len(steps) if correction else 0},
         },
-        "record": None,
+        "scores": {},
         "changes": {} if fid is None else {FID: {"value": fid, "low": fid - 1, "high": fid + 1}},
     }
 
