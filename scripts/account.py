@@ -238,13 +238,14 @@ def change_of(row: Counted | None) -> str:
 
 
 def training(results: Path) -> str:
-    """FID of the checkpoints of a training, and what corrections change there."""
+    """FID of the checkpoints of a training, of other weights each, and what corrections change there."""
     body = []
     for path in sorted(results.glob("training_*/table.json")):
         entries = [Counted.of(path.parent.name, entry) for entry in json.loads(path.read_text())]
         for base in (row for row in entries if not row.kind):
-            with_iec, with_heun = (next(r for r in entries if r.label == f"{base.label} + {kind}") for kind in ("IEC", "Heun"))
-            body.append([f"`{base.model}`", base.label, f"{base.scores[FID].value:.0f}", change_of(with_iec), change_of(with_heun)])
+            by_label = {row.label: row for row in entries}
+            changes = [change_of(by_label.get(f"{base.label} + {kind}")) for kind in ("IEC", "Heun")]
+            body.append([f"`{base.model}`", base.label, f"{base.scores[FID].value:.0f}", *changes])
     return lines_of(["model", "images seen", "FID", "change by IEC", "change by Heun"], body)
 
 

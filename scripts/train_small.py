@@ -53,6 +53,8 @@ from iec.io.runtime import entry_point, keep_freed_memory, resolve_device
 from iec.sampling.timetable import NoiseSchedule
 
 SNR_CAP = 5.0
+DRAWS = 2
+"""What a step draws, and from which generators; goes up with every change of it."""
 BFLOAT16_CPU_FLAGS = {"amx_bf16", "avx512_bf16", "bf16"}
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -251,7 +253,7 @@ class Training:
     def options(self) -> dict[str, Any]:
         """What a resumed run must share with the one before."""
         names = ("model", "batch", "ema", "unweighted", "seed", "cool_down", "learning_rate")
-        return {name: getattr(self.args, name) for name in names}
+        return {"draws": DRAWS, **{name: getattr(self.args, name) for name in names}}
 
     def save(self, folder: Path) -> None:
         """Write the whole state, and the averaged weights as a diffusers folder."""
@@ -265,7 +267,8 @@ class Training:
     def load(self, file: Path, ignored: str = "") -> None:
         """Take over a saved state. Raises `ConfigError` when it was made with other options, except the ``ignored`` one."""
         state: dict[str, Any] = torch.load(file, map_location=self.device, weights_only=True)
-        other = {k: v for k, v in state["options"].items() if v != self.options()[k] and k != ignored}
+        stored = state["options"]
+        other = {k: stored.get(k) for k, v in self.options().items() if stored.get(k) != v and k != ignored}
         if other:
             raise ConfigError(f"{file} was made with {other}. Give the same options, or another --output.")
         self.model.load_state_dict(state["model"])

@@ -24,6 +24,7 @@ from iec.analysis.pays import PREDICTORS
 from iec.analysis.record import Subject
 from iec.analysis.suggest import GRID
 from iec.analysis.transfer import run_rule
+from iec.io.float32 import without_tf32
 from iec.io.paths import user_path
 from iec.io.runtime import entry_point, keep_freed_memory
 from iec.metrics.paired import PSNR
@@ -103,5 +104,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with entry_point():
+    with entry_point(), without_tf32():
         main()

@@ -31,7 +31,9 @@ def pairs_in(folders: Sequence[Path], score: str) -> list[Pair]:
     Raises `ConfigError` where there are none that belong together.
     """
     records = [read_json(path) for folder in folders for path in sorted(folder.rglob("pays-*.json"))]
-    if not (measured := {record["outcome_key"]: record for record in records if record}):
+    of_corrections = [record for record in records if record and record["identity"]["iec"]["correction"]]
+    by_images = sorted(of_corrections, key=lambda record: record["num_images"])
+    if not (measured := {record["outcome_key"]: record for record in by_images}):  # of one cell that with the most images
         raise ConfigError(f"No measurement (pays-*.json) in {_named(folders)}. {MEASURE}")
     gains: dict[str, Interval] = {}
     for path in [path for folder in folders for path in sorted(folder.rglob("table.json"))]:
@@ -52,7 +54,7 @@ def _gain(entry: dict[str, Any], score: str) -> Interval | None:
     paired one of a comparison, where the table has it; else as of independent runs, whose interval is too wide.
     """
     changes = entry.get("changes", {}) | {name: c["change"] for name, c in entry.get("comparisons", {}).items()}
-    if score not in changes:
+    if score not in changes or entry["identity"]["iec"]["correction"] is None:
         return None
     change = Interval(**changes[score])
     return change if Measured.from_json(entry).higher_is_better[score] else Interval(-change.value, -change.high, -change.low)

@@ -27,7 +27,7 @@ from iec.sampling.solver import Solver
 
 Backend = str | Callable[..., Any]
 INDUCTOR = "inductor"
-CACHE = "TORCHINDUCTOR_CACHE_DIR"
+CACHE, TRITON = "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"
 
 
 def compiled(network: Network, backend: Backend = INDUCTOR) -> Network:
@@ -92,8 +92,11 @@ def kernels_in(folder: Path) -> Iterator[None]:
     """
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir  # which inductor names itself, once it is imported
 
-    before = os.environ.get(CACHE)
-    os.environ[CACHE] = str(folder) if before in (None, default_cache_dir()) else before
+    before = {name: os.environ.get(name) for name in (CACHE, TRITON)}
+    if before[CACHE] in (None, default_cache_dir()):
+        os.environ[CACHE] = str(folder)
+    if before[TRITON] is None:  # else the first network's folder would stay in it
+        os.environ[TRITON] = str(folder / "triton")
     unfinished = folder / "unfinished"
     if unfinished.exists():
         shutil.rmtree(folder)
@@ -101,12 +104,12 @@ def kernels_in(folder: Path) -> Iterator[None]:
     unfinished.touch()
     try:
         yield
-        unfinished.unlink()
+        unfinished.unlink(missing_ok=True)
     finally:
-        if before is None:
-            del os.environ[CACHE]
-        else:
-            os.environ[CACHE] = before
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 def _graph(function: Callable[..., Any], backend: Backend) -> Callable[..., Any]:

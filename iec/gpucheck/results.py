@@ -62,7 +62,9 @@ class Results:
 
 
 def stored(folder: Path, machine: Machine, size: str, date: str) -> Results:
-    """What the folder holds of this device and size, or nothing yet. A report of another device or size is set aside."""
+    """What the folder holds of this device and size, by these versions and settings, or nothing yet. A report of another device or
+    size is set aside.
+    """
     nothing = Results(machine, size, date)
     try:
         there = parse(Results, read_json(folder / REPORT))
@@ -71,7 +73,14 @@ def stored(folder: Path, machine: Machine, size: str, date: str) -> Results:
     if (there.machine.device, there.size) != (machine.device, size):
         set_aside(folder, there)
         return nothing
+    if _circumstances(there.machine) != _circumstances(machine):
+        log.info("The report in %s is of other versions or settings: everything is measured again.", folder)
+        return nothing
     return replace(nothing, parts=there.parts)
+
+
+def _circumstances(machine: Machine) -> tuple[dict[str, str], ...]:
+    return machine.environment.packages, machine.facts, machine.flags
 
 
 def set_aside(folder: Path, results: Results) -> None:

@@ -2,6 +2,7 @@
 
 import faulthandler
 import logging
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -142,7 +143,8 @@ def _how_it_broke(error: WorkerError, folder: Path) -> str:
     """Without the way out, which is another command's. With the place where it hung, if it did."""
     how = str(error).split(". ")[0]
     hung = (folder / HANG).read_text(encoding="utf-8", errors="replace") if (folder / HANG).is_file() else ""
-    return "\n".join([how, *hung.strip().split("\n")[:LAST_LINES]]).strip()
+    when, *threads = re.split(r"\n(?=Thread |Current thread )", hung.strip())  # the main one is the last
+    return "\n".join([how, when, *"".join(threads[-1:]).split("\n")[:LAST_LINES]]).strip()
 
 
 def described(line: Line) -> str:

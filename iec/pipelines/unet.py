@@ -108,8 +108,9 @@ class Forward:
         except ConfigError as error:
             raise ConfigError(
                 f"This network is under iec.apply, whose scheduler did not lay out this call ({str(error).split('. ')[0]}). If "
-                "another pipeline with the same network is run, give it that scheduler too (other.scheduler = pipe.scheduler), or "
-                "call iec.remove(pipe) before. Else call set_timesteps before every run, and the network once for every timestep."
+                "another pipeline with the same network is run, call iec.remove(pipe) before, and iec.apply on that one; without a "
+                "correction it may also get that scheduler (other.scheduler = pipe.scheduler). Else call "
+                "set_timesteps before every run, and the network once for every timestep."
             ) from error
         if run is not self.run:
             if self.timesteps and run.timesteps != self.timesteps:

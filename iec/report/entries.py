@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from math import isfinite
+from math import isfinite, isnan
 
 from iec.io.files import canonical_hash
 from iec.runs.cell import Cell
@@ -105,7 +105,8 @@ def _key(row: Row) -> Key:
 
 
 def _technique(cell: Cell) -> str:
-    return "full precision" if cell.technique_name == "none" else cell.technique_name
+    name = "full precision" if cell.technique_name == "none" else cell.technique_name
+    return f"{name}, compiled" if cell.compile else name
 
 
 def _correction(cell: Cell) -> str:
@@ -133,7 +134,8 @@ def _scores(row: Row, reference: Row | None) -> dict[Axis, Ends]:
         rules = [record.protocol, record.reference_hash, record.extractor_hash, record.rules, record.clip]
         for score in record.scores.values():
             axis = Axis(score.label, card.reference, n, score.higher_is_better, canonical_hash(rules))
-            scores[axis] = _ends(score)
+            if not isnan(score.value):
+                scores[axis] = _ends(score)
     if reference is not None:
         cell = reference.result.cell
         beside = f"{cell.card.name}, {_technique(cell)}, T = {len(cell.sampler.timetable)}"

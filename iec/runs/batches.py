@@ -10,6 +10,7 @@ import torch
 from iec.correctors.prepare import fitted
 from iec.errors import ConfigError
 from iec.io.cores import intra_op_threads
+from iec.io.float32 import without_tf32
 from iec.io.images import to_uint8
 from iec.models import Model
 from iec.sampling.correction import Correction
@@ -74,6 +75,7 @@ def require_count(num_images: int, batch_size: int) -> None:
         raise ConfigError(f"num_images={num_images} and batch_size={batch_size} must be at least 1.")
 
 
+@without_tf32()
 def sample(
     model: Model,
     num_images: int,

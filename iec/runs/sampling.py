@@ -57,6 +57,7 @@ def sample_batches(cell: Cell, store: Store, batches: Sequence[Batch], advance: 
             store.write(indices, samples, count, describe_device(cell.device))
 
 
+@without_tf32()
 def prepare(cell: Cell, model: Model) -> tuple[Prepared, Solver]:
     """The technique's network, and the sampler with its refresh steps and its fitted corrector. Calibrations come from the
     artifacts folder; each is locked while it is made.

@@ -23,7 +23,8 @@ def subject(tmp_path, *overrides, label=None):
 
 
 def identity_of(model, cell, batch_size):
-    return {"model": {"name": model}, "efficiency": cell, "batch_size": batch_size}
+    correction = None if cell.startswith("plain") else {"evaluate_at": "t"}
+    return {"model": {"name": model}, "efficiency": cell, "iec": {"correction": correction}, "batch_size": batch_size}
 
 
 def measured(folder, model, cells):
@@ -32,6 +33,8 @@ def measured(folder, model, cells):
         record = {
             "model": model,
             "label": cell,
+            "num_images": len(values),
+            "identity": identity_of(model, cell, 8),
             "outcome_key": outcome_key(identity_of(model, cell, 8)),
             "predictors": {name: {"images": values} for name in PREDICTORS},
         }
@@ -127,6 +130,21 @@ def test_a_comparison_goes_before_a_change(folder):
     table(folder, "three", {"bad": -4}, compared=True)
     pairs = run_rule([folder], PSNR.label, "pilot", None, folder)["pairs"]
     assert [pair["gain"].value for pair in pairs if pair["model"] == "three"] == [-4]
+
+
+def test_what_twice_the_steps_change_is_no_gain_of_a_correction(folder):
+    measured(folder, "three", {"plain, 2T": [5, 5], "bad": [1, 1]})
+    table(folder, "three", {"plain, 2T": 9, "bad": -4}, compared=True)
+    pairs = run_rule([folder], PSNR.label, "pilot", None, folder)["pairs"]
+    assert [pair["label"] for pair in pairs if pair["model"] == "three"] == ["bad"]
+
+
+def test_of_two_measurements_of_a_cell_the_larger_counts(folder):
+    measured(folder, "one", {"bad": [7.0] * 5})
+    (folder / "pays-one-bad.json").rename(folder / "pays-0-first.json")
+    measured(folder, "one", {"bad": [1.0]})
+    pairs = run_rule([folder], PSNR.label, "pilot", 1, folder)["pairs"]
+    assert [pair["pilot"] for pair in pairs if (pair["model"], pair["label"]) == ("one", "bad")] == [7.0]
 
 
 def test_two_tables_that_disagree_are_refused_and_one_of_them_is_not(folder):

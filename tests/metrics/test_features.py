@@ -1,10 +1,9 @@
 import numpy as np
 import pytest
-import torch
 
 from iec.errors import MetricError
 from iec.io.files import canonical_hash
-from iec.metrics.extractors.features import extract, extract_each, padded
+from iec.metrics.extractors.features import extract, extract_each
 
 
 def test_batches_are_fixed_however_the_images_arrive(tiny, random_images):
@@ -72,29 +71,3 @@ def test_nan_features_are_refused(tiny, random_images):
 
     with pytest.raises(MetricError, match="NaN"):
         extract(random_images, Broken())
-
-
-@pytest.mark.parametrize("allow", ["highest", "high", "medium", "newer"])
-def test_a_pass_takes_no_tf32_whatever_the_process_allows(allow):
-    """By either of torch's interfaces; afterwards it is as before."""
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    seen = []
-
-    def forward(x):
-        seen.append((matmul.allow_tf32, cudnn.allow_tf32))
-        return (x,)
-
-    def state():
-        legacy = None if allow == "newer" else torch.get_float32_matmul_precision()
-        return matmul.fp32_precision, legacy, cudnn.allow_tf32
-
-    try:
-        if allow == "newer":
-            matmul.fp32_precision = "tf32"
-        else:
-            torch.set_float32_matmul_precision(allow)
-        before = state()
-        padded(np.zeros((1, 4, 4, 3), np.uint8), 2, torch.device("cpu"), forward)
-        assert (seen, state()) == ([(False, False)], before)
-    finally:
-        torch.set_float32_matmul_precision("highest")

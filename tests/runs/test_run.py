@@ -204,13 +204,18 @@ def test_nan_weights_stop_the_run_and_write_nothing(tmp_path, make_cell):
 
 def test_float32_is_float32_whatever_another_library_allows(make_cell, monkeypatch, tmp_path):
     """TF32 would be another network on a GPU, and another one than that of the scores."""
-    matmul, cudnn, seen = torch.backends.cuda.matmul, torch.backends.cudnn, []
+    places, seen = (torch.backends.cuda.matmul, torch.backends.cudnn.conv), []
     sample = sampling.sample_batch
-    monkeypatch.setattr(sampling, "sample_batch", lambda *args: seen.append((matmul.allow_tf32, cudnn.allow_tf32)) or sample(*args))
+
+    def recorded(*args):
+        seen.append([place.fp32_precision for place in places])
+        return sample(*args)
+
+    monkeypatch.setattr(sampling, "sample_batch", recorded)
     cell = make_cell("sampler.steps=1", "num_images=1", "batch_size=1", "metrics=none", f"paths.output={tmp_path}")
     try:
         torch.set_float32_matmul_precision("medium")
         run_cell(cell)
-        assert seen == [(False, False)] and torch.get_float32_matmul_precision() == "medium"
+        assert seen == [["ieee", "ieee"]] and torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision("highest")

@@ -410,9 +410,9 @@ def test_every_shipped_experiment_composes(monkeypatch):
 
     checked, seen = Source.of, set()
 
-    def of(name, weights, random_weights, *rest):
+    def of(name, weights, random_weights, *rest, **options):
         """The paper's weights are not here; all else that a row says of its model is checked."""
-        return checked(name, weights, random_weights or card(name).packaged is None, *rest)
+        return checked(name, weights, random_weights or card(name).packaged is None, *rest, **options)
 
     monkeypatch.setattr(Source, "of", of)
     for path in sorted((CONFIGS.parent / "experiments").glob("*.yaml")):

@@ -40,8 +40,12 @@ class CalibrationCall:
         mine, theirs = self.cond, other.cond
         if isinstance(mine, Conditioning) and isinstance(theirs, Conditioning):
             cond: Tensor | Conditioning | None = mine.followed_by(theirs)
+        elif isinstance(mine, Tensor) and isinstance(theirs, Tensor):
+            cond = torch.cat([mine, theirs])
+        elif mine is None and theirs is None:
+            cond = None
         else:
-            cond = torch.cat([mine, theirs]) if isinstance(mine, Tensor) and isinstance(theirs, Tensor) else None
+            raise ConfigError("The two calls of guidance have conditionings of two kinds. Give both branches the same arguments.")
         return replace(self, x=torch.cat([self.x, other.x]), cond=cond)
 
     def batches(self, size: int) -> Iterator["CalibrationCall"]:
