@@ -25,6 +25,7 @@ from iec.io.files import write_atomic
 from iec.io.runtime import entry_point
 from iec.metrics.interval import Interval
 from iec.models.cards import card, card_names
+from iec.tables.formats import markdown_table
 
 ROOT = Path(__file__).parents[1]
 PAGE, RESULTS = ROOT / "docs/account.md", ROOT / "experiments/results"
@@ -158,12 +159,6 @@ def median_change(rows: Sequence[Counted], score: str) -> str:
     return f"{statistics.median(values):+.3g}" if values else ""
 
 
-def lines_of(header: Sequence[str], body: Iterable[Sequence[str]]) -> str:
-    """A table of Markdown."""
-    lines = ["| " + " | ".join(entries) + " |" for entries in [header, ["---"] * len(header), *body]]
-    return "\n".join(lines)
-
-
 DISTANCE = "distance: better / worse / ?"
 COUNTS = ("pairs", "FID: better / worse / ?", "median change of FID", DISTANCE)
 
@@ -177,7 +172,7 @@ def counted(rows: Sequence[Counted], key: Callable[[Counted], tuple[str, ...]], 
     for values, group in groups.items():
         distance = [counts(group, score) for score in (PSNR, RMSE)]
         body.append([*values, str(len(group)), counts(group, FID), median_change(group, FID), "".join(distance)])
-    return lines_of([*names, *COUNTS], body)
+    return markdown_table([*names, *COUNTS], body)
 
 
 def corrected(rows: Iterable[Counted], *kinds: str) -> list[Counted]:
@@ -225,7 +220,7 @@ def peers(rows: Sequence[Counted]) -> str:
                 f"{best} (of {len(free)}): {change_of(free.get(best))}",
             ]
         )
-    return lines_of(
+    return markdown_table(
         ["model", "technique", "FID", "IEC", "IEC, norm restored", "Heun", "twice the steps", "best row at no further call"], body
     )
 
@@ -246,7 +241,7 @@ def training(results: Path) -> str:
             by_label = {row.label: row for row in entries}
             changes = [change_of(by_label.get(f"{base.label} + {kind}")) for kind in ("IEC", "Heun")]
             body.append([f"`{base.model}`", base.label, f"{base.scores[FID].value:.0f}", *changes])
-    return lines_of(["model", "images seen", "FID", "change by IEC", "change by Heun"], body)
+    return markdown_table(["model", "images seen", "FID", "change by IEC", "change by Heun"], body)
 
 
 def provenance(rows: Sequence[Counted], stale: Sequence[str]) -> str:
@@ -258,7 +253,7 @@ def provenance(rows: Sequence[Counted], stale: Sequence[str]) -> str:
         tables = ", ".join(f"`{name}`" for name in sorted({row.table for row in own}))
         body.append([f"`{model}`", str(len(own)), images, ", ".join(map(str, sorted({row.steps for row in own}))), tables])
     left_out = ", ".join(f"`{name}`" for name in stale) or "none"
-    lines = lines_of(["model", "rows", "N", "T", "tables of `experiments/results`"], body)
+    lines = markdown_table(["model", "rows", "N", "T", "tables of `experiments/results`"], body)
     return f"{lines}\n\nTables with rows of other weights, which are not counted: {left_out}."
 
 

@@ -13,6 +13,7 @@ from iec.analysis.record import plain_values
 from iec.analysis.rule import ErrorRate, Pair, Transfer, errors_of, transfers
 from iec.errors import ConfigError
 from iec.io.files import write_atomic
+from iec.tables.formats import markdown_table
 
 log = logging.getLogger(__name__)
 TRIVIAL = {"always": float("-inf"), "never": float("inf")}
@@ -72,7 +73,7 @@ def _pairs_table(pairs: Sequence[Pair]) -> str:
         [p.model, p.label, str(p.gain), "yes" if p.pays else "no", *(f"{p.predicted(name):+.1f}" for name in PREDICTORS)]
         for p in pairs
     ]
-    return _markdown(head, lines)
+    return markdown_table(head, lines)
 
 
 def _transfers_table(found: Sequence[Transfer]) -> str:
@@ -101,13 +102,9 @@ def _transfers_table(found: Sequence[Transfer]) -> str:
         ]
         for t in found
     ]
-    return _markdown(head, lines)
+    return markdown_table(head, lines)
 
 
 def _trivial_table(pairs: Sequence[Pair]) -> str:
     lines = [[model, *(str(rates[name]) for name in TRIVIAL)] for model, rates in _trivial(pairs).items()]
-    return _markdown(["model", *(f"{name} pays" for name in TRIVIAL)], lines)
-
-
-def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *lines])
+    return markdown_table(["model", *(f"{name} pays" for name in TRIVIAL)], lines)

@@ -3,7 +3,7 @@
 import csv
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -43,14 +43,16 @@ def markdown_code(text: str) -> str:
     return f"{fence}{space}{one_line(text)}{space}{fence}"
 
 
+def markdown_table(header: Line, body: Iterable[Line]) -> str:
+    """A table of GitHub's Markdown, of entries that are Markdown already."""
+    head, *lines = (f"| {' | '.join(entries)} |" for entries in [header, *body])
+    return "\n".join([head, "|" + "---|" * len(header), *lines])
+
+
 def markdown(header: Line, body: Sequence[Line], title: str, caption: str) -> str:
-    """A table of GitHub's Markdown. caption: already Markdown."""
-
-    def line(entries: Line) -> str:
-        return f"| {' | '.join(map(markdown_text, entries))} |"
-
-    lines = [f"**{markdown_text(title)}**", "", line(header), "|" + "---|" * len(header), *map(line, body)]
-    return "\n".join([*lines, "", caption, ""])
+    """A table with its title, of plain texts. caption: already Markdown."""
+    table = markdown_table([markdown_text(text) for text in header], [[markdown_text(text) for text in line] for line in body])
+    return f"**{markdown_text(title)}**\n\n{table}\n\n{caption}\n"
 
 
 def latex_text(text: str) -> str:
