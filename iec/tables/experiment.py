@@ -19,6 +19,7 @@ from iec.metrics.paired import DEFAULT, PAIRED
 from iec.models.cards import card
 from iec.runs.cell import Cell
 from iec.runs.config import register
+from iec.tables.overrides import require_kept, value_of, with_extra
 from iec.tables.scales import Scale
 from iec.tables.variants import axes_of, bases_of, times_variants, with_ending
 
@@ -86,7 +87,7 @@ class Experiment:
         """path: a file, or the name of one of the project's. ``extra`` overrides apply to every row, after its own. Raises
         `ConfigError`.
 
-        The file's ``compare_to`` is the ending of the variants whose rows the others are compared with, and ``noise`` may name
+        The file's ``compare_to`` says which rows are compared with which, see `bases_of`, and ``noise`` may name
         endings, too. Its ``variants``, ending of the label -> overrides, make several rows of each; a list of two such axes makes
         their product. A variant of some rows alone is {of: [label, ..], overrides: [..]}. Its ``scales``: name -> {overrides,
         replace, instruments_for}, see `Scale`. scale, models: which of them, with which instruments, see `Scale.of`.
@@ -126,12 +127,12 @@ class Experiment:
         labels = tuple(row.label for row in rows)
         if len(set(labels)) < len(labels):
             raise ConfigError(f"{path}: two rows of an instrument differ in what is before ': ' alone. Rename one.")
-        _require_kept(path, [row.overrides for row in rows if row.overrides is not None], extra, scale)
+        require_kept(path, [row.overrides for row in rows if row.overrides is not None], extra, scale)
 
         def at_scale(used: Iterable[str]) -> list[str]:
             return [row.label for label in used for row in rows if row.origin == label]
 
-        places = {(row.origin, _value(row.overrides or (), "model")): row.label for row in rows}
+        places = {(row.origin, value_of(row.overrides or (), "model")): row.label for row in rows}
         compared = {
             label: places[origins[origin], model]
             for (origin, model), label in places.items()
@@ -141,7 +142,7 @@ class Experiment:
             name=path.stem,
             title=entry["title"],
             references=tuple(at_scale(references)),
-            rows={row.label: [*row.overrides, *extra] for row in rows if row.overrides is not None},
+            rows=with_extra({row.label: row.overrides for row in rows if row.overrides is not None}, extra),
             figures={name: at_scale(labels) for name, labels in figures.items()},
             published=_published({row.label: published[row.origin] for row in rows if row.published and row.origin in published}),
             source=entry.get("source") or "",
@@ -158,7 +159,7 @@ class Experiment:
 
     def _fitting(self, models: Collection[str]) -> "Experiment":
         """Without the rows whose technique these models do not take; raises `MismatchError` if none is left."""
-        theirs = replace(self, rows={label: own for label, own in self.rows.items() if _value(own, "model") in models})
+        theirs = replace(self, rows={label: own for label, own in self.rows.items() if value_of(own, "model") in models})
         errors = {label: error for label, error in theirs.available((IECError,))[1].items() if isinstance(error, MismatchError)}
         if errors.keys() == self.rows.keys():
             raise next(iter(errors.values()))
@@ -174,7 +175,7 @@ class Experiment:
         """Model -> its rows as an experiment whose title names it: scores and costs of two models have no common scale. The whole,
         under an empty name, where all rows are of one.
         """
-        models = {label: _value(overrides, "model") for label, overrides in self.rows.items()}
+        models = {label: value_of(overrides, "model") for label, overrides in self.rows.items()}
         names = dict.fromkeys(models.values())
         if len(names) < 2:
             return {"": self}
@@ -212,23 +213,6 @@ def _cell(label: str, overrides: list[str]) -> Cell:
         return Cell.from_config(compose("config", overrides=overrides))
     except HydraException as error:
         raise ConfigError(f"Row {label!r} ({' '.join(overrides)}): {error}") from error
-
-
-def _value(overrides: Sequence[str], key: str) -> str:
-    """Of a key that is given twice the last counts, as for Hydra; empty for the default."""
-    return next((text.partition("=")[2] for text in reversed(overrides) if text.startswith(f"{key}=")), "")
-
-
-def _require_kept(path: Path, rows: Sequence[Sequence[str]], extra: Sequence[str], scale: Scale) -> None:
-    """Raises `ConfigError` for an override of all rows that takes away what their labels say that they differ by."""
-    for override in extra:
-        key = override.lstrip("+").partition("=")[0]
-        if len(values := dict.fromkeys(_value(overrides, key) for overrides in rows)) > 1:
-            way_out = "Use --model NAME" if key == "model" and scale.instruments else "Leave it out, or change the rows in a copy"
-            raise ConfigError(
-                f"{path}: {override} would make rows alike that differ: {key}={' or '.join(v or 'default' for v in values)}. "
-                f"{way_out}."
-            )
 
 
 def _check(path: Path, cost: str, paired: Sequence[str], figures: Mapping[str, Any]) -> None:

@@ -13,12 +13,13 @@ from iec.tables.rows import PSNR, Row
 from iec.tables.styles import GREY, bases, styles
 
 GRID_COLUMNS, GRID_ROWS = 12, 8
+LEGIBLE = 40
+"""Rows that one picture can show."""
 
 
 def write_pictures(rows: list[Row], experiment: Experiment, folder: Path) -> list[Path]:
     """grid.png, seconds.png, error.png (error-NAME.png for each of the experiment's figures), noise.png, scores.png, cost.png, or
-    map-SCORE.png; those that have content. Of rows of several models each model has its own, and of rows that are compared each
-    family: grid-MODEL.png ...
+    map-SCORE.png; those that have content. Of rows of several models each model has its own: grid-MODEL.png ..., see `by_picture`.
     """
     paths = []
     for model, part in by_picture(experiment).items():
@@ -55,9 +56,14 @@ def write_plots(rows: Sequence[Measured], experiment: Experiment, folder: Path) 
 
 
 def by_picture(experiment: Experiment) -> dict[str, Experiment]:
-    """Word of the names of files -> what shares pictures: the rows of a model; of rows that are compared each family's."""
+    """Word of the names of files -> what shares pictures: the rows of a model; where they are more than is `LEGIBLE` and are compared,
+    those of each family.
+    """
     parts = {}
     for model, part in experiment.by_model().items():
+        if not part.compared or len(part.rows) <= LEGIBLE:
+            parts[model] = part
+            continue
         families: dict[str, dict[str, list[str]]] = {}
         for label, overrides in part.rows.items():
             base = part.compared.get(label, label if label in part.compared.values() else "")

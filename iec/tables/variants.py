@@ -32,16 +32,34 @@ def times_variants(
 
 
 def bases_of(
-    path: Path, labels: Collection[str], rows: Iterable[str], axes: Sequence[Mapping[str, Any]], to: str
+    path: Path,
+    labels: Collection[str],
+    rows: Iterable[str],
+    axes: Sequence[Mapping[str, Any]],
+    to: str | Mapping[str, Sequence[str]],
 ) -> dict[str, str]:
-    """label -> that of the row with the ending ``to`` that differs from it by its variant of the last axis alone. labels: of all
-    rows there are, of ``rows`` times the variants. Raises `ConfigError` for an ending that no variant has.
+    """label -> that of the row that it is compared with.
+
+    labels: of all rows there are, of ``rows`` times the variants. to: {label: labels that are compared with it}; or an ending, which
+    stands for the row with it that differs by its variant of the last axis alone. Raises `ConfigError` for an ending that no variant
+    has, for labels that are not there, and for a row that would be compared twice, or with itself.
     """
+    if not isinstance(to, str):
+        return _named_bases(path, labels, to)
     last, stems = axes[-1], stems_of(rows, axes)
     if to not in last:
         raise ConfigError(f"{path}: compare_to: {to!r} is no ending of the variants; choose one of {', '.join(map(repr, last))}.")
     pairs = [(stem + ending, stem + to) for stem in stems for ending in last if ending != to]
     return {label: base for label, base in pairs if {label, base} <= set(labels)}
+
+
+def _named_bases(path: Path, labels: Collection[str], to: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    pairs = [(label, base) for base, others in to.items() for label in others]
+    if unknown := sorted({label for pair in pairs for label in pair} - set(labels)):
+        raise ConfigError(f"{path}: compare_to names {unknown}, which are not rows. Correct the labels.")
+    if len(dict(pairs)) < len(pairs) or any(label == base for label, base in pairs):
+        raise ConfigError(f"{path}: compare_to: a row is compared with one other row. Name each once.")
+    return dict(pairs)
 
 
 def with_ending(labels: Collection[str], rows: Iterable[str], axes: Sequence[Mapping[str, Any]], names: Iterable[str]) -> list[str]:

@@ -12,11 +12,12 @@ from iec.errors import ConfigError
 from iec.metrics.frechet import GaussianStatistics, frechet_distance
 from iec.metrics.influence import influence
 from iec.metrics.interval import Interval
-from iec.tables import comparison
+from iec.tables import comparison, figures
 from iec.tables.comparison import compared, comparison_of, cost_groups, holm
 from iec.tables.experiment import Experiment
 from iec.tables.figures import by_picture
 from iec.tables.rows import Comparison, Row
+from iec.tables.styles import bases
 from iec.tables.variants import bases_of
 
 SPEC = """
@@ -110,7 +111,31 @@ def test_an_ending_that_is_none_is_refused_and_the_named_ones_work(tmp_path):
     assert Experiment.read(path).compared["full"] == "full, IEC"
 
 
-def test_a_family_has_pictures_of_its_own(experiment):
+def test_a_row_may_be_named_that_others_are_compared_with(tmp_path):
+    path, text = tmp_path / "few.yaml", 'compare_to: {full: ["full, IEC", cached], cached: ["cached, 2T"]}'
+    path.write_text(SPEC.replace('compare_to: ""', text))
+    assert Experiment.read(path).compared == {"full, IEC": "full", "cached": "full", "cached, 2T": "cached"}
+    for wrong, said in (
+        ("{full: [cache]}", r"names \['cache'\], which are not rows"),
+        ("{plain: [cached]}", r"names \['plain'\], which are not rows"),
+        ('{full: [cached], "full, IEC": [cached]}', "a row is compared with one other row. Name each once"),
+        ("{cached: [cached]}", "Name each once"),
+    ):
+        path.write_text(SPEC.replace('compare_to: ""', f"compare_to: {wrong}"))
+        with pytest.raises(ConfigError, match=said):
+            Experiment.read(path)
+
+
+def test_the_tables_of_the_paper_compare_every_corrected_row_with_the_one_without():
+    for name in ("table1", "table2", "table3", "table4", "table5", "figure3", "controls", "correction", "techniques", "rule"):
+        experiment = Experiment.read(Path(name), ["device=cpu"])
+        for label, base in bases(experiment.rows).items():
+            assert experiment.compared[label] == base, (name, label)
+
+
+def test_families_have_pictures_of_their_own_where_one_could_not_be_read(experiment, monkeypatch):
+    assert {name: part.rows for name, part in by_picture(experiment).items()} == {"": experiment.rows}
+    monkeypatch.setattr(figures, "LEGIBLE", 4)
     parts = by_picture(experiment)
     assert {name: list(part.rows) for name, part in parts.items()} == {
         "full": ["full", "full, IEC"],

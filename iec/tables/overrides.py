@@ -1,0 +1,70 @@
+"""Hydra overrides of the rows of an experiment file, and those that are given for all of them."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+
+from iec.errors import ConfigError
+from iec.io.resources import configs
+from iec.runs.config import register
+from iec.tables.scales import Scale
+
+TECHNIQUE = "efficiency"
+
+
+def value_of(overrides: Sequence[str], key: str) -> str:
+    """Of a key that is given twice the last counts, as for Hydra; empty for the default."""
+    return next((text.partition("=")[2] for text in reversed(overrides) if text.startswith(f"{key}=")), "")
+
+
+def key_of(override: str) -> str:
+    return override.lstrip("+").partition("=")[0]
+
+
+def require_kept(path: Path, rows: Sequence[Sequence[str]], extra: Sequence[str], scale: Scale) -> None:
+    """Raises `ConfigError` for an override of all rows that takes away what their labels say that they differ by."""
+    for override in extra:
+        key = key_of(override)
+        if len(values := dict.fromkeys(value_of(overrides, key) for overrides in rows)) > 1:
+            way_out = "Use --model NAME" if key == "model" and scale.instruments else "Leave it out, or change the rows in a copy"
+            raise ConfigError(
+                f"{path}: {override} would make rows alike that differ: {key}={' or '.join(v or 'default' for v in values)}. "
+                f"{way_out}."
+            )
+
+
+def with_extra(rows: dict[str, list[str]], extra: Sequence[str]) -> dict[str, list[str]]:
+    """The rows with the overrides of all rows after their own.
+
+    One of a technique, such as ``efficiency.kernels=int8``, is for the rows whose technique has this key: full precision has no
+    kernels to choose. If no row's technique has it, all rows keep it, and their cells say that it is unknown.
+    """
+    of_technique = [override for override in extra if key_of(override).startswith(f"{TECHNIQUE}.")]
+    known = _keys(value_of(own, TECHNIQUE) for own in rows.values()) if of_technique else {}
+
+    def takes(own: Sequence[str], override: str) -> bool:
+        return _path(override)[0] in known[value_of(own, TECHNIQUE)]
+
+    some = {override for override in of_technique if any(takes(own, override) for own in rows.values())}
+    return {label: [*own, *(o for o in extra if o not in some or takes(own, o))] for label, own in rows.items()}
+
+
+def _path(override: str) -> list[str]:
+    """Of the key below the technique."""
+    return key_of(override).split(".")[1:]
+
+
+def _keys(techniques: Iterable[str]) -> dict[str, frozenset[str]]:
+    """Technique -> its keys; none of one that cannot be composed: its cell says why."""
+    register()
+    with initialize_config_dir(str(configs()), version_base="1.3"):
+        return {name: frozenset(_composed(name)) for name in dict.fromkeys(techniques)}
+
+
+def _composed(technique: str) -> Iterable[str]:
+    try:
+        return map(str, compose("config", overrides=[f"{TECHNIQUE}={technique}"] if technique else [])[TECHNIQUE])
+    except HydraException:
+        return ()
