@@ -56,8 +56,8 @@ def write_plots(rows: Sequence[Measured], experiment: Experiment, folder: Path) 
 
 
 def by_picture(experiment: Experiment) -> dict[str, Experiment]:
-    """Word of the names of files -> what shares pictures: the rows of a model; where they are more than is `LEGIBLE` and are compared,
-    those of each family.
+    """Word of the names of files -> what shares pictures: the rows of a model, or, where they are more than is `LEGIBLE` and are
+    compared, those of each family.
     """
     parts = {}
     for model, part in experiment.by_model().items():

@@ -40,9 +40,9 @@ def bases_of(
 ) -> dict[str, str]:
     """label -> that of the row that it is compared with.
 
-    labels: of all rows there are, of ``rows`` times the variants. to: {label: labels that are compared with it}; or an ending, which
-    stands for the row with it that differs by its variant of the last axis alone. Raises `ConfigError` for an ending that no variant
-    has, for labels that are not there, and for a row that would be compared twice, or with itself.
+    labels: of all rows there are, of ``rows`` times the variants. to: {label: labels that are compared with it}; or an ending, that
+    of the row which differs by its variant of the last axis alone. Raises `ConfigError` for an ending that no variant has, for
+    labels that are not there, and for a row that would be compared twice, or with itself.
     """
     if not isinstance(to, str):
         return _named_bases(path, labels, to)

@@ -37,7 +37,7 @@ def test_an_override_of_the_technique_is_for_the_rows_whose_technique_has_the_ke
 
 def test_the_technique_itself_and_other_keys_are_for_all_rows():
     for extra in ("efficiency=none", "model.compile=true", "+logger.group=x"):
-        assert added(extra) == dict.fromkeys(ROWS, [extra])
+        assert added(extra) == {label: [extra] for label in ROWS}
 
 
 def test_a_key_that_no_technique_has_is_refused_by_name():
