@@ -1,7 +1,7 @@
 """Fill in the counted parts of docs/account.md from the tables in experiments/results, or check that they are what is written.
 
-    python scripts/account.py            # writes docs/account.md
-    python scripts/account.py --check    # exit code 1 where it would change
+    python -m scripts.account            # writes docs/account.md
+    python -m scripts.account --check    # exit code 1 where it would change
 
 A part stands between `<!-- NAME -->` and `<!-- end -->`. Only rows of the weights that the package carries now are counted, each
 cell once: where N differs, the row whose FID is tested in pairs, or that of the most images. A row with a correction is compared
@@ -10,9 +10,7 @@ where its 95 % interval leaves out 0, and cannot be told where it does not; inte
 of trained networks are counted where the reference has as many steps: else they are distances to another solver's error, too.
 """
 
-import argparse
 import json
-import re
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -21,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from iec.errors import ArtifactError
-from iec.io.files import write_atomic
 from iec.io.runtime import entry_point
 from iec.metrics.interval import Interval
 from iec.models.cards import card, card_names
 from iec.tables.formats import markdown_table
+from scripts.marked import fill, names
 
 ROOT = Path(__file__).parents[1]
 PAGE, RESULTS = ROOT / "docs/account.md", ROOT / "experiments/results"
@@ -270,30 +268,16 @@ def parts(results: Path) -> dict[str, str]:
     }
 
 
-def filled(page: str, found: dict[str, str]) -> str:
-    """The page with its parts filled in. Raises `ArtifactError` for a part that it names and nobody makes, or lacks."""
-    named = re.findall(r"<!-- (.*?) -->\n.*?<!-- end -->", page, re.DOTALL)
-    if sorted(named) != sorted(found):
-        raise ArtifactError(f"The page has the parts {', '.join(named)}; the script makes {', '.join(found)}. Make them agree.")
-    return re.sub(
-        r"<!-- (.*?) -->\n.*?<!-- end -->",
-        lambda match: f"<!-- {match[1]} -->\n\n{found[match[1]]}\n\n<!-- end -->",
-        page,
-        flags=re.DOTALL,
-    )
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 where the page would change")
-    args = parser.parse_args()
-    page = PAGE.read_text(encoding="utf-8")
-    new = filled(page, parts(RESULTS))
-    if args.check:
-        raise SystemExit(int(new != page))
-    write_atomic(PAGE, lambda file: file.write(new.encode()))
+def part_of(page: str, results: Path) -> Callable[[str], str]:
+    """Name -> Markdown. Raises `ArtifactError` where the page does not have the parts that are made."""
+    found = parts(results)
+    if sorted(names(page)) != sorted(found):
+        raise ArtifactError(
+            f"The page has the parts {', '.join(names(page))}; the script makes {', '.join(found)}. Make them agree."
+        )
+    return found.__getitem__
 
 
 if __name__ == "__main__":
     with entry_point():
-        main()
+        fill(__doc__, {PAGE: part_of(PAGE.read_text(encoding="utf-8"), RESULTS)})

@@ -8,12 +8,13 @@ from iec.errors import ArtifactError
 from iec.metrics.interval import Interval
 from iec.models.cards import card
 from scripts import account
-from scripts.account import FID, PSNR, counts, filled, read, verdict
+from scripts.account import FID, PSNR, counts, read, verdict
+from scripts.marked import filled
 
 
 def test_the_page_holds_what_the_tables_say():
     page = account.PAGE.read_text(encoding="utf-8")
-    assert filled(page, account.parts(account.RESULTS)) == page, "run python scripts/account.py"
+    assert filled(page, account.part_of(page, account.RESULTS)) == page, "run python -m scripts.account"
 
 
 @pytest.mark.parametrize(
@@ -71,6 +72,6 @@ def test_the_last_step_left_out_is_a_kind_of_its_own(tmp_path):
     assert rows[0].kind == "IEC but the last step"
 
 
-def test_a_part_that_nobody_makes_is_refused():
-    with pytest.raises(ArtifactError, match="has the parts a; the script makes b"):
-        filled("<!-- a -->\n<!-- end -->", {"b": ""})
+def test_a_page_whose_parts_are_not_those_that_are_made_is_refused(tmp_path):
+    with pytest.raises(ArtifactError, match="has the parts a; the script makes at equal steps"):
+        account.part_of("<!-- a -->\n<!-- end -->", tmp_path)
