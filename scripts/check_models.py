@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from iec.io.environment import describe_device
-from iec.io.files import write_atomic
+from iec.io.files import write_text
 from iec.io.paths import user_path
 from iec.io.runtime import resolve_device
 from iec.models import card, card_names
@@ -108,8 +108,8 @@ def save(folder: Path, rows: list[dict[str, Any]], device: str) -> None:
     note = f"Random weights, {machine}, {date}."
     text = "\n".join([HEADER, *map(line, rows), "", note, ""])
     value = json.dumps({"machine": machine, "date": date, "rows": rows}, indent=1) + "\n"
-    write_atomic(folder / "models.md", lambda file: file.write(text.encode()))
-    write_atomic(folder / "models.json", lambda file: file.write(value.encode()))
+    write_text(folder / "models.md", text)
+    write_text(folder / "models.json", value)
 
 
 if __name__ == "__main__":

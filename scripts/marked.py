@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from iec.io.files import write_atomic
+from iec.io.files import write_text
 
 PART = re.compile(r"<!-- (?!end -->)(.*?) -->\n.*?<!-- end -->", re.DOTALL)
 
@@ -29,5 +29,5 @@ def fill(description: str | None, pages: Mapping[Path, Callable[[str], str]]) ->
     if check:
         raise SystemExit(int(bool(changed)))
     for path, text in changed.items():
-        write_atomic(path, lambda file, text=text: file.write(text.encode()))
+        write_text(path, text)
         print(path)

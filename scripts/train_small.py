@@ -46,7 +46,7 @@ from torch.func import functional_call
 
 from iec.errors import ArtifactError, ConfigError, DatasetError, NonFiniteError, WeightsError
 from iec.io.datasets import load_cifar10, load_fashion_mnist_32
-from iec.io.files import write_atomic
+from iec.io.files import write_atomic, write_text
 from iec.io.images import grid, save_png, to_uint8
 from iec.io.paths import user_path
 from iec.io.runtime import entry_point, keep_freed_memory, resolve_device
@@ -262,7 +262,7 @@ class Training:
         write_atomic(folder / "state.pt", partial(torch.save, state))
         weights = save({name: value.half().contiguous().cpu() for name, value in self.ema.items()}, metadata={"format": "pt"})
         write_atomic(folder / "ema" / WEIGHTS, lambda file: file.write(weights))
-        write_atomic(folder / "ema/config.json", lambda file: file.write(self.model.to_json_string().encode()))
+        write_text(folder / "ema/config.json", self.model.to_json_string())
 
     def load(self, file: Path, ignored: str = "") -> None:
         """Take over a saved state. Raises `ConfigError` when it was made with other options, except the ``ignored`` one."""

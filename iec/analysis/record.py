@@ -15,7 +15,7 @@ from iec.analysis.setup import Setup
 from iec.analysis.state import State
 from iec.errors import ConfigError
 from iec.io.environment import describe_device, git_revision
-from iec.io.files import canonical_hash, write_atomic
+from iec.io.files import canonical_hash, write_text
 from iec.metrics.interval import Interval
 from iec.runs.cell import Cell
 from iec.runs.sampling import prepare
@@ -93,7 +93,7 @@ class Subject:
         }
         text = json.dumps({**provenance, **plain_values(numbers)}, allow_nan=False) + "\n"
         path = self.path(kind, ".json")
-        write_atomic(path, lambda file: file.write(text.encode()))
+        write_text(path, text)
         return path
 
 

@@ -12,7 +12,7 @@ from iec.analysis.pays import PREDICTORS
 from iec.analysis.record import plain_values
 from iec.analysis.rule import ErrorRate, Pair, Transfer, errors_of, transfers
 from iec.errors import ConfigError
-from iec.io.files import write_atomic
+from iec.io.files import write_text
 from iec.tables.formats import markdown_table
 
 log = logging.getLogger(__name__)
@@ -48,8 +48,8 @@ def run_rule(folders: Sequence[Path], score: str, predictor: str, images: int | 
         "transfers": [{**vars(t), **{name: _rate(getattr(t, name)) for name in ("fitted", "tested", "untuned")}} for t in found],
         "trivial": {model: {name: _rate(rate) for name, rate in rates.items()} for model, rates in _trivial(pairs).items()},
     }
-    write_atomic(out / "rule.json", lambda file: file.write((json.dumps(plain_values(numbers), allow_nan=False) + "\n").encode()))
-    write_atomic(out / "rule.md", lambda file: file.write(f"{text}\n".encode()))
+    write_text(out / "rule.json", json.dumps(plain_values(numbers), allow_nan=False) + "\n")
+    write_text(out / "rule.md", f"{text}\n")
     figures.predicted_and_measured(out / "rule.png", pairs, shown, predictor, score)
     return numbers
 

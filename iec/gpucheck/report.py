@@ -6,7 +6,7 @@ from pathlib import Path
 from iec.gpucheck.part import FAILED, OVER, Line
 from iec.gpucheck.results import PAGE, PartResult, Results
 from iec.gpucheck.run import counted
-from iec.io.files import write_atomic
+from iec.io.files import write_text
 
 REHEARSAL = (
     "**This is a rehearsal on a CPU. It says that the check runs, and nothing about CUDA:** no number below is of a GPU, and what "
@@ -19,7 +19,7 @@ def write_report(results: Results, folder: Path) -> None:
     """report.json and report.md, each complete or as it was before."""
     results.write(folder)
     text = markdown(results)
-    write_atomic(folder / PAGE, lambda file: file.write(text.encode()))
+    write_text(folder / PAGE, text)
 
 
 def markdown(results: Results) -> str:

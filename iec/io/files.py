@@ -39,10 +39,14 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
             Path(temporary).unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Atomically, as UTF-8."""
+    write_atomic(path, lambda file: file.write(text.encode()))
+
+
 def write_json(path: Path, value: Any) -> None:
     """Atomically, with sorted keys, so that equal values are equal bytes."""
-    text = json.dumps(value, indent=1, sort_keys=True) + "\n"
-    write_atomic(path, lambda file: file.write(text.encode()))
+    write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
 
 
 def read_json(path: Path) -> Any:

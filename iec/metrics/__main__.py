@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from iec.errors import ArtifactError, ConfigError, MetricError
-from iec.io.files import read_json, write_atomic
+from iec.io.files import read_json, write_text
 from iec.io.paths import require_writable, user_path
 from iec.io.progress import reported
 from iec.io.runtime import entry_point, keep_freed_memory, resolve_device
@@ -239,7 +239,7 @@ def main(words: list[str] | None = None) -> None:
     print(table(record))
     print("".join(f"note: {note}\n" for note in record["notes"]) + "\n" + text, end="", flush=True)
     if args.json is not None:
-        write_atomic(args.json, lambda file: file.write(text.encode()))
+        write_text(args.json, text)
     if not all(verdict["passed"] for verdict in record.get("gate", [])):
         raise SystemExit(1)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from iec.errors import ArtifactError
-from iec.io.files import write_atomic
+from iec.io.files import write_text
 from iec.io.records import parse
 from iec.metrics.extractors.features import Extractor
 from iec.metrics.inception_score import CHUNKS, SHUFFLE_SEED
@@ -103,7 +103,7 @@ class Record:
     def save(self, path: Path) -> None:
         """Write JSON atomically. A missing interval (no resamples) is written as NaN, as Python's json does."""
         text = json.dumps(self.as_dict(), indent=2) + "\n"
-        write_atomic(path, lambda file: file.write(text.encode()))
+        write_text(path, text)
 
     @staticmethod
     def read(path: Path) -> "Record":

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from iec.errors import WeightsError
-from iec.io.files import write_atomic
+from iec.io.files import write_text
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer  # its import takes a second: only a text model pays for it
@@ -96,7 +96,7 @@ def save_tokenizer(folder: Path) -> None:
         "special_tokens_map.json": json.dumps(special, indent=2),
     }
     for name, text in contents.items():
-        write_atomic(folder / name, lambda file, text=text: file.write(text.encode()))  # type: ignore[misc]
+        write_text(folder / name, text)
 
 
 def vocabulary() -> tuple[dict[str, int], list[str]]:

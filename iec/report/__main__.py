@@ -17,7 +17,7 @@ from hydra import compose, initialize_config_dir
 
 from iec.errors import ConfigError
 from iec.io.environment import git_revision
-from iec.io.files import write_atomic
+from iec.io.files import write_text
 from iec.io.paths import require_writable, user_path
 from iec.io.resources import configs, experiment_file, experiments
 from iec.io.runtime import entry_point
@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
     sections = [read_section(path, overrides, options.scale, options.model) for path in files]
     figures = figures_of(folder / "results" / "analysis", folder.parent)
     html = page(sections, figures, f"{datetime.now(UTC):%Y-%m-%d}", git_revision())
-    write_atomic(output, lambda file: file.write(html.encode()))
+    write_text(output, html)
     done, count = sum(section.done for section in sections), sum(len(section.lines) for section in sections)
     log.info("%s: %d of %d rows, %.1f MB", output, done, count, len(html) / 1e6)
 

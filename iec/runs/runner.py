@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from iec.efficiency.cost import Cost
 from iec.io.cores import intra_op_threads
 from iec.io.environment import Environment
-from iec.io.files import write_atomic, write_json
+from iec.io.files import write_json, write_text
 from iec.io.images import grid, save_png
 from iec.io.locks import exclusive
 from iec.io.progress import stage_once_begun
@@ -139,7 +139,7 @@ def _sample(cell: Cell, store: Store, batches: list[Batch]) -> None:
 def _write_circumstances(cell: Cell, store: Store) -> None:
     """config.yaml, without how the cell is split into tasks, and environment.json."""
     text = OmegaConf.to_yaml(OmegaConf.merge(cell.config, UNSPLIT), resolve=True)
-    write_atomic(store.folder / "config.yaml", lambda file: file.write(text.encode()))
+    write_text(store.folder / "config.yaml", text)
     write_json(store.folder / ENVIRONMENT, asdict(Environment.of(cell.device)))
 
 

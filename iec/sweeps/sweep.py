@@ -20,7 +20,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from iec.errors import ConfigError
-from iec.io.files import write_atomic
+from iec.io.files import write_text
 from iec.io.paths import require_writable, user_path
 from iec.runs.cell import Cell
 from iec.runs.tracking import score_key
@@ -113,4 +113,4 @@ def main(arguments: list[str] | None = None) -> None:
     if options.output is None:
         print(text, end="")
     else:
-        write_atomic(options.output, lambda file: file.write(text.encode()))
+        write_text(options.output, text)

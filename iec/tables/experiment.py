@@ -60,8 +60,8 @@ class Experiment:
     `Scale`. left_out: why -> labels of rows whose technique an ideal model, chosen as an instrument, does not take. product: in a
     file with two axes of variants the labels of its rows and the endings of either axis, whose every combination may be a row.
     paired: names of the paired scores that are shown, keys of `iec.metrics.paired.PAIRED`. compared: row -> the row of its
-    technique that it is compared with, see `iec.tables.comparison`; such a family has pictures of its own. noise: labels of the
-    rows whose noise is drawn, see `iec.tables.noise`.
+    technique that it is compared with, see `iec.tables.comparison`. noise: labels of the rows whose noise is drawn, see
+    `iec.tables.noise`. again: the command that computes the table, without folders of this machine.
     """
 
     name: str
@@ -81,6 +81,7 @@ class Experiment:
     paired: tuple[str, ...] = DEFAULT
     compared: dict[str, str] = field(default_factory=dict)
     noise: tuple[str, ...] = ()
+    again: str = ""
 
     @classmethod
     def read(cls, path: Path, extra: Sequence[str] = (), scale: str | None = None, models: Sequence[str] = ()) -> "Experiment":
@@ -96,7 +97,7 @@ class Experiment:
         entry = read_yaml(path)
         try:
             chosen = Scale.of(path, entry.get("scales") or {}, scale, models)
-            experiment = cls._of(path, entry, chosen, extra)
+            experiment = replace(cls._of(path, entry, chosen, extra), again=_command(path, chosen, models, extra))
         except (KeyError, TypeError, AttributeError) as error:
             raise ConfigError(f"{path} is not an experiment file ({error!r}); see experiments/bundled.yaml.") from error
         ideal = {model for model in models if card(model).dataset is not None}
@@ -205,7 +206,7 @@ class Experiment:
 
     def portable_command(self, label: str) -> str:
         """The same without folders of this machine, for files that others read."""
-        return f"python -m iec run {shlex.join(text for text in self.rows[label] if not text.startswith('paths.'))}"
+        return f"python -m iec run {_portable(self.rows[label])}"
 
 
 def _cell(label: str, overrides: list[str]) -> Cell:
@@ -213,6 +214,17 @@ def _cell(label: str, overrides: list[str]) -> Cell:
         return Cell.from_config(compose("config", overrides=overrides))
     except HydraException as error:
         raise ConfigError(f"Row {label!r} ({' '.join(overrides)}): {error}") from error
+
+
+def _portable(overrides: Iterable[str]) -> str:
+    return shlex.join(text for text in overrides if not text.startswith("paths."))
+
+
+def _command(path: Path, scale: Scale, models: Sequence[str], extra: Sequence[str]) -> str:
+    """Of a whole table."""
+    options = ["--scale", scale.name] if scale.name else []
+    options += ["--model", ",".join(models)] if models else []
+    return f"python -m iec.tables {_portable([f'{path.parent.name}/{path.name}', *options, '--run', *extra])}"
 
 
 def _check(path: Path, cost: str, paired: Sequence[str], figures: Mapping[str, Any]) -> None:

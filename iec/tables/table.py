@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from iec.io.files import write_atomic, write_json
+from iec.io.files import write_json, write_text
 from iec.tables.experiment import EVIDENCE, Experiment
 from iec.tables.formats import comma_separated, latex, markdown, markdown_code, markdown_text
 from iec.tables.measured import Measured, measured
@@ -25,14 +25,15 @@ def write_table(
     """
     header, body = table_of(rows, experiment)
     body += [[line.get(column, "") for column in header] for line in floor_lines(rows)]
-    caption = "\n\n".join([markdown_text(caption_of(rows, experiment)), *_absent(experiment, absent or {})])
+    again = f"Again: {markdown_code(experiment.again)}" if experiment.again else ""
+    caption = "\n\n".join(filter(None, [markdown_text(caption_of(rows, experiment)), again, *_absent(experiment, absent or {})]))
     contents = {
         "table.md": markdown(header, body, experiment.title, caption),
         "table.tex": latex(header, body, experiment.title),
         "table.csv": comma_separated(header, body),
     }
     for name, content in contents.items():
-        write_atomic(folder / name, lambda file, content=content: file.write(content.encode()))  # type: ignore[misc]
+        write_text(folder / name, content)
     write_json(folder / "table.json", [_entry(*pair) for pair in zip(rows, measured(rows, bases(experiment.rows)), strict=True)])
     return header, body
 
@@ -116,8 +117,8 @@ def _comparisons(rows: Sequence[Row], experiment: Experiment) -> str:
         text += f" Rows of one cost group are within 5 % of each other in {experiment.cost}."
     if any(row.comparisons for row in rows):
         text += (
-            " Changes are those from the row of the same technique without correction, image by image from the same noise (of FID "
-            "by each image's influence on it, to first order), with 95 % intervals of Student's t; p: two-sided, adjusted for all "
-            "rows of the technique by Holm's method."
+            " Changes are those from the plain row of the technique, image by image from the same noise (of FID by each image's "
+            "influence on it, to first order), with 95 % intervals of Student's t; p: two-sided, adjusted for all rows of the "
+            "technique by Holm's method."
         )
     return text

@@ -57,3 +57,14 @@ def test_integer_kernels_for_all_quantized_rows_of_a_table():
     assert kernels == {label: "" if label.startswith("FP") else "int8" for label in kernels} and len(kernels) == 6
     with pytest.raises(ConfigError, match="would make rows alike that differ: efficiency.kernels=default or int8"):
         Experiment.read(Path("integer"), ["efficiency.kernels=int8"])
+
+
+def test_a_table_names_the_command_that_computes_it():
+    extra = ["num_images=64", "efficiency.kernels=int8", "paths.output=/some/folder"]
+    assert Experiment.read(Path("table1"), extra, "small", ["ddim_fashion_small"]).again == (
+        "python -m iec.tables experiments/table1.yaml --scale small --model ddim_fashion_small --run num_images=64 "
+        "efficiency.kernels=int8"
+    )
+    assert Experiment.read(Path("peers"), ["model=ddim_cifar_small"]).again == (
+        "python -m iec.tables experiments/peers.yaml --run model=ddim_cifar_small"
+    )

@@ -71,6 +71,7 @@ def test_rows_whose_weights_are_missing_do_not_stop_the_others(spec, tmp_path, c
         run(spec, "--run", "metrics=none")
     assert caplog.text.count("cannot run here: absent, absent too: ") == 1
     table = next((spec.parent / "out" / "tables").glob("*/table.md")).read_text()
+    assert "\n\nAgain: `python -m iec.tables " in table
     assert table.count("\n| ") == 4 and "Not there: absent (cannot run here: WeightsError: " in table
     assert "paths.output" not in table  # its reader has other folders
     run(spec, "metrics=none")  # shows what is there, and fails nothing

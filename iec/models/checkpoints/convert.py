@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from iec.errors import ConfigError, StoreError, WeightsError
-from iec.io.files import write_atomic
+from iec.io.files import write_text
 from iec.models.architecture import build
 from iec.models.cards import Card, Component, Original
 from iec.models.checkpoints.names import ALPHAS, AVERAGED, SCALE_FACTOR, Origin, is_ignored, origins
@@ -169,4 +169,4 @@ def _write(part: Part, source: Checkpoint, folder: Path, metadata: Mapping[str, 
 
 
 def _write_text(path: Path, text: str) -> None:
-    write_atomic(path, lambda file: file.write(text.encode()))
+    write_text(path, text)
