@@ -15,6 +15,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from iec.errors import ConfigError
 from iec.metrics.interval import LEVEL, Interval
 from iec.runs.scoring import fid_influence
 from iec.tables.experiment import COSTS, Experiment
@@ -25,10 +26,18 @@ SAME_COST = 1.05
 
 
 def compared(rows: Sequence[Row], experiment: Experiment) -> list[Row]:
-    """The rows with what they change and their groups of equal cost, if the experiment compares its rows."""
+    """The rows with what they change and their groups of equal cost, if the experiment compares its rows. Raises `ConfigError` for
+    one that is compared with a row of another seed, whose images start from other noise.
+    """
     if not experiment.compared:
         return list(rows)
-    changes, by_label = _changes(rows, experiment.compared), {row.label: row for row in rows}
+    by_label = {row.label: row for row in rows}
+    for label, base in experiment.compared.items():
+        if {label, base} <= by_label.keys() and by_label[label].result.cell.seed != by_label[base].result.cell.seed:
+            raise ConfigError(
+                f"{experiment.name}: {label!r} is compared with {base!r}, of another seed. Compare it with one of its own."
+            )
+    changes = _changes(rows, experiment.compared)
     groups: dict[str, str] = {}
     for part in experiment.by_model().values():
         known = {label: by_label[label].image_cost for label in part.rows if label in by_label}

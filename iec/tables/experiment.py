@@ -51,8 +51,8 @@ class Published:
 
 @dataclass(frozen=True)
 class Experiment:
-    """rows: label -> overrides of ``iec run``. references: rows that those of the same model are paired with, image by image (of
-    several the one of the same timetable, or the last); none in a file that is only analysed.
+    """rows: label -> overrides of ``iec run``. references: rows that those of the same model and seed are paired with, image by
+    image (of several the one of the same timetable, or the last); none in a file that is only analysed.
 
     figures: name -> labels that share one plot of error against step; one plot of all rows if there are none. grid: labels whose
     samples are shown, see `iec.tables.figures` if there are none. cost: a key of `COSTS`, the first if not given. published: label

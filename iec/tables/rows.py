@@ -133,7 +133,7 @@ def _require_one_reference(results: dict[str, Result]) -> None:
 
 def build_rows(results: dict[str, Result], references: Sequence[str], paired: Sequence[str] = pairs.DEFAULT) -> list[Row]:
     """Scores and paired distances of every finished row, in the experiment's order. references: labels of rows that those of the
-    same model are paired with: of several the one of the same timetable, or the last. paired: names of the paired scores, keys of
+    same model and seed are paired with, see `paired_with`. paired: names of the paired scores, keys of
     `iec.metrics.paired.PAIRED`.
     """
     _require_one_reference(results)
@@ -156,14 +156,15 @@ def build_rows(results: dict[str, Result], references: Sequence[str], paired: Se
 
 
 def paired_with(results: Mapping[str, Result], references: Sequence[str]) -> dict[str, str]:
-    """Label of a row -> that of the row that it is paired with: of those that are there and of its model the one of the same
-    timetable, or the last.
+    """Label of a row -> that of the row that it is paired with. Of those that are there and start from its noise, as rows of its model
+    and seed do, it is the one of the same timetable, or the last.
     """
+    cells = {label: result.cell for label, result in results.items()}
+    there = [(name, cells[name]) for name in references if name in cells]
     found = {}
-    for label, result in results.items():
-        model, timetable = result.cell.card.name, result.cell.sampler.timetable.pairs
-        own = [name for name in references if name in results and results[name].cell.card.name == model]
-        alike = [name for name in own if results[name].cell.sampler.timetable.pairs == timetable]
+    for label, cell in cells.items():
+        own = [name for name, other in there if (other.card.name, other.seed) == (cell.card.name, cell.seed)]
+        alike = [name for name in own if cells[name].sampler.timetable.pairs == cell.sampler.timetable.pairs]
         if own:
             found[label] = (alike or own)[-1]
     return found

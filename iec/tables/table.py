@@ -88,11 +88,12 @@ def caption_of(rows: list[Row], experiment: Experiment) -> str:
     references = "' or '".join(label for label in experiment.references if label in {row.label for row in rows})
     paired = f"ref. is '{references}' from the same noise; " if references else ""
     hours = sum(row.result.manifest.seconds for row in rows) / 3600
+    seeds = ", ".join(map(str, dict.fromkeys(row.result.cell.seed for row in rows)))
     models = ", ".join(dict.fromkeys(row.result.cell.card.name for row in rows))
     if experiment.replaced:
         models += f" in place of {', '.join(experiment.replaced)}: look at what IEC changes, not at the values"
     text = (
-        f"Measured on {models}. Seed {cell.seed}, batch {cell.batch_size}; brackets are 95 % intervals; calls are network calls "
+        f"Measured on {models}. Seed {seeds}, batch {cell.batch_size}; brackets are 95 % intervals; calls are network calls "
         f"per image; {paired}sim. = simulated quantization, whose time says "
         f"nothing about real integer kernels. {'; '.join(machines)}; {hours:.1f} h of sampling."
     )

@@ -151,9 +151,9 @@ def test_rows_get_their_comparisons_adjusted_within_the_family(experiment, monke
 
     def result(label):
         cost = SimpleNamespace(per_image=lambda calls: CallCost(bops=2e12 if ", " in label else 1e12))
-        return SimpleNamespace(cell=label, store=None, manifest=manifest, cost=cost)
+        return SimpleNamespace(cell=SimpleNamespace(label=label, seed=0), store=None, manifest=manifest, cost=cost)
 
-    monkeypatch.setattr(comparison, "fid_influence", lambda cell, store: ("FID", moves[cell]))
+    monkeypatch.setattr(comparison, "fid_influence", lambda cell, store: ("FID", moves[cell.label]))
     psnr = {label: draw.normal(size=50) + (0.7 if label.endswith("IEC") else 0) for label in experiment.rows if label != "full"}
     rows = [
         Row(label, result(label), {"FID": Interval(float(k))}, None, {"PSNR": psnr[label]} if label in psnr else {})
@@ -172,11 +172,14 @@ def test_rows_get_their_comparisons_adjusted_within_the_family(experiment, monke
     assert {label: row.cost_group for label, row in by_label.items()} == {
         label: "B" if ", " in label else "A" for label in experiment.rows
     }
+    by_label["cached"].result.cell.seed = 1
+    with pytest.raises(ConfigError, match="'cached, IEC' is compared with 'cached', of another seed"):
+        compared(rows, experiment)
 
 
 def test_identical_images_and_undefined_scores_are_not_compared(experiment, monkeypatch):
     monkeypatch.setattr(comparison, "fid_influence", lambda cell, store: None)
-    result = SimpleNamespace(cell=None, store=None, cost=None)
+    result = SimpleNamespace(cell=SimpleNamespace(seed=0), store=None, cost=None)
     values = {"cached": [np.inf, np.inf], "cached, IEC": [1.0, 2.0], "cached, 2T": [np.inf, np.inf]}
     rows = [Row(label, result, {}, None, {"PSNR": np.array(v)}) for label, v in values.items()]
     assert [row.comparisons for row in compared(rows, experiment)] == [{}, {}, {}]

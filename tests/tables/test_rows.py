@@ -10,9 +10,10 @@ from iec.tables.rows import paired_with
 from iec.tables.styles import bases
 
 
-def result(model, steps):
+def result(model, steps, seed=0):
     timetable = SimpleNamespace(pairs=((steps, 0),))
-    return SimpleNamespace(cell=SimpleNamespace(card=SimpleNamespace(name=model), sampler=SimpleNamespace(timetable=timetable)))
+    card, sampler = SimpleNamespace(name=model), SimpleNamespace(timetable=timetable)
+    return SimpleNamespace(cell=SimpleNamespace(card=card, sampler=sampler, seed=seed))
 
 
 def test_a_row_is_paired_with_the_reference_of_its_model_and_timetable_or_the_last_of_its_model():
@@ -27,6 +28,13 @@ def test_a_row_is_paired_with_the_reference_of_its_model_and_timetable_or_the_la
         "5": None,
     }
     assert all(found[label] == label for label in references)
+
+
+def test_rows_of_another_seed_start_from_other_noise_and_are_not_paired():
+    references = {"seed 0": result("a", 10), "seed 1": result("a", 10, seed=1)}
+    others = {"1": result("a", 10), "2": result("a", 50, seed=1), "3": result("a", 10, seed=2)}
+    found = paired_with({**references, **others}, list(references))
+    assert {label: found.get(label) for label in others} == {"1": "seed 0", "2": "seed 1", "3": None}
 
 
 @pytest.mark.parametrize("name", ["rule", "rule_ideal"])

@@ -40,6 +40,7 @@ def test_the_scaled_experiments_are_all_but_those_of_a_model_of_their_own():
         "bundled",
         "correction",
         "dit",
+        "headline",
         "peers",
         "techniques",
         "ideal",
