@@ -4,6 +4,8 @@ import os
 import runpy
 import sys
 
+from iec import __version__
+
 COMMANDS = {
     "run": ("iec.runs", "compute one cell, or many with -m (as python run.py)"),
     "table": ("iec.tables", "a table and its pictures from an experiment file"),
@@ -21,7 +23,8 @@ SUBCOMMANDS = {"score"}
 def usage() -> str:
     width = max(map(len, COMMANDS))
     lines = [f"    iec {name:<{width}}  {purpose}" for name, (_, purpose) in COMMANDS.items()]
-    return "\n".join(["usage: iec COMMAND ...", "", *lines, "", "iec COMMAND --help lists what a command takes."])
+    end = "iec COMMAND --help lists what a command takes, iec --version says which release this is."
+    return "\n".join(["usage: iec COMMAND ...", "", *lines, "", end])
 
 
 def main() -> None:
@@ -29,6 +32,9 @@ def main() -> None:
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
         print(usage())
         raise SystemExit(0 if len(sys.argv) > 1 else 2)
+    if sys.argv[1] == "--version":
+        print(f"iec {__version__}")
+        raise SystemExit(0)
     name, *arguments = sys.argv[1:]
     if name not in COMMANDS:
         print(f"iec: unknown command {name!r}; choose one of {', '.join(COMMANDS)}.", file=sys.stderr)

@@ -39,3 +39,10 @@ class NonFiniteError(IECError):
 
 class MetricError(IECError):
     """Images or statistics that cannot be scored."""
+
+
+def require_type(name: str, value: object, kind: type, way_out: str) -> None:
+    """Raises `ConfigError` unless ``value``, the argument ``name`` of a public function, is a ``kind``. way_out: what to give."""
+    if not isinstance(value, kind):
+        given = f"the class {value.__name__}" if isinstance(value, type) else f"of type {type(value).__name__}"
+        raise ConfigError(f"{name} has to be a {kind.__name__}, and is {given}. Give {way_out}.")

@@ -94,6 +94,11 @@ def test_the_package_and_the_list_of_commands_load_no_library():
     assert all(f"iec {name}" in result.stdout for name in ("run", "table", "score", "convert", "export", "report"))
 
 
+def test_the_version_is_that_of_the_distribution():
+    result = guarded("runpy.run_module('iec', run_name='__main__')", "iec", "--version", forbidden=("torch",))
+    assert (result.returncode, result.stdout) == (0, f"iec {PROJECT['version']}\n"), result.stderr
+
+
 @pytest.mark.parametrize(("words", "code"), [([], 2), (["tabel"], 2)])
 def test_a_command_that_does_not_exist_is_refused_with_the_list(words, code):
     result = guarded("runpy.run_module('iec', run_name='__main__')", "iec", *words, forbidden=("torch",))

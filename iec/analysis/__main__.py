@@ -33,7 +33,9 @@ from iec.tables.scales import add_scale_options
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python -m iec.analysis", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     norms = commands.add_parser("norms", help="largest singular values of A I + B J and grad G (the paper's Fig. 1)")
     norms.add_argument("--every", type=int, default=5, help="every so many steps")

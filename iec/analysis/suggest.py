@@ -232,7 +232,7 @@ def greedy(responses: Responses, lam: float, budget: int) -> tuple[tuple[int, ..
     changes, deviation = responses.at(lam), responses.base
     left, chosen = list(range(len(responses.steps))), list[int]()
     squares = np.square(deviation).sum(-1)  # N
-    before = squares.mean()
+    before = float(squares.mean()) or float("nan")  # a network without error
     while left and len(chosen) < budget:
         candidates = np.stack([np.square(deviation + changes[k]).sum(-1) for k in left])
         k = int(candidates.mean(-1).argmin())

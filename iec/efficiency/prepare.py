@@ -18,6 +18,7 @@ from iec.efficiency.quantization import (
     quantize_unet,
     reconstruct,
 )
+from iec.errors import require_type
 from iec.io.artifacts import artifact_path, cached
 from iec.io.paths import user_path
 from iec.io.progress import reported, stage
@@ -57,6 +58,9 @@ def quantize(
     for a machine that cannot run them; `ArtifactError` if a file is missing, damaged, or was computed from something else;
     `StoreError` if it cannot be written.
     """
+    require_type("model", model, Model, 'iec.load_model("ddim_fashion_small")')
+    require_type("config", config, PTQConfig, "e.g. iec.PTQConfig(weight_bits=4)")
+    require_type("table", table, Timetable, 'e.g. iec.Timetable.spaced("uniform", 20, model.card.schedule)')
     require_network(model.card)
     require_kernels(kernels, config)
     folder = None if artifacts is None else Path(artifacts)

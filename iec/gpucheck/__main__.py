@@ -58,8 +58,12 @@ def default_folder(device: torch.device, size: Size) -> Path:
     """Of a GPU at full size among the results of a checkout, of all else below ``outputs``."""
     if (device.type, size) != ("cuda", "full"):
         return Path("outputs") / ("gpu_rehearsal" if device.type == "cpu" else f"gpu_{size}")
-    checkout = experiments().parent != PACKAGE
-    return experiments() / "results" / "gpu" if checkout else Path("outputs/gpu")
+    return experiments() / "results" / "gpu" if _checkout() else Path("outputs/gpu")
+
+
+def _checkout() -> bool:
+    """Whether this is one, and not an installed package."""
+    return experiments().parent != PACKAGE
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -73,7 +77,8 @@ def _parser() -> argparse.ArgumentParser:
         "--output",
         type=user_path,
         metavar="DIR",
-        help="of the report; default: experiments/results/gpu, of a rehearsal outputs/gpu_rehearsal",
+        help=f"of the report; default: {'experiments/results/gpu' if _checkout() else 'outputs/gpu'}, of a rehearsal "
+        "outputs/gpu_rehearsal",
     )
     parser.add_argument("--list", action="store_true", help="list the parts and stop")
     return parser

@@ -38,7 +38,7 @@ def resolve_device(name: str) -> torch.device:
         torch.zeros(1, device=device).item()  # not on ``meta``
     except (RuntimeError, AssertionError, ImportError) as error:  # NotImplementedError is a RuntimeError
         reason = str(error).split("\n")[0].split(". ")[0].rstrip(".")  # torch goes on with pages on its own insides
-        raise DeviceError(f"device={name} cannot be used here ({reason}). Use device=auto or device=cpu.") from error
+        raise DeviceError(f"device={name} cannot be used here ({reason}). Use auto or cpu in its place.") from error
     return device
 
 

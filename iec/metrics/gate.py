@@ -132,7 +132,8 @@ class Gate:
         """Raises `ConfigError` for another number of images than the gate is about."""
         if n != (expected := self.stated.get("num", n)):
             raise ConfigError(
-                f"--gate is about {expected} images, these are {n}. Give it as many: --num {expected} takes the first."
+                f"--gate is about {expected} images, these are {n}. Give it as many: --num {expected} takes the first of more, and "
+                f"a cell that has fewer gets them by its own command with num_images={expected}."
             )
 
 

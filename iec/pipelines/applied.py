@@ -28,9 +28,9 @@ class Applied:
     undo: what `remove` calls, the last first.
     """
 
-    pipe: Any
+    pipe: Any = field(repr=False)  # pages
     scheduler: Corrected
-    quantized: QuantizedUNet | None
+    quantized: QuantizedUNet | None = field(repr=False)
     undo: list[Callable[[], object]] = field(repr=False)
 
     def remove(self) -> None:

@@ -17,7 +17,7 @@ from iec.efficiency.caching.forecast_config import ForecastConfig
 from iec.efficiency.integer import require_kernels, require_machine, with_kernels
 from iec.efficiency.quantization import CalibrationCall, PTQConfig, QuantizedUNet, calibrate, quantize_unet, reconstruct
 from iec.efficiency.quantization.selection import require_units
-from iec.errors import ConfigError
+from iec.errors import ConfigError, require_type
 from iec.io.progress import reported
 from iec.models.unet import UNetNetwork
 from iec.pipelines.applied import HANDLE, Applied, exchange
@@ -79,6 +79,7 @@ def apply(
     ``save_pretrained`` saves the scheduler, but no cache and no quantization: call `remove` before.
     Raises `ConfigError`, or `DeviceError` where the kernels do not run, and then changes nothing.
     """
+    _require_types(pipe, correction, placement, corrector, cache, quantize, calibration)
     if getattr(pipe, HANDLE, None) is not None:
         raise ConfigError("This pipeline already has something applied to it. Call iec.remove(pipe) first.")
     if (quantize is None) != (calibration is None):
@@ -133,6 +134,21 @@ def remove(pipe: Any) -> None:
     applied = getattr(pipe, HANDLE, None)
     if applied is not None:
         applied.remove()
+
+
+def _require_types(pipe: Any, correction: Any, placement: Any, corrector: Any, cache: Any, quantize: Any, calibration: Any) -> None:
+    if not hasattr(getattr(pipe, "scheduler", None), "config"):
+        raise ConfigError(f"{type(pipe).__name__} is no pipeline of diffusers: it has no scheduler. Give the pipeline itself.")
+    require_type("corrector", corrector, Corrector, "one of iec.correctors, e.g. UniC()")
+    for name, value, kind, way_out in (
+        ("correction", correction, Correction, "iec.Correction()"),
+        ("placement", placement, Placement, 'e.g. iec.Placement("all_steps")'),
+        ("cache", cache, CachingConfig, "e.g. iec.CachingConfig(interval=5)"),
+        ("quantize", quantize, PTQConfig, "e.g. iec.PTQConfig(calibration_images=8)"),
+        ("calibration", calibration, Mapping, 'the arguments of a run, e.g. {"prompt": ["a cat"]}'),
+    ):
+        if value is not None:
+            require_type(name, value, kind, way_out)
 
 
 def _scheduler(pipe: Any, correction: Correction | None, placement: Placement | None, corrector: Corrector) -> Any:

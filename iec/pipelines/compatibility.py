@@ -73,9 +73,10 @@ def for_ddim(config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, A
             )
     solver = None if is_ddim else _solver(config, name)
     if solver is not None and not given.keys() & (DDIM_ALONE | DROPPED.keys()):
+        what = "a solver of another kind than DDIM" if solver == name else solver
         raise ConfigError(
-            f"{who} is {solver}. Its step is not A x + B F of one call, so it cannot be corrected. If plain DDIM is meant, of "
-            "first order and perhaps with more steps, say so: IECScheduler.from_config(config, clip_sample=False) for latents, "
+            f"{who} is {what}. Its step is not A x + B F of one call, so it cannot be corrected. If plain DDIM is meant, of first "
+            "order and perhaps with more steps, say so: IECScheduler.from_config(config, clip_sample=False) for latents, "
             "clip_sample=True for pixels that were clipped."
         )
     values = {key: merged[key] for key in DDIM_KEYS if key in merged}

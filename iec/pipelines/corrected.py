@@ -1,5 +1,6 @@
 """What the schedulers of IEC share: how a step is corrected, and which step and correction a call of the pipeline belongs to."""
 
+import difflib
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -48,6 +49,10 @@ def _settings(
     """The signature that is added to that of a scheduler of diffusers."""
 
 
+OURS = tuple(inspect.signature(_settings).parameters)
+"""Their names."""
+
+
 def constructor(parent: Any, **added: Any) -> Any:
     """``__init__`` of a class that corrects the steps of ``parent``, a scheduler of diffusers: the arguments of its ``__init__``,
     then ours. added: other defaults of ours, and further arguments by their defaults.
@@ -92,6 +97,19 @@ class Corrected:
 
     config: Any
     num_inference_steps: Any
+
+    @classmethod
+    def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
+        """As in diffusers, which drops without a word a keyword that the scheduler does not have. Raises `ConfigError` for one that
+        the old scheduler does not have either.
+        """
+        known = {*inspect.signature(cls.__init__).parameters, *(config if isinstance(config, Mapping) else ())}
+        unknown = [] if return_unused_kwargs else sorted(kwargs.keys() - known)
+        if unknown:
+            near = difflib.get_close_matches(unknown[0], known)
+            meant = f"did you mean {' or '.join(near)}?" if near else f"of a correction it takes {', '.join(OURS)}."
+            raise ConfigError(f"{cls.__name__} takes no {unknown[0]}. Leave it out; {meant}")
+        return super().from_config(config, return_unused_kwargs, **kwargs)  # type: ignore[misc]  # that of the scheduler behind
 
     def require_valid(self) -> None:
         """Raises `ConfigError` for a configuration that cannot be run."""

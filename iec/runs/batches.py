@@ -3,12 +3,13 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral
 
 import numpy as np
 import torch
 
 from iec.correctors.prepare import fitted
-from iec.errors import ConfigError
+from iec.errors import ConfigError, require_type
 from iec.io.cores import intra_op_threads
 from iec.io.float32 import without_tf32
 from iec.io.images import to_uint8
@@ -70,9 +71,9 @@ def micro_batches(num_images: int, batch_size: int) -> list[tuple[int, ...]]:
 
 
 def require_count(num_images: int, batch_size: int) -> None:
-    """Raises `ConfigError` unless both are at least 1."""
-    if num_images < 1 or batch_size < 1:
-        raise ConfigError(f"num_images={num_images} and batch_size={batch_size} must be at least 1.")
+    """Raises `ConfigError` unless both are whole numbers of at least 1."""
+    if not all(isinstance(number, Integral) and number >= 1 for number in (num_images, batch_size)):
+        raise ConfigError(f"num_images={num_images} and batch_size={batch_size} must be at least 1, and whole numbers.")
 
 
 @without_tf32()
@@ -104,13 +105,19 @@ def sample(
 
     Image n depends on (seed, n) and the batch size alone, and on a CPU on ``threads``. Raises `ConfigError`, `NonFiniteError`.
     """
+    require_type("model", model, Model, 'iec.load_model("ddim_fashion_small")')
+    if steps is not None and timetable is not None:
+        raise ConfigError(f"steps={steps} and a timetable, which has {len(timetable)}. Give one of them.")
     card = model.card
     batch_size = min(card.batch_size, num_images) if batch_size is None else batch_size
     require_count(num_images, batch_size)
-    table = timetable or Timetable.spaced(card.spacing, steps or card.steps, card.schedule, final=card.final)
-    where = placement or Placement("none" if correction is None else "all_steps")
+    steps = card.steps if steps is None else steps
+    table = Timetable.spaced(card.spacing, steps, card.schedule, final=card.final) if timetable is None else timetable
+    where = Placement("none" if correction is None else "all_steps") if placement is None else placement
     solver_dtype = SOLVER_DTYPES[dtype_name(dtype, SOLVER_DTYPES, "dtype")]
-    sampler = corrector.attach(Sampler(table, correction or Correction(), where, dtype=solver_dtype), card.shape)
+    rule = Correction() if correction is None else correction
+    require_type("corrector", corrector, Corrector, "one of iec.correctors, e.g. UniC()")
+    sampler = corrector.attach(Sampler(table, rule, where, dtype=solver_dtype), card.shape)
     if threads < 1:
         raise ConfigError(f"threads={threads} must be at least 1.")
     with intra_op_threads(threads if model.device.type == "cpu" else None):

@@ -1,6 +1,7 @@
 """The command ``run.py`` (also ``iec run``), and what it does with one configuration."""
 
 import logging
+import math
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -51,4 +52,5 @@ def show(result: Result) -> None:
     log.info("  N = %d, network calls per image: %s; %.3f s per image", manifest.num_images, calls, manifest.seconds_per_image)
     for score in result.scores:
         floor = f"; as many real images: {result.floors[score.label]:.4g}" if score.label in result.floors else ""
-        log.info("  %s = %.4f [%.4f, %.4f]%s", score.label, score.value, score.low, score.high, floor)
+        interval = "" if math.isnan(score.low) else f" [{score.low:.4f}, {score.high:.4f}]"  # metrics.bootstrap=0
+        log.info("  %s = %.4f%s%s", score.label, score.value, interval, floor)

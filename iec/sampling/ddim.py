@@ -8,7 +8,7 @@ from typing import TypeGuard
 import torch
 from torch import Tensor
 
-from iec.errors import ConfigError
+from iec.errors import ConfigError, require_type
 from iec.sampling.adaptive import AdaptiveRefresh
 from iec.sampling.correction import Correction, kept, none_frozen, renormed, update
 from iec.sampling.corrector import NO_CORRECTOR, Corrector, Taken, predict
@@ -66,6 +66,10 @@ class Sampler(Solver):
     solver: str = field(default=DDIM, init=False)
 
     def __post_init__(self) -> None:
+        require_type("timetable", self.timetable, Timetable, 'e.g. iec.Timetable.spaced("uniform", 20, model.card.schedule)')
+        require_type("correction", self.correction, Correction, "iec.Correction()")
+        require_type("placement", self.placement, Placement, 'e.g. iec.Placement("all_steps")')
+        require_type("corrector", self.corrector, Corrector, "one of iec.correctors, e.g. UniC()")
         if not 0.5 <= self.epsilon_scale <= 2:
             raise ConfigError(f"iec.epsilon_scale={self.epsilon_scale} is outside [0.5, 2]; 1 changes nothing.")
         super().__post_init__()

@@ -13,7 +13,7 @@ from hydra.errors import HydraException
 
 from iec.efficiency.cost import CallCost
 from iec.errors import ConfigError, IECError, MismatchError
-from iec.io.resources import configs, experiment_file
+from iec.io.resources import configs, experiment_file, experiments
 from iec.io.yaml import read_yaml
 from iec.metrics.paired import DEFAULT, PAIRED
 from iec.models.cards import card
@@ -94,6 +94,9 @@ class Experiment:
         replace, instruments_for}, see `Scale`. scale, models: which of them, with which instruments, see `Scale.of`.
         """
         path = experiment_file(path)
+        if not path.exists():
+            ours = ", ".join(sorted(file.stem for file in experiments().glob("*.yaml")))
+            raise ConfigError(f"There is no experiment file {path}. Give the path of one, or a name of the project's: {ours}.")
         entry = read_yaml(path)
         try:
             chosen = Scale.of(path, entry.get("scales") or {}, scale, models)

@@ -225,3 +225,10 @@ def test_what_cannot_be_run_is_refused_before_any_call(make_setup, bad):
 def test_images_do_not_share_seeds_with_calibrations():
     assert SEED != CALIBRATION_SEED
     assert torch.equal(*(Setup(exact, exact, None, SHAPE).noise(SEED, (0,)).initial() for _ in range(2)))
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_network_without_error_needs_no_correction_and_no_number_is_made_up():
+    nothing = np.zeros((2, 3, 4))  # steps, images, values
+    chosen, change = greedy(Responses((0, 1), nothing[0], nothing, nothing), 0.5, 2)
+    assert chosen == () and np.isnan(change)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from iec.errors import ConfigError
+from iec.gpucheck import __main__ as command
 from iec.gpucheck import run
 from iec.gpucheck.__main__ import default_folder, main
 from iec.gpucheck.catalog import PARTS
@@ -20,8 +21,8 @@ ROOT = Path(__file__).parents[2]
 
 
 def iec(*arguments):
-    command = [sys.executable, "-m", "iec", "gpu-check", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=ENV, capture_output=True, text=True)
+    words = [sys.executable, "-m", "iec", "gpu-check", *arguments]
+    return subprocess.run(words, cwd=ROOT, env=ENV, capture_output=True, text=True)
 
 
 def test_a_rehearsal_measures_every_part_and_none_fails(tmp_path):
@@ -67,6 +68,15 @@ def test_only_the_report_of_a_gpu_lies_among_the_results():
     assert default_folder(torch.device("cuda"), "full") == experiments() / "results" / "gpu"
     assert default_folder(torch.device("cuda"), "toy") == Path("outputs/gpu_toy")
     assert default_folder(torch.device("cpu"), "toy") == Path("outputs/gpu_rehearsal")
+
+
+@pytest.mark.parametrize(("checkout", "folder"), [(True, "experiments/results/gpu"), (False, "outputs/gpu")])
+def test_the_help_names_the_folder_of_the_report(monkeypatch, capsys, checkout, folder):
+    monkeypatch.setattr(command, "_checkout", lambda: checkout)
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert f"default: {folder}, " in " ".join(capsys.readouterr().out.split())
+    assert str(default_folder(torch.device("cuda"), "full")).endswith(folder)
 
 
 @pytest.mark.parametrize(("name", "forked"), [("cuda", False), ("cpu", True)])

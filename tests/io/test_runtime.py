@@ -17,7 +17,7 @@ def test_a_device_that_cannot_compute_here_is_refused_in_a_line(name):
     except (RuntimeError, AssertionError, ImportError):
         pass
     with pytest.raises(
-        DeviceError, match=rf"^device={name} cannot be used here \([^\n]+\)\. Use device=auto or device=cpu\.$"
+        DeviceError, match=rf"^device={name} cannot be used here \([^\n]+\)\. Use auto or cpu in its place\.$"
     ) as caught:
         resolve_device(name)
     assert len(str(caught.value)) < 300

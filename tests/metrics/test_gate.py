@@ -127,7 +127,7 @@ def test_a_run_is_judged_by_its_own_clip_score_too(tmp_path, real_images, capsys
             "states reference cifar10_train, the command line fashion",
         ),
         (["--gate", "FILE", "--protocol", "inception"], "states protocol efficientnet_lite0, the command line inception"),
-        (["--gate", "FILE", "--num", "7"], "is about 8 images, these are 7. Give it as many: --num 8"),
+        (["--gate", "FILE", "--num", "7"], "is about 8 images, these are 7. Give it as many: --num 8 .*num_images=8"),
         (["--gate", "FILE", "--metrics", "is"], "fid in .*: this score is not computed"),
         (["--gate", "FILE", "--beside", "none"], "efficientnet_lite0_deep/fid <= 1000000: this score is not computed"),
     ],

@@ -351,3 +351,31 @@ def test_a_feature_does_not_outlive_its_run(sd):
 
 def interrupt(pipe, i, t, kwargs):
     raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"correction": True}, r"correction has to be a Correction, and is of type bool\. Give iec\.Correction\(\)\."),
+        ({"correction": Correction}, r"is the class Correction\. Give iec\.Correction\(\)\."),
+        ({"placement": "all_steps"}, r'placement .* is of type str\. Give e\.g\. iec\.Placement\("all_steps"\)'),
+        ({"cache": 5}, r"cache .* is of type int\. Give e\.g\. iec\.CachingConfig\(interval=5\)"),
+        ({"quantize": 8, "calibration": {}}, r"quantize .* is of type int\. Give e\.g\. iec\.PTQConfig\("),
+        ({"quantize": PTQConfig(), "calibration": ["a cat"]}, r"calibration .* is of type list\. Give the arguments of a run"),
+        ({"corrector": "unic"}, r"corrector has to be a Corrector, and is of type str\. Give one of iec\.correctors"),
+    ],
+)
+def test_an_argument_of_another_type_is_refused_with_what_to_give(sd, options, message):
+    with pytest.raises(ConfigError, match=message):
+        apply(sd, **options)
+    assert not hasattr(sd, "_iec_applied")
+
+
+def test_a_network_in_the_place_of_its_pipeline_is_refused(sd):
+    with pytest.raises(ConfigError, match=r"UNet2DConditionModel is no pipeline of diffusers.*Give the pipeline itself"):
+        apply(sd.unet, correction=Correction())
+
+
+def test_what_was_applied_is_shown_without_the_pages_of_its_pipeline(sd):
+    with apply(sd, correction=Correction()) as applied:
+        assert "UNet2DConditionModel" not in repr(applied) and "IECScheduler" in repr(applied)

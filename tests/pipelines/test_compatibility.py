@@ -13,6 +13,7 @@ from iec.errors import ConfigError
 from iec.pipelines.apply import apply
 from iec.pipelines.compatibility import DDIM_KEYS
 from iec.pipelines.euler import IECEulerScheduler
+from iec.pipelines.flow import IECFlowMatchScheduler
 from iec.pipelines.scheduler import IECScheduler
 from iec.sampling.correction import Correction
 from tests.tiny_pipelines import KINDS, LATENT, TEXT, X, pixel_unet, quiet, seeded, stable_diffusion, wave
@@ -266,3 +267,31 @@ def test_the_ways_out_of_no_signal_give_images(way_out):
 def test_ordinary_use_is_unchanged(sd):
     sd.scheduler = IECScheduler.from_config(sd.scheduler.config)
     sd(**TEXT, num_inference_steps=2, output_type="latent")
+
+
+@pytest.mark.parametrize(
+    ("ours", "old"),
+    [
+        (IECScheduler, "DDIMScheduler"),
+        (IECScheduler, "PNDMScheduler"),
+        (IECEulerScheduler, "EulerDiscreteScheduler"),
+        (IECFlowMatchScheduler, "FlowMatchEulerDiscreteScheduler"),
+    ],
+)
+def test_a_keyword_that_the_scheduler_does_not_have_is_refused(ours, old):
+    """diffusers drops it without a word, and the run would have the default in its place."""
+    with pytest.raises(ConfigError, match=f"{ours.__name__} takes no iteration. .*did you mean iterations"):
+        ours.from_config(made(old), iteration=2)
+    with pytest.raises(ConfigError, match="takes no weight. .*iterations, lambdas"):
+        ours.from_config(made(old), weight=0.3)
+    assert ours.from_config(made(old), iterations=2).correction.iterations == 2
+
+
+def test_a_keyword_that_the_old_scheduler_has_may_be_given():
+    assert IECScheduler.from_config(made("PNDMScheduler"), skip_prk_steps=False).correction.iterations == 1
+
+
+def test_a_solver_that_is_refused_is_called_by_its_name_once():
+    config = {**made("UniPCMultistepScheduler"), "_class_name": "UniPCMultistepScheduler"}
+    with pytest.raises(ConfigError, match=r"^UniPCMultistepScheduler is a solver of another kind than DDIM\."):
+        IECScheduler.from_config(config)

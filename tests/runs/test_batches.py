@@ -9,7 +9,7 @@ from iec.errors import ConfigError
 from iec.io.cores import intra_op_threads
 from iec.runs.batches import sample_batch
 from iec.sampling.network import Prediction
-from iec.sampling.timetable import Timetable
+from iec.sampling.timetable import NoiseSchedule, Timetable
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +49,41 @@ def test_progress_is_called_once_a_step(model):
     assert len(ticks) == 3
 
 
-@pytest.mark.parametrize("bad", [{"num_images": 0}, {"num_images": 1, "batch_size": 0}, {"num_images": 1, "steps": 1001}])
+@pytest.mark.parametrize("bad", [
+    {"num_images": 0}, {"num_images": 1.5}, {"num_images": 1, "batch_size": 0}, {"num_images": 1, "steps": 1001},
+    {"num_images": 1, "steps": 0}, {"num_images": 1, "steps": 2, "timetable": Timetable.spaced("uniform", 4, NoiseSchedule())},
+])  # fmt: skip
 def test_bad_requests_are_refused(model, bad):
     with pytest.raises(ConfigError):
         iec.sample(model, **bad)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "way_out"),
+    [
+        ("correction", True, r"iec\.Correction\(\)"),
+        ("correction", iec.Correction, r"the class Correction\. Give iec\.Correction\(\)"),
+        ("placement", "all_steps", r'iec\.Placement\("all_steps"\)'),
+        ("timetable", 4, r"iec\.Timetable\.spaced\("),
+        ("corrector", "unic", r"iec\.correctors"),
+    ],
+)
+def test_an_argument_of_another_type_is_refused_with_what_to_give(model, name, value, way_out):
+    with pytest.raises(ConfigError, match=f"{name} has to be a .*{way_out}"):
+        iec.sample(model, 1, **{name: value})
+
+
+def test_a_name_in_the_place_of_a_model_is_refused_with_the_call_that_loads_it():
+    table = Timetable.spaced("uniform", 4, NoiseSchedule())
+    for call in (lambda: iec.sample("ddim_cifar_small", 1), lambda: iec.quantize("ddim_cifar_small", iec.PTQConfig(), table)):
+        with pytest.raises(ConfigError, match=r"model has to be a Model, and is of type str\. Give iec\.load_model\("):
+            call()
+
+
+@pytest.mark.parametrize("arguments", [(iec.PTQConfig(), 4), (Timetable.spaced("uniform", 4, NoiseSchedule()), iec.PTQConfig())])
+def test_quantize_refuses_arguments_of_another_type(model, arguments):
+    with pytest.raises(ConfigError, match=r"has to be a (Timetable|PTQConfig), .*Give e\.g\. iec\."):
+        iec.quantize(model, *arguments)
 
 
 def test_a_dtype_is_taken_by_name_and_as_torch_has_it(model):

@@ -17,6 +17,7 @@ from iec.metrics.images.sources import Tally
 from iec.metrics.protocol import protocol
 from iec.metrics.references.reference import load_reference, reference_path
 from iec.report.pictures import GAP, sprite_of
+from iec.runs.run import show
 from iec.runs.runner import run_cell
 from iec.tables.plots import sample_grid
 from iec.tables.rows import build_rows
@@ -48,6 +49,12 @@ def test_shards_hold_the_last_states_in_one_channel(results):
         states = next(value for value in file.values() if value.ndim == 5)
     assert np.array_equal(to_uint8(torch.from_numpy(states[-1])), images)
     assert not np.array_equal(images, results["none"].first_images(4))  # the correction acts
+
+
+def test_scores_without_an_interval_are_shown_without_one(results, caplog):
+    with caplog.at_level("INFO"):
+        show(results["none"])
+    assert "FID (EffNet-Lite0) = " in caplog.text and "nan" not in caplog.text and "[" not in caplog.messages[-1]
 
 
 def test_the_library_samples_the_same_images(results):

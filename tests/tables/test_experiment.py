@@ -59,3 +59,10 @@ def test_an_override_of_what_all_rows_agree_in_is_taken():
     assert all(
         own[-1] == "sampler.steps=10" for own in Experiment.read(Path("table1"), ["sampler.steps=10"], "small").rows.values()
     )
+
+
+def test_a_file_that_is_not_there_is_refused_with_the_names_that_are(tmp_path):
+    with pytest.raises(ConfigError, match=r"There is no experiment file bundledd\. .*: .*bundled, controls, "):
+        Experiment.read(Path("bundledd"))
+    with pytest.raises(ConfigError, match="There is no experiment file"):
+        Experiment.read(tmp_path / "mine.yaml")

@@ -40,7 +40,9 @@ UNRECORDED = ("workers", "output", "device")
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python -m iec.metrics.references", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
         "--protocol", default="efficientnet_lite0", choices=PROTOCOLS, help="whose extractor (default: %(default)s)"
     )
