@@ -112,8 +112,7 @@ def calibration_fingerprint(model: Model, config: PTQConfig, table: Timetable) -
     return {
         **model_fingerprint(model),
         "config": config.fingerprint(),
-        "timetable": [list(pair) for pair in table.pairs],
-        "eta": table.eta,
+        **table.fingerprint(),
         "seed": CALIBRATION_SEED,
     }
 

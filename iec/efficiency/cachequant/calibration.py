@@ -197,8 +197,7 @@ class Calibration:
         runs = self.runs
         return {
             **self.fingerprint,
-            "timetable": [list(pair) for pair in runs.table.pairs],
-            "eta": runs.table.eta,
+            **runs.table.fingerprint(),
             "noise_schedule": asdict(runs.table.schedule),
             "shape": list(runs.shape),
             "cut": runs.network.cut.index,

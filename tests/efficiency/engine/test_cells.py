@@ -92,7 +92,7 @@ def test_a_caching_quantized_cell_goes_through_two_files(cell, folder, tmp_path)
 
 def test_guidance_goes_around_a_file(make_cell, monkeypatch, tmp_path):
     """Of a latent, conditional model with a cache: both branches of an image are one batch of the file."""
-    monkeypatch.setattr("iec.models.model.card", tiny)
+    monkeypatch.setattr("iec.models.source.card", tiny)
     own = ["model=ldm_imagenet", "model.random_weights=true", "sampler.steps=2", "num_images=1", "batch_size=1", "metrics=none"]
     own += ["iec=all_steps", f"paths.output={tmp_path}", "processes=1"]
     caching = ["efficiency=deepcache", "efficiency.interval=2"]

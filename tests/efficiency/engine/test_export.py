@@ -17,7 +17,7 @@ from iec.efficiency.integer import require_integers, use_integers
 from iec.efficiency.quantization import PTQConfig, QuantizedNetwork
 from iec.efficiency.technique import Prepared
 from iec.errors import ConfigError
-from iec.models.model import Source
+from iec.models.source import Source
 from iec.sampling.network import FeatureCache, Step
 from iec.sampling.timetable import Timetable
 from tests.efficiency.caching.unets import CASES
