@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from iec.efficiency.technique import Prepared as Prepared
     from iec.efficiency.technique import Technique as Technique
     from iec.models.model import Model as Model
-    from iec.models.model import load_model as load_model
+    from iec.models.source import load_model as load_model
     from iec.models.unet import UNetNetwork as UNetNetwork
     from iec.pipelines.apply import apply as apply
     from iec.pipelines.apply import remove as remove
@@ -61,7 +61,7 @@ _HOMES = {
     "Timetable": "sampling.timetable",
     "UNetNetwork": "models.unet",
     "apply": "pipelines.apply",
-    "load_model": "models.model",
+    "load_model": "models.source",
     "quantize": "efficiency.prepare",
     "remove": "pipelines.apply",
     "sample": "runs.batches",

@@ -13,7 +13,8 @@ from iec.analysis.setup import Setup, final_errors
 from iec.analysis.suggest import GRID, eligible, relative_change, with_steps
 from iec.efficiency.planning.final import Batch, FinalError
 from iec.efficiency.planning.plan import SEED, usual
-from iec.efficiency.planning.search import Choice, Evaluations, Space, search
+from iec.efficiency.planning.search import Evaluations, search
+from iec.efficiency.planning.space import Choice, Space
 from iec.errors import ConfigError
 from iec.io.progress import reported
 from iec.metrics.interval import Interval

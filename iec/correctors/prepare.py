@@ -27,8 +27,7 @@ def fitted(
     fingerprint = {
         **model_fingerprint(model),
         "technique": technique,
-        "timetable": [list(pair) for pair in table.pairs],
-        "eta": table.eta,
+        **table.fingerprint(),
         "refresh": None if sampler.refresh is None else sorted(sampler.refresh),
         "dtype": str(sampler.dtype).removeprefix("torch."),
     }

@@ -34,6 +34,7 @@ class Stepback(CalibratedCorrector):
     """
 
     single_steps: ClassVar[bool] = False
+    keeps_timesteps: ClassVar[bool] = False  # of what `fitted` gives
 
     def fitted(self, runs: PairedRuns) -> Corrector:
         return stepped_back(runs.moments(self.calibration_images), runs.sampler.timetable)

@@ -6,6 +6,7 @@ for cached ones, at one batch size.
 """
 
 import importlib.util
+import itertools
 import os
 import shutil
 import warnings
@@ -85,31 +86,38 @@ def refused_by_torch() -> Iterator[None]:
 
 @contextmanager
 def kernels_in(folder: Path) -> Iterator[None]:
-    """Inductor keeps what it compiles in ``folder`` and finds it there again, unless TORCHINDUCTOR_CACHE_DIR names another.
+    """Inductor keeps what it compiles in a subfolder of ``folder`` and finds it there again, unless TORCHINDUCTOR_CACHE_DIR names
+    another.
 
-    A process that is killed can leave half of a kernel. So the folder has a mark until it is finished, and one that still has it is
-    emptied first.
+    A process that is killed can leave half of a kernel. So a subfolder has a mark while it is in use, and one that has it is passed
+    over. It is not emptied: a lock whose heartbeat is lost has two holders, and the first may still be at work there.
     """
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir  # which inductor names itself, once it is imported
 
     before = {name: os.environ.get(name) for name in (CACHE, TRITON)}
+    mark = next(mark for mark in (folder / str(k) / "unfinished" for k in itertools.count()) if _is_new(mark))
     if before[CACHE] in (None, default_cache_dir()):
-        os.environ[CACHE] = str(folder)
+        os.environ[CACHE] = str(mark.parent)
     if before[TRITON] is None:  # else the first network's folder would stay in it
-        os.environ[TRITON] = str(folder / "triton")
-    unfinished = folder / "unfinished"
-    if unfinished.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    unfinished.touch()
+        os.environ[TRITON] = str(mark.parent / "triton")
     try:
         yield
-        unfinished.unlink(missing_ok=True)
+        mark.unlink(missing_ok=True)
     finally:
         for name, value in before.items():
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
+
+
+def _is_new(mark: Path) -> bool:
+    """Makes the file ``mark``; whether it was not there."""
+    mark.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        mark.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
 
 
 def _graph(function: Callable[..., Any], backend: Backend) -> Callable[..., Any]:

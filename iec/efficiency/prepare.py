@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from iec.efficiency.integer import KIND, integer_tensors, require_kernels, require_machine, stored_network, with_kernels
+from iec.efficiency.integer import cached_network, integer_tensors, require_kernels, require_machine, with_kernels
 from iec.efficiency.quantization import (
     CalibrationCall,
     PTQConfig,
@@ -19,7 +19,7 @@ from iec.efficiency.quantization import (
     reconstruct,
 )
 from iec.errors import require_type
-from iec.io.artifacts import artifact_path, cached
+from iec.io.artifacts import artifact_path
 from iec.io.paths import user_path
 from iec.io.progress import reported, stage
 from iec.models import Model
@@ -71,10 +71,8 @@ def quantize(
 
     if kernels == "simulated" or folder is None or artifact is not None:
         return QuantizedNetwork(with_kernels(simulated(), kernels, folder))
-    fingerprint = calibration_fingerprint(model, config, table)
-    path = artifact_path(folder, KIND, fingerprint)
-    stored = cached(path, KIND, fingerprint, lambda: integer_tensors(simulated()))
-    return QuantizedNetwork(stored_network(model.unet, config, len(table), stored, path, kernels, folder))
+    fingerprint, make = calibration_fingerprint(model, config, table), lambda: integer_tensors(simulated())
+    return QuantizedNetwork(cached_network(model.unet, config, len(table), kernels, folder, fingerprint, make)[0])
 
 
 def _simulated(
@@ -118,8 +116,7 @@ def calibration_fingerprint(model: Model, config: PTQConfig, table: Timetable) -
     return {
         **model_fingerprint(model),
         "config": config.fingerprint(),
-        "timetable": [list(pair) for pair in table.pairs],
-        "eta": table.eta,
+        **table.fingerprint(),
         "seed": CALIBRATION_SEED,
     }
 

@@ -5,19 +5,18 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from iec.efficiency.cachequant import CacheQuantConfig, CacheTables, Calibration, CorrectedCacheNetwork
+from iec.efficiency.cachequant import CacheQuantConfig, Calibration, CorrectedCacheNetwork
 from iec.efficiency.caching import CachedUNetNetwork, Kind, find_cut
 from iec.efficiency.caching.config import SCHEDULES, CachingConfig
 from iec.efficiency.cost import ideal_cost, model_cost
-from iec.efficiency.integer import ARITHMETIC, KIND, integer_tensors, require_kernels, require_machine, stored_network, with_kernels
+from iec.efficiency.integer import ARITHMETIC, require_kernels, require_machine
 from iec.efficiency.planning.plan import planned
 from iec.efficiency.prepare import CALIBRATION_SEED, calibration_calls, float_batch, model_fingerprint, quantize
-from iec.efficiency.quantization import PTQConfig, QuantizedNetwork, QuantizedUNet, weight_bytes
+from iec.efficiency.quantization import PTQConfig, QuantizedNetwork, weight_bytes
 from iec.efficiency.technique import Prepared, Technique
 from iec.errors import ConfigError
-from iec.io.artifacts import artifact_path, cached
 from iec.io.paths import user_path
 from iec.models import Card, Model
 from iec.models.cards import require_network
@@ -51,6 +50,10 @@ class Quantizing(PTQConfig, Technique):
 
     kernels: str
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_kernels(self.kernels, self.ptq)
+
     @property
     def ptq(self) -> PTQConfig:
         """The quantization alone."""
@@ -82,10 +85,6 @@ class PTQ(Quantizing):
 
     artifact: str | None = None
     kernels: str = "simulated"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_kernels(self.kernels, self.ptq)
 
     def check(self, card: Card, skeleton: Callable[[], nn.Module], sampler: Solver) -> None:
         require_network(card)
@@ -178,9 +177,8 @@ class CacheQuant(CachingConfig, Quantizing):
                 "efficiency.schedule=adaptive each image decides. Use efficiency.schedule=planned or dps, or efficiency=deepcache."
             )
         CachingConfig.__post_init__(self)
-        PTQConfig.__post_init__(self)
+        Quantizing.__post_init__(self)
         self._config(0, frozenset({0}))  # refuses what it refuses
-        require_kernels(self.kernels, self.ptq)
 
     @property
     def refresh_found_by_prepare(self) -> bool:
@@ -214,7 +212,8 @@ class CacheQuant(CachingConfig, Quantizing):
             return prepare_planned(self, model, table, artifacts)
         cut = self.cut_of(model.card)
         config = self._config(cut, self.refresh(len(table)))
-        quantized, tables = self._quantized(config, model, table, artifacts)
+        artifact = None if self.artifact is None else user_path(self.artifact)
+        quantized, tables = self._calibration(config, model, table, artifacts).on(self.kernels, artifact)
         forecast = self.forecast_of(table.abar_t)
         cost = model_cost(model, weight_bytes(quantized), cut, config.ptq, forecast)
         network = QuantizedNetwork(quantized, CorrectedCacheNetwork(CachedUNetNetwork(quantized.unet, cut, forecast), tables))
@@ -231,11 +230,8 @@ class CacheQuant(CachingConfig, Quantizing):
         """The refresh steps; {0} stands for those of a plan, which the calibration takes as given; None: it finds them."""
         return frozenset({0}) if self.schedule == "planned" else self.refresh(num_steps)
 
-    def _quantized(
-        self, config: CacheQuantConfig, model: Model, table: Timetable, artifacts: Path
-    ) -> tuple[QuantizedUNet, CacheTables]:
-        """The UNet on its kernels, and the correction of the cache error."""
-        calibration = Calibration.of(
+    def _calibration(self, config: CacheQuantConfig, model: Model, table: Timetable, artifacts: Path) -> Calibration:
+        return Calibration.of(
             model.unet,
             config,
             table,
@@ -247,18 +243,6 @@ class CacheQuant(CachingConfig, Quantizing):
             cond=model.cond(range(config.images)),
             guidance=model.guidance,
         )
-        if self.kernels == "simulated" or self.artifact is not None:
-            calibrated = calibration.prepared(None if self.artifact is None else user_path(self.artifact))
-            return with_kernels(calibrated.network.quantized, self.kernels, artifacts), calibrated.tables
-
-        def integers() -> dict[str, Tensor]:
-            calibrated = calibration.prepared()
-            return integer_tensors(calibrated.network.quantized) | calibrated.tables.tensors()
-
-        path = artifact_path(artifacts, KIND, calibration.depends)
-        stored = cached(path, KIND, calibration.depends, integers)
-        unet = stored_network(model.unet, config.ptq, len(table), stored, path, self.kernels, artifacts)
-        return unet, CacheTables.of(stored)
 
     def _config(self, cut: int | Kind, refresh: frozenset[int] | None) -> CacheQuantConfig:
         parts = ("cut", "ptq", "refresh", "forecast")

@@ -16,7 +16,7 @@ from iec.gpucheck.models import ARCHITECTURES, small_card
 from iec.gpucheck.part import Bench, Line, Part, attempted
 from iec.models.conditioning import Prompts
 from iec.models.decoder import Decoder
-from iec.models.model import Source
+from iec.models.source import Source
 from iec.models.text import TextEncoder
 from iec.models.unet import network_of
 from iec.sampling.network import Step

@@ -25,7 +25,7 @@ FIRST = Step(0, 500)
 
 @dataclass(frozen=True)
 class Subject:
-    """card: at toy size a tiny one. batch: of the paper."""
+    """card: at toy size a tiny one."""
 
     card: Card
     device: torch.device

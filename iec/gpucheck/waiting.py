@@ -14,7 +14,7 @@ from iec.gpucheck.models import tiny
 from iec.gpucheck.option_list import ON_CACHEQUANT, ON_DEEPCACHE, ON_W8A8
 from iec.gpucheck.part import Bench, Line, Part, attempted
 from iec.gpucheck.waits import COPIES, SYNCHRONISATIONS, VALUES, Watch, profiled
-from iec.models.model import Source
+from iec.models.source import Source
 from iec.runs.sampling import prepare
 from iec.sampling.ddim import Sampler
 from iec.sampling.noise import Noise

@@ -9,6 +9,7 @@ from torch import nn
 
 from iec.efficiency.quantization import QuantizedUNet
 from iec.errors import ConfigError
+from iec.pipelines.bound import Bound
 from iec.pipelines.corrected import Corrected
 from iec.pipelines.unet import Forward
 from iec.pipelines.windows import count_steps
@@ -19,8 +20,9 @@ HANDLE = "_iec_applied"
 
 
 @dataclass
-class Applied:
-    """What `apply` changed. ``remove()``, or leaving a ``with`` block, gives the pipeline its own scheduler and network back.
+class Applied(Bound):
+    """What `apply` changed. ``remove()``, or leaving a ``with`` block, gives the pipeline its own scheduler and network back. Until
+    then neither can be copied or pickled (`ConfigError`).
 
     What the pipeline did to a quantized UNet meanwhile (dtype, device, hooks, switches) goes over to its own.
 

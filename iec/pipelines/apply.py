@@ -80,23 +80,11 @@ def apply(
     Raises `ConfigError`, or `DeviceError` where the kernels do not run, and then changes nothing.
     """
     _require_types(pipe, correction, placement, corrector, cache, quantize, calibration)
-    if getattr(pipe, HANDLE, None) is not None:
-        raise ConfigError("This pipeline already has something applied to it. Call iec.remove(pipe) first.")
-    if (quantize is None) != (calibration is None):
-        raise ConfigError("quantize and calibration belong together: give both, or neither.")
-    if quantize is not None:
-        require_kernels(kernels, quantize)
-    elif kernels != "simulated":
-        raise ConfigError(f"kernels={kernels!r} are of a quantized network. Give quantize and calibration too, or leave it out.")
+    _require_together(pipe, quantize, calibration, kernels)
     scheduler = _scheduler(pipe, correction, placement, corrector)
-    alone = cache is None and quantize is None
-    if not alone or scheduler.placement.kind != "none":
-        require_repeatable(pipe)
-    if alone:
-        states = keep_states(pipe, scheduler) if scheduler.placement.kind != "none" else []
-        applied = exchange(pipe, scheduler, None, [])
-        applied.undo.extend(states)  # the first to go, and to refuse it
-        return applied
+    if cache is None and quantize is None:
+        return _corrected_alone(pipe, scheduler)
+    require_repeatable(pipe)
     require_no_cache(pipe)
     scheduler.before_run = lambda: require_no_cache(pipe)
     unet = plain_network(pipe, quantize=quantize is not None, cache=cache is not None)
@@ -149,6 +137,29 @@ def _require_types(pipe: Any, correction: Any, placement: Any, corrector: Any, c
     ):
         if value is not None:
             require_type(name, value, kind, way_out)
+
+
+def _require_together(pipe: Any, quantize: PTQConfig | None, calibration: Mapping[str, Any] | None, kernels: str) -> None:
+    """Raises `ConfigError` for arguments that do not go together, and for a pipeline that has something applied to it."""
+    if getattr(pipe, HANDLE, None) is not None:
+        raise ConfigError("This pipeline already has something applied to it. Call iec.remove(pipe) first.")
+    if (quantize is None) != (calibration is None):
+        raise ConfigError("quantize and calibration belong together: give both, or neither.")
+    if quantize is not None:
+        require_kernels(kernels, quantize)
+    elif kernels != "simulated":
+        raise ConfigError(f"kernels={kernels!r} are of a quantized network. Give quantize and calibration too, or leave it out.")
+
+
+def _corrected_alone(pipe: Any, scheduler: Corrected) -> Applied:
+    """The scheduler exchanged; the network stays, with its caches."""
+    states: list[Callable[[], object]] = []
+    if scheduler.placement.kind != "none":
+        require_repeatable(pipe)
+        states = keep_states(pipe, scheduler)
+    applied = exchange(pipe, scheduler, None, [])
+    applied.undo.extend(states)  # the first to go, and to refuse it
+    return applied
 
 
 def _scheduler(pipe: Any, correction: Correction | None, placement: Placement | None, corrector: Corrector) -> Any:

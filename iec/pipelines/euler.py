@@ -14,7 +14,8 @@ from torch import Tensor
 
 from iec.errors import ConfigError
 from iec.pipelines.compatibility import is_euler, require_known
-from iec.pipelines.corrected import Solve, constructor, kept
+from iec.pipelines.constructor import constructor, kept
+from iec.pipelines.corrected import Solve
 from iec.pipelines.levels import Levels
 
 

@@ -17,7 +17,8 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401  
 from torch import Tensor
 
 from iec.errors import ConfigError
-from iec.pipelines.corrected import Solve, constructor, kept
+from iec.pipelines.constructor import constructor, kept
+from iec.pipelines.corrected import Solve
 from iec.pipelines.levels import Levels
 
 FLOW_KEYS = frozenset(inspect.signature(FlowMatchEulerDiscreteScheduler).parameters)

@@ -26,7 +26,7 @@ def require_pipeline(corrector: Corrector) -> None:
             f"{name} has to be fitted first, for these timesteps: give  iec.correctors.prepare.fitted(sampler, model, "
             "network).corrector  of a Sampler(timetable, corrector=...)."
         )
-    if own.timestep is not Corrector.timestep or own.restarts is not Corrector.restarts:
+    if not corrector.keeps_timesteps or own.restarts is not Corrector.restarts:
         raise ConfigError(
             f"{name} tells the network other timesteps, or makes steps again, and a pipeline's calls are laid out before its run. "
             "Use it with iec.sample(model, .., corrector=...)."

@@ -95,9 +95,8 @@ def _cache_of(network: Any, but: Collection[str]) -> tuple[str | None, str]:
             if getattr(hook, "_is_stateful", False) and not accepted and name != NAME:
                 if getattr(network, "is_cache_enabled", False):
                     return str(name), "Call pipe.{}.disable_cache()"
-                return str(
-                    name
-                ), f"Call diffusers.hooks.HookRegistry.check_if_exists_or_initialize(pipe.{{}}).remove_hook({name!r})"
+                registry = "diffusers.hooks.HookRegistry.check_if_exists_or_initialize(pipe.{})"
+                return str(name), f"Call {registry}.remove_hook({name!r})"
     unknown = getattr(network, "is_cache_enabled", False) and not resets
     return ("enable_cache", "Call pipe.{}.disable_cache()") if unknown else (None, "")
 

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from iec.errors import ConfigError
 from iec.pipelines.compatibility import DDIM_ALONE, DROPPED, for_ddim, is_euler, require_known, require_signal
-from iec.pipelines.corrected import Corrected, Solve, constructor
+from iec.pipelines.constructor import constructor
+from iec.pipelines.corrected import Corrected, Solve
 from iec.pipelines.euler import IECEulerScheduler
 from iec.pipelines.hooks import Hooks, require_pipeline, schedule_of
 from iec.sampling.corrector import NO_CORRECTOR, Corrector
@@ -117,10 +118,8 @@ class IECScheduler(Corrected, DDIMScheduler):  # type: ignore[misc]  # the bases
         require_signal(self.config["prediction_type"], any(self.alphas_cumprod[t] == 0 for t in values))
         self.pairs = table.pairs
         self.timesteps = torch.tensor(values, dtype=torch.int64, device=device)
-        still, clean = (
-            [i for i, (t, s) in enumerate(table.pairs) if t == s],
-            [i for i, (_, s) in enumerate(table.pairs) if s == CLEAN],
-        )
+        still = [i for i in range(len(table)) if table.is_noop(i)]
+        clean = [i for i, (_, s) in enumerate(table.pairs) if s == CLEAN]
         self.lay_out(still, clean, listed=timesteps is not None)
 
     def abar(self) -> np.ndarray:

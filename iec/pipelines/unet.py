@@ -24,6 +24,7 @@ from iec.efficiency.caching.network import ARGUMENTS, TEXT
 from iec.efficiency.quantization import CalibrationCall, QuantizedUNet
 from iec.errors import ConfigError
 from iec.models.inputs import Conditioning
+from iec.pipelines.bound import Bound
 from iec.pipelines.copies import QuantizedCopy
 from iec.pipelines.corrected import Corrected
 from iec.pipelines.run import Run
@@ -39,7 +40,7 @@ SHARED: dict[type[Any], frozenset[str]] = {
 """What all images are told together. These networks get the timestep from the pipeline in a form of their own."""
 
 
-class Forward:
+class Forward(Bound):
     """The ``forward`` of a pipeline's UNet: asks the scheduler which step and correction a call belongs to.
 
     The features of the last refreshes live from there to the end of the run, and are forgotten when the next one is laid out. Where

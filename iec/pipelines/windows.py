@@ -12,6 +12,7 @@ from typing import Any
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
 from iec.errors import ConfigError
+from iec.pipelines.bound import Bound
 from iec.pipelines.corrected import Corrected
 from iec.pipelines.run import Run
 
@@ -81,7 +82,7 @@ def count_steps(pipe: Any, scheduler: Corrected) -> Callable[[], None]:
         if type(pipe) is counting:
             pipe.__class__ = kind
 
-    counting = type(kind.__name__, (kind,), {"__call__": __call__, "__module__": kind.__module__, "__doc__": kind.__doc__})
+    counting = type(kind.__name__, (Bound, kind), {"__call__": __call__, "__module__": kind.__module__, "__doc__": kind.__doc__})
     pipe.__class__ = counting
     return take_off
 

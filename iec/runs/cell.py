@@ -16,7 +16,7 @@ from iec.io.images import ROUNDINGS
 from iec.io.runtime import resolve_device
 from iec.io.wandb import Logger, check_logger
 from iec.models import Card
-from iec.models.model import Source
+from iec.models.source import Source
 from iec.runs.batches import micro_batches, require_count
 from iec.runs.metrics import Metrics
 from iec.runs.parallel import Share, Split

@@ -27,7 +27,7 @@ from iec.sampling.corrector import Corrector
 @dataclass
 class ModelConfig:
     """name: a card of iec/models/cards.yaml. weights: a local folder in diffusers' layout, ``hub`` or a hub id, instead of the
-    packaged or converted one. dtype, channels_last, guidance, prompts, data: see `iec.models.model.Source`. compile: sample with
+    packaged or converted one. dtype, channels_last, guidance, prompts, data: see `iec.models.source.Source`. compile: sample with
     the compiled network, see `iec.efficiency.compiled`. uint8: see `iec.io.images.to_uint8`.
     """
 

@@ -70,6 +70,11 @@ class Corrector:
         """The timestep that the network is told with x_t [B, C, H, W], or one for each image, int64 [B]."""
         return step.timestep
 
+    @property
+    def keeps_timesteps(self) -> bool:
+        """Whether the network is told the step's own timestep, by this corrector and by what a fit makes of it."""
+        return type(self).timestep is Corrector.timestep
+
     def eps(self, eps: Tensor, step: Step, table: Timetable) -> Tensor:
         """eps' for eps [B, C, H, W], in the solver's dtype."""
         return eps

@@ -11,6 +11,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -124,6 +125,10 @@ class Timetable:
         """Whether step i leaves x as it is (t = s)."""
         t, s = self.pairs[i]
         return t == s
+
+    def fingerprint(self) -> dict[str, Any]:
+        """JSON values: what states depend on, beside the noise schedule."""
+        return {"timetable": [list(pair) for pair in self.pairs], "eta": self.eta}
 
     @cached_property
     def abar_t(self) -> np.ndarray:

@@ -8,7 +8,7 @@ import pytest
 from iec.analysis.plan import CallPlan, held_out_plan, plan_for, sampler_of, space_of, starts_of
 from iec.analysis.setup import Setup, final_errors
 from iec.efficiency.planning.plan import SEED
-from iec.efficiency.planning.search import Choice
+from iec.efficiency.planning.space import Choice
 from iec.errors import ConfigError
 from iec.sampling.correction import Correction
 from iec.sampling.network import Calls, Prediction

@@ -10,7 +10,7 @@ from iec.efficiency.cost import CallCost
 from iec.efficiency.technique import technique_of
 from iec.errors import ConfigError
 from iec.models.ideal import IdealNetwork
-from iec.models.model import Source
+from iec.models.source import Source
 from iec.runs.runner import run_cell
 from iec.sampling.ddim import Sampler
 from iec.sampling.guidance import GuidedNetwork

@@ -199,20 +199,33 @@ def test_inductor_keeps_its_kernels_in_the_artifacts_unless_the_environment_name
     else:
         monkeypatch.setenv(CACHE, before)
     with kernels_in(tmp_path):
-        assert cache_dir() == str(Path.cwd() / "elsewhere" if before == "elsewhere" else tmp_path)
+        assert cache_dir() == str(Path.cwd() / "elsewhere" if before == "elsewhere" else tmp_path / "0")
     assert os.environ.get(CACHE) == before
 
 
-def test_kernels_of_a_process_that_was_killed_are_compiled_again(tmp_path):
-    folder, kernel = tmp_path / "compiled", tmp_path / "compiled" / "half.so"
-    with pytest.raises(KeyboardInterrupt), kernels_in(folder):
-        kernel.write_bytes(b"")
+def test_kernels_of_a_process_that_was_killed_are_compiled_again(tmp_path, monkeypatch):
+    monkeypatch.delenv(CACHE, raising=False)
+    with pytest.raises(KeyboardInterrupt), kernels_in(tmp_path):
+        (Path(cache_dir()) / "kernel").write_bytes(b"half")
         raise KeyboardInterrupt
-    with kernels_in(folder):
-        assert not kernel.exists()
-        kernel.write_bytes(b"whole")
-    with kernels_in(folder):
-        assert kernel.read_bytes() == b"whole"
+    with kernels_in(tmp_path):
+        assert not (Path(cache_dir()) / "kernel").exists()
+        (Path(cache_dir()) / "kernel").write_bytes(b"whole")
+    with kernels_in(tmp_path):
+        assert (Path(cache_dir()) / "kernel").read_bytes() == b"whole"
+
+
+def test_a_second_holder_of_the_lock_leaves_the_kernels_of_the_first_alone(tmp_path, monkeypatch):
+    monkeypatch.delenv(CACHE, raising=False)
+    with kernels_in(tmp_path):
+        first = Path(cache_dir()) / "kernel"
+        first.write_bytes(b"whole")
+        monkeypatch.delenv(CACHE)  # as in another process
+        with kernels_in(tmp_path):
+            assert Path(cache_dir()) != first.parent
+        assert first.read_bytes() == b"whole"
+    with kernels_in(tmp_path):
+        assert Path(cache_dir()) == first.parent
 
 
 def test_a_machine_without_a_compiler_is_refused(monkeypatch):

@@ -15,7 +15,7 @@ from iec.errors import ConfigError, StoreError, WeightsError
 from iec.io.files import sha256
 from iec.models import card
 from iec.models.checkpoints.convert import convert
-from iec.models.model import Source
+from iec.models.source import Source
 from tests.models import checkpoints, original_networks
 from tests.models.checkpoints import BLOCKS, LATENT, LEVELS, NAMES, SCALE, save, small, state
 

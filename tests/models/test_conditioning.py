@@ -10,8 +10,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from iec.errors import ConfigError, DatasetError, WeightsError
 from iec.models.conditioning import ClassLabels, Prompts, label
-from iec.models.model import Source
 from iec.models.prompts import OWN, PromptList, prompts_of
+from iec.models.source import Source
 from iec.models.text import TextEncoder, load_tokenizer, save_tokenizer
 from tests.models.tiny import stable_diffusion, tiny
 

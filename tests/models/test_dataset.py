@@ -14,7 +14,7 @@ from iec.io import datasets
 from iec.models import card, dataset, load_model
 from iec.models.cards import FOLDER
 from iec.models.ideal import IdealNetwork
-from iec.models.model import Source
+from iec.models.source import Source
 from iec.runs.batches import sample
 from iec.sampling.correction import Correction
 from iec.sampling.timetable import Timetable

@@ -16,7 +16,7 @@ from iec.models import card
 from iec.models.architecture import build, differences
 from iec.models.conditioning import label
 from iec.models.files import CONFIG, WEIGHTS
-from iec.models.model import Source
+from iec.models.source import Source
 from iec.models.weights import find
 from iec.runs.runner import run_cell
 from iec.sampling.ddim import Sampler

@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 from iec.errors import ConfigError, DeviceError, WeightsError
 from iec.models import card, load_model
 from iec.models.cards import FOLDER
-from iec.models.model import Source
+from iec.models.source import Source
 from iec.models.weights import CONFIG, WEIGHTS
 from iec.sampling.network import Step
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import DDIMPipeline, LDMPipeline
 
-from iec.models.model import Source
+from iec.models.source import Source
 from iec.sampling.ddim import Sampler
 from iec.sampling.noise import Noise
 from iec.sampling.timetable import Timetable

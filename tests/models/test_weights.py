@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from iec.errors import ConfigError, WeightsError
 from iec.models import card, card_names
 from iec.models.architecture import build, differences
-from iec.models.model import Source
+from iec.models.source import Source
 from iec.models.weights import CONFIG, WEIGHTS, fill, find, models_folder
 from tests.models.tiny import PAPER, tiny, write
 

@@ -1,5 +1,7 @@
 """iec.apply: cache and quantization under pipelines, by sampling step, against iec.Sampler; and all of it taken off again."""
 
+import copy
+import pickle
 from contextlib import contextmanager
 from types import ModuleType, SimpleNamespace
 
@@ -185,6 +187,24 @@ def test_everything_is_taken_off_again(sd):
         assert sd.scheduler is scheduler and sd.unet is unet and "forward" not in vars(unet)
         assert all(p.requires_grad for p in unet.parameters()) and all(m.training for m in unet.modules())
         assert torch.equal(go(sd, **TEXT)[1], before)
+
+
+APPLIED = [{"correction": FIXED}, {"placement": Placement("none")}, {"cache": CachingConfig(interval=2)}]
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickle.dumps])
+@pytest.mark.parametrize("given", APPLIED)
+def test_a_pipeline_is_copied_without_what_was_applied(ddim, copied, given):
+    """A copy would be a pipeline whose `remove` takes things off the other one."""
+    apply(ddim, **given)
+    for held in [ddim, *([ddim.unet] if "cache" in given else [])]:
+        with pytest.raises(ConfigError, match=r"iec\.remove\(pipe\), then copy"):
+            copied(held)
+    remove(ddim)
+    other = pickle.loads(pickle.dumps(ddim)) if copied is pickle.dumps else copied(ddim)
+    apply(other, **given)
+    remove(other)
+    assert type(other.scheduler) is type(ddim.scheduler) is DDIMScheduler
 
 
 def test_what_wraps_the_unet_later_is_taken_off_first(sd):

@@ -100,7 +100,7 @@ def small_model(monkeypatch):
     unet = full.components["unet"]
     config = {**unet.config, **PLAIN, "up_block_types": ("UpBlock2D",), "norm_num_groups": 4, "sample_size": 8}
     small = replace(full, components={"unet": replace(unet, config=config)}, shape=SHAPE, resolution=8, packaged=None, cut="latent")
-    monkeypatch.setattr("iec.models.model.card", lambda name: small)
+    monkeypatch.setattr("iec.models.source.card", lambda name: small)
 
 
 def test_what_torch_cannot_compile_is_refused(make_cell, small_model, monkeypatch, tmp_path):

@@ -406,7 +406,7 @@ def bringing(experiment, seen):
 
 def test_every_shipped_experiment_composes(monkeypatch):
     from iec.models.cards import card
-    from iec.models.model import Source
+    from iec.models.source import Source
     from tests.conftest import CONFIGS
 
     checked, seen = Source.of, set()

@@ -16,6 +16,7 @@ from iec.efficiency.cachequant.dps import FeatureDistances, cheapest_refreshes
 from iec.efficiency.cachequant.network import CacheTables, CorrectedCacheNetwork
 from iec.efficiency.cachequant.trajectories import FloatRuns
 from iec.efficiency.caching import CachedUNetNetwork
+from iec.efficiency.integer import cached_network, integer_tensors, with_kernels
 from iec.efficiency.quantization import CalibrationCall, QuantizedNetwork, QuantizedUNet, calibrate, quantize_unet, reconstruct
 from iec.efficiency.quantization.artifact import calibration_tensors, fill_calibration
 from iec.io.artifacts import artifact_path, cached, load_artifact
@@ -86,6 +87,22 @@ class Calibration:
             return self._assembled(load_artifact(artifact, KIND, self.depends), artifact)
         path = artifact_path(self.artifacts, KIND, self.depends)
         return self._assembled(cached(path, KIND, self.depends, self.run), path)
+
+    def on(self, kernels: str, artifact: Path | None = None) -> tuple[QuantizedUNet, CacheTables]:
+        """The UNet on its ``kernels`` (see `iec.efficiency.integer`) and the correction of the cache error. The integers are stored
+        with that correction, and depend on what the calibration depends on. artifact: as of `prepared`.
+        """
+        if kernels == "simulated" or artifact is not None:
+            simulated = self.prepared(artifact)
+            return with_kernels(simulated.network.quantized, kernels, self.artifacts), simulated.tables
+
+        def integers() -> dict[str, Tensor]:
+            simulated = self.prepared()
+            return integer_tensors(simulated.network.quantized) | simulated.tables.tensors()
+
+        unet, steps, ptq = self.runs.network.module, len(self.runs.table), self.config.ptq
+        quantized, stored = cached_network(unet, ptq, steps, kernels, self.artifacts, self.depends, integers)
+        return quantized, CacheTables.of(stored)
 
     def _assembled(self, stored: dict[str, Tensor], path: Path) -> CacheQuant:
         quantized = self.quantized
@@ -180,8 +197,7 @@ class Calibration:
         runs = self.runs
         return {
             **self.fingerprint,
-            "timetable": [list(pair) for pair in runs.table.pairs],
-            "eta": runs.table.eta,
+            **runs.table.fingerprint(),
             "noise_schedule": asdict(runs.table.schedule),
             "shape": list(runs.shape),
             "cut": runs.network.cut.index,

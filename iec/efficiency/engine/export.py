@@ -1,7 +1,7 @@
 """The network of a cell as ONNX files: one for full calls, and beside it one for cached calls where the cell caches a feature."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -17,9 +17,9 @@ from iec.efficiency.engine.description import ANY, CACHED, FLOAT, FULL, INT8, De
 from iec.efficiency.engine.graph import Graph, Value
 from iec.efficiency.engine.integers import ConvLayers, MatMulLayers
 from iec.efficiency.engine.layers import Layers
-from iec.efficiency.engine.supported import require_exportable, require_integers
+from iec.efficiency.engine.supported import require_exportable
 from iec.efficiency.engine.unet import UNetWriter
-from iec.efficiency.integer import IntegerLayer
+from iec.efficiency.integer import IntegerLayer, require_integers
 from iec.efficiency.quantization import QuantizedNetwork, QuantizedUNet
 from iec.efficiency.technique import Prepared
 from iec.errors import ConfigError
@@ -67,7 +67,7 @@ def export(
     parts = _parts(prepared.network)
     require_exportable(parts.unet)
     if parts.quantized is not None:
-        require_integers(parts.quantized.config)
+        require_integers(parts.quantized.config, "export efficiency=none")
     if next(parts.unet.parameters()).dtype != torch.float32:
         raise ConfigError("A network in half precision cannot be exported. Export it with model.dtype=float32.")
     description = _description(model, parts, table, refresh, prepared, engine)
@@ -140,10 +140,10 @@ def _written(parts: _Parts, table: Timetable, description: Description) -> bytes
     graph = Graph()
     form = Layers if parts.quantized is None else FORMS[description.engine]
     values = {name: Value(name, shape) for name, shape in description.inputs.items()}
-    valid = range(len(table))
+    valid = frozenset(range(len(table)))
     if parts.quantized is not None and description.refresh is not None:  # other steps have no scales
-        valid = [i for i in valid if (i in description.refresh) == (description.call == FULL)]  # type: ignore[assignment]
-    steps = _Steps(parts, table, frozenset(valid))
+        valid = frozenset(i for i in valid if (i in description.refresh) == (description.call == FULL))
+    steps = _Steps(parts, table, valid)
     writer = UNetWriter(graph, form(graph), parts.unet, steps.results, values.get("cond"))
     if description.call == FULL:
         eps, feature = writer.full(values["x"], parts.cut)
@@ -175,9 +175,8 @@ class _Steps:
         return torch.stack([found.get(i, missing) for i in range(self.count)])
 
     def _each(self, of: Callable[[int], Tensor]) -> dict[int, Tensor]:
-        def evaluated() -> Iterator[tuple[int, Tensor]]:
-            for i in sorted(self.valid):
-                with nullcontext() if self.parts.quantized is None else self.parts.quantized.context.reading(i):
-                    yield i, of(i)
-
-        return dict(evaluated())
+        found = {}
+        for i in sorted(self.valid):
+            with nullcontext() if self.parts.quantized is None else self.parts.quantized.context.reading(i):
+                found[i] = of(i)
+        return found

@@ -10,7 +10,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import helper
 
-from iec.efficiency.engine.description import CACHED, FULL, Description
+from iec.efficiency.engine.description import CACHED, FULL, KEY, Description
 from iec.efficiency.engine.graph import OPSET, STEP
 from iec.errors import ArtifactError
 from iec.io.filetypes import mistaken
@@ -20,19 +20,8 @@ LARGEST_FILE, LARGEST_VALUE = 2**31 - 1, 2**28
 KINDS = frozenset(
     {
         *("Add", "AveragePool", "Cast", "Clip", "Concat", "Conv", "DequantizeLinear", "Div", "Gather", "Gelu", "Identity"),
-        *(
-            "InstanceNormalization",
-            "LayerNormalization",
-            "MatMul",
-            "Mul",
-            "Pad",
-            "QuantizeLinear",
-            "ReduceSum",
-            "Reshape",
-            "Resize",
-            "Round",
-        ),
-        *("Sigmoid", "Slice", "Softmax", "Split", "Sub", "Transpose"),
+        *("InstanceNormalization", "LayerNormalization", "MatMul", "Mul", "Pad", "QuantizeLinear", "ReduceSum", "Reshape"),
+        *("Resize", "Round", "Sigmoid", "Slice", "Softmax", "Split", "Sub", "Transpose"),
     }
 )
 """Of nodes that an export writes: arithmetic without loops, branches, files or code."""
@@ -92,7 +81,7 @@ def _checked(path: Path, size: int, call: str) -> EngineFile:
         model = onnx.ModelProto.FromString(data)
     except DecodeError as error:
         raise ArtifactError(f"{path} is truncated or not an ONNX file ({size} bytes). {WAY_OUT}") from error
-    described = [entry.value for entry in model.metadata_props if entry.key == "iec"]
+    described = [entry.value for entry in model.metadata_props if entry.key == KEY]
     description = Description.read(described[0] if len(described) == 1 else None, path)
     if description.call != call:
         raise ArtifactError(f"{path} is the file of {description.call} calls. Give efficiency.file that of full calls.")

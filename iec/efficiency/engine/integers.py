@@ -11,13 +11,12 @@ from torch.nn import functional as F
 
 from iec.efficiency.engine.graph import Graph, Value
 from iec.efficiency.engine.layers import Layers, output_shape, scales, window
+from iec.efficiency.integer.network import BITS
 from iec.efficiency.integer.weights import IntegerWeight
 from iec.efficiency.quantization.layers import QuantLayer
 from iec.efficiency.quantization.quantizer import levels
 from iec.efficiency.quantization.steps import ActivationQuantizer
 from iec.errors import ConfigError
-
-BITS = 8
 
 
 class IntegerLayers(Layers, ABC):

@@ -4,26 +4,8 @@ from typing import Any
 
 from torch import nn
 
-from iec.efficiency.quantization import PTQConfig
 from iec.efficiency.quantization.attention import QuantAttnProcessor, require_supported
 from iec.errors import ConfigError
-
-BITS = 8
-
-
-def require_integers(config: PTQConfig) -> None:
-    """Raises `ConfigError` for a quantization whose layers an engine cannot run on 8-bit integers."""
-    for name in ("weight_bits", "activation_bits", "end_bits"):
-        if getattr(config, name) > BITS:
-            raise ConfigError(
-                f"A network with efficiency.{name}={getattr(config, name)} cannot be exported: no engine has integers for it. "
-                f"Use efficiency.{name}={BITS} or fewer, or export efficiency=none."
-            )
-    if config.activation_granularity != "tensor":
-        raise ConfigError(
-            "A network with one scale per channel of an activation cannot be exported: a sum over channels would be no sum of "
-            "integers. Use efficiency.activation_granularity=tensor."
-        )
 
 
 def require_exportable(unet: Any) -> None:

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from iec.efficiency.engine.description import ANY, FLOAT
 from iec.efficiency.technique import Prepared, Technique
 from iec.errors import ArtifactError, ConfigError, MismatchError
 from iec.io.paths import user_path
 from iec.models import Card, Model
-from iec.sampling.corrector import Corrector
 from iec.sampling.solver import Solver
 from iec.sampling.timetable import Timetable
 
@@ -37,7 +37,7 @@ class Engine(Technique):
     @property
     def arithmetic(self) -> str:
         description = self._file.description
-        return self.runtime if description.arithmetic == "float32" else f"{description.arithmetic} {self.runtime}"
+        return self.runtime if description.arithmetic == FLOAT else f"{description.arithmetic} {self.runtime}"
 
     @property
     def _file(self) -> Any:
@@ -58,19 +58,18 @@ class Engine(Technique):
                 f"model={description.model.name}, or export a cell of this one."
             )
         self._require_timetable(description.pairs == sampler.timetable.pairs, str([t for t, _ in sampler.timetable.pairs]))
-        if description.engine not in ("any", self.runtime):
+        if description.engine not in (ANY, self.runtime):
             raise MismatchError(
                 f"{self.file} is quantized in the form that {description.engine} runs on integers. Use "
                 f"efficiency.runtime={description.engine}, or export it with --engine {self.runtime}."
             )
-        told = type(sampler.corrector).timestep is not Corrector.timestep
-        if told or (sampler.corrected and sampler.correction.evaluate_at != "t"):
+        if not sampler.corrector.keeps_timesteps or (sampler.corrected and sampler.correction.evaluate_at != "t"):
             raise MismatchError(
-                f"{self.file} knows its steps by their index: it cannot be asked for another timestep, as iec=heun and "
-                "corrector=timeshift do. Use another correction, or the network that was exported."
+                f"{self.file} knows its steps by their index: it cannot be asked for another timestep, as iec=heun, "
+                "corrector=timeshift and corrector=stepback do. Use another correction, or the network that was exported."
             )
         full = sampler.placement.cached_steps == "full" and not (sampler.refresh or frozenset()).issuperset(sampler.corrected)
-        if description.arithmetic != "float32" and sampler.refresh is not None and full:
+        if description.arithmetic != FLOAT and sampler.refresh is not None and full:
             raise MismatchError(
                 f"iec.cached_steps=full makes full calls at cached steps, for which {self.file} has no scales. Use "
                 "iec.cached_steps=cached, or skip."

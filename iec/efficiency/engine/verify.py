@@ -5,13 +5,14 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from iec.efficiency.engine.description import FLOAT, INT8
 from iec.errors import ConfigError
 from iec.models import Model
 from iec.sampling.network import FeatureCache, Network, Step
 from iec.sampling.timetable import Timetable
 
 IMAGES = 2
-ALLOWED = {"float32": 1e-4, "int8": 0.1}
+ALLOWED = {FLOAT: 1e-4, INT8: 0.1}
 """|difference| / |eps| of a file by its arithmetic, or `TIMES` the network's own distance from itself, if that is more."""
 TIMES = 3
 

@@ -1,6 +1,8 @@
 """The quantized UNet with its layers on integers."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,10 +12,11 @@ from iec.efficiency.integer.blocks import fuse_blocks
 from iec.efficiency.integer.layers import IntegerLayer
 from iec.efficiency.integer.passes import Passes, fused_passes
 from iec.efficiency.integer.products import OneDNN, PatchMatmul, Product, require_exact_sums
-from iec.efficiency.integer.stored import Tensors, integer_unet
+from iec.efficiency.integer.stored import KIND, Tensors, integer_unet
 from iec.efficiency.quantization import PTQConfig, QuantizedUNet
 from iec.efficiency.quantization.layers import QuantLayer
 from iec.errors import ConfigError
+from iec.io.artifacts import artifact_path, cached
 
 ARITHMETIC = {"simulated": "sim.", "int8": "int8", "int8_unfused": "int8 unfused"}
 """Kernels, and what tables call them. ``simulated``: numbers on the grid in float arithmetic. ``int8``: layers on integers, with
@@ -22,22 +25,25 @@ BITS = 8
 
 
 def require_kernels(kernels: str, config: PTQConfig) -> None:
-    """Raises `ConfigError` for unknown kernels, and for a quantization that has no form in 8-bit integers."""
+    """Raises `ConfigError` for unknown kernels, and for a quantization that they cannot compute."""
     if kernels not in ARITHMETIC:
         raise ConfigError(f"Unknown efficiency.kernels {kernels!r}; choose {', '.join(ARITHMETIC)}.")
-    if kernels == "simulated":
-        return
+    if kernels != "simulated":
+        require_integers(config, "efficiency.kernels=simulated")
+
+
+def require_integers(config: PTQConfig, instead: str) -> None:
+    """Raises `ConfigError` for a quantization that has no form in 8-bit integers. instead: what works for it."""
     for name in ("weight_bits", "activation_bits", "end_bits"):
         bits = getattr(config, name)
         if bits > BITS:
             raise ConfigError(
-                f"efficiency.{name}={bits} has no form in 8-bit integers. Use efficiency.{name}={BITS} or fewer, or "
-                "efficiency.kernels=simulated."
+                f"efficiency.{name}={bits} has no form in 8-bit integers. Use efficiency.{name}={BITS} or fewer, or {instead}."
             )
     if config.activation_granularity != "tensor":
         raise ConfigError(
             "A sum over channels that have scales of their own is no sum of integers. Use "
-            "efficiency.activation_granularity=tensor, or efficiency.kernels=simulated."
+            f"efficiency.activation_granularity=tensor, or {instead}."
         )
 
 
@@ -68,6 +74,25 @@ def stored_network(
     device = _device(unet)
     passes = _passes(kernels, device, folder)
     return _finished(integer_unet(unet, config, num_steps, stored, path, _product(device), passes), passes)
+
+
+def cached_network(
+    unet: nn.Module,
+    config: PTQConfig,
+    num_steps: int,
+    kernels: str,
+    folder: Path,
+    fingerprint: dict[str, Any],
+    make: Callable[[], Tensors],
+) -> tuple[QuantizedUNet, Tensors]:
+    """What `stored_network` gives of the integers in ``folder``, and all tensors of their file.
+
+    fingerprint: what they depend on; the kernels are no part of it. make: `integer_tensors` and what else belongs to them, called
+    where the file is not there. Raises what `iec.io.artifacts.cached` raises.
+    """
+    path = artifact_path(folder, KIND, fingerprint)
+    stored = cached(path, KIND, fingerprint, make)
+    return stored_network(unet, config, num_steps, stored, path, kernels, folder), stored
 
 
 def _passes(kernels: str, device: torch.device, folder: Path | None) -> Passes:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from iec.efficiency.planning.search import Choice
+from iec.efficiency.planning.space import Choice
 from iec.sampling.ddim import Sampler
 from iec.sampling.network import CountingNetwork, FeatureCache, Network
 from iec.sampling.noise import Noise

@@ -14,7 +14,8 @@ from iec.efficiency.caching import CachedUNetNetwork
 from iec.efficiency.planning.config import PlanConfig
 from iec.efficiency.planning.features import cheapest_refreshes, forecast_errors, inner_products, reuse, rule_of
 from iec.efficiency.planning.final import Batch, FinalError
-from iec.efficiency.planning.search import Choice, Evaluations, Space, search
+from iec.efficiency.planning.search import Evaluations, search
+from iec.efficiency.planning.space import Choice, Space
 from iec.efficiency.prepare import model_fingerprint
 from iec.io.artifacts import artifact_path, cached
 from iec.io.progress import reported
@@ -80,8 +81,7 @@ class _Planning:
         table = self.table
         return {
             **model_fingerprint(self.model),
-            "timetable": [list(pair) for pair in table.pairs],
-            "eta": table.eta,
+            **table.fingerprint(),
             "noise_schedule": asdict(table.schedule),
             "cut": self.network.cut.index,
             "dtype": str(self.network.dtype),

@@ -92,7 +92,7 @@ def test_a_caching_quantized_cell_goes_through_two_files(cell, folder, tmp_path)
 
 def test_guidance_goes_around_a_file(make_cell, monkeypatch, tmp_path):
     """Of a latent, conditional model with a cache: both branches of an image are one batch of the file."""
-    monkeypatch.setattr("iec.models.model.card", tiny)
+    monkeypatch.setattr("iec.models.source.card", tiny)
     own = ["model=ldm_imagenet", "model.random_weights=true", "sampler.steps=2", "num_images=1", "batch_size=1", "metrics=none"]
     own += ["iec=all_steps", f"paths.output={tmp_path}", "processes=1"]
     caching = ["efficiency=deepcache", "efficiency.interval=2"]
@@ -118,8 +118,9 @@ def test_a_cell_is_told_by_the_files_bytes_and_goes_on_where_it_was(cell, file, 
         (["model=ddim_cifar_small"], "network of ddim_fashion_small.*Use model=ddim_fashion_small"),
         (["sampler.steps=4"], r"timesteps \[800, 450, 200, 50, 0\].*samples 4 steps.*sampler.timesteps=\[800,450,200,50,0\]"),
         (["sampler.spacing=uniform"], r"exported for the timesteps \[800, 450, 200, 50, 0\], and the cell samples \[800, 600"),
-        (["iec=heun"], "iec=heun and corrector=timeshift"),
-        (["corrector=timeshift"], "iec=heun and corrector=timeshift"),
+        (["iec=heun"], "iec=heun, corrector=timeshift and"),
+        (["corrector=timeshift"], "iec=heun, corrector=timeshift and"),
+        (["corrector=stepback"], "and corrector=stepback do"),
         (["efficiency.runtime=tensorrt"], "choose onnxruntime, openvino"),
     ],
 )  # fmt: skip

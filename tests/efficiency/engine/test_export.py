@@ -12,13 +12,12 @@ from iec.efficiency.caching.forecast import Extrapolated
 from iec.efficiency.engine.export import export
 from iec.efficiency.engine.file import read_file
 from iec.efficiency.engine.network import EngineNetwork
-from iec.efficiency.engine.supported import require_integers
 from iec.efficiency.engine.verify import require_close
-from iec.efficiency.integer import use_integers
+from iec.efficiency.integer import require_integers, use_integers
 from iec.efficiency.quantization import PTQConfig, QuantizedNetwork
 from iec.efficiency.technique import Prepared
 from iec.errors import ConfigError
-from iec.models.model import Source
+from iec.models.source import Source
 from iec.sampling.network import FeatureCache, Step
 from iec.sampling.timetable import Timetable
 from tests.efficiency.caching.unets import CASES
@@ -96,8 +95,8 @@ def test_a_call_that_the_file_has_no_form_of_is_refused(model, table, write):
 )
 def test_a_quantization_without_integers_is_refused(config, message):
     with pytest.raises(ConfigError, match=message):
-        require_integers(config)
-    require_integers(PTQConfig())
+        require_integers(config, "export efficiency=none")
+    require_integers(PTQConfig(), "export efficiency=none")
 
 
 def test_networks_that_are_no_unet_are_refused(model, table, quantized):

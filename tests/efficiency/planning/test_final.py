@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from iec.efficiency.planning.final import Batch, FinalError
-from iec.efficiency.planning.search import Choice, Space
+from iec.efficiency.planning.space import Choice, Space
 from iec.sampling.correction import Correction
 from iec.sampling.ddim import Sampler
 from iec.sampling.network import Calls, CountingNetwork, Prediction

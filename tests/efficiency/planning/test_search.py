@@ -9,7 +9,8 @@ from itertools import combinations
 
 import pytest
 
-from iec.efficiency.planning.search import Choice, Evaluations, Space, search
+from iec.efficiency.planning.search import Evaluations, search
+from iec.efficiency.planning.space import Choice, Space
 from iec.errors import ConfigError
 from iec.sampling.network import Calls
 
