@@ -83,7 +83,9 @@ def subjects(args: argparse.Namespace) -> list[Subject]:
     return with_errors(found) if args.command == "pays" else found
 
 
+@without_tf32()
 def main() -> None:
+    """See the module's docstring. Float32 is float32, whoever calls it."""
     args = arguments()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     keep_freed_memory()
@@ -104,5 +106,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with entry_point(), without_tf32():
+    with entry_point():
         main()

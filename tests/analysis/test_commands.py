@@ -6,6 +6,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+import torch
 
 from iec.analysis import __main__ as analyse
 from iec.analysis.commands import Budget, run_errors, run_norms, run_plan, run_suggest
@@ -122,6 +123,19 @@ def test_every_row_of_an_experiment_file_is_analysed(tmp_path, monkeypatch):
     assert found["n2"]["cell"] != found["n3"]["cell"]
     with pytest.raises(ConfigError, match="no reference row"):
         tables.main([str(path)])
+
+
+def test_float32_is_float32_by_every_door(monkeypatch):
+    seen, products = [], torch.backends.cuda.matmul
+    monkeypatch.setattr(analyse, "subjects", lambda args: seen.append(products.fp32_precision) or [])
+    monkeypatch.setattr(sys, "argv", ["analyse.py", "norms"])
+    before = products.fp32_precision
+    try:
+        products.fp32_precision = "tf32"
+        analyse.main()  # what scripts/analyse.py calls, too
+        assert seen == ["ieee"] and products.fp32_precision == "tf32"
+    finally:
+        products.fp32_precision = before
 
 
 def test_an_unknown_option_is_refused(monkeypatch, capsys):
