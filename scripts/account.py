@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from iec.errors import ArtifactError
+from iec.io.markdown import markdown_table
 from iec.io.runtime import entry_point
 from iec.metrics.interval import Interval
-from iec.tables.formats import markdown_table
 from scripts.counted import FID, KINDS, PSNR, Counted, counted_in, distinct, read
 from scripts.marked import fill, names
 
