@@ -24,6 +24,7 @@ from iec.analysis.pays import PREDICTORS
 from iec.analysis.record import Subject
 from iec.analysis.suggest import GRID
 from iec.analysis.transfer import run_rule
+from iec.io.files import require_folder
 from iec.io.float32 import without_tf32
 from iec.io.paths import user_path
 from iec.io.runtime import entry_point, keep_freed_memory
@@ -89,6 +90,7 @@ def main() -> None:
     args = arguments()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     keep_freed_memory()
+    require_folder(args.out, "--out")
     if args.command == "rule":
         run_rule(args.files, args.score, args.predictor, args.images, args.out)
         return
