@@ -60,8 +60,8 @@ class Row:
         cost = self.result.cost
         return None if cost is None else cost.per_image(self.result.manifest.calls_per_image)
 
-    def cells(self) -> dict[str, str]:
-        """column -> formatted value."""
+    def texts(self) -> dict[str, str]:
+        """Column -> formatted value."""
         manifest = self.result.manifest
         calls = manifest.calls_per_image
         corrections = calls["correction"] + calls["cached_correction"]
