@@ -60,7 +60,7 @@ for (const gallery of document.querySelectorAll(".gallery")) {
     return own;
   });
   if (buttons.length > 1) {
-    const all = make("button", { type: "button", className: "all", textContent: "All with IEC" });
+    const all = make("button", { type: "button", className: "all", textContent: "All corrected" });
     all.setAttribute("aria-pressed", "false");
     all.addEventListener("click", () => {
       const value = all.getAttribute("aria-pressed") !== "true";
