@@ -10,133 +10,22 @@ where its 95 % interval leaves out 0, and cannot be told where it does not; inte
 of trained networks are counted where the reference has as many steps: else they are distances to another solver's error, too.
 """
 
-import json
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from iec.errors import ArtifactError
+from iec.io.markdown import markdown_table
 from iec.io.runtime import entry_point
 from iec.metrics.interval import Interval
-from iec.models.cards import card, card_names
-from iec.tables.formats import markdown_table
+from scripts.counted import FID, KINDS, PSNR, Counted, counted_in, distinct, read
 from scripts.marked import fill, names
 
 ROOT = Path(__file__).parents[1]
 PAGE, RESULTS = ROOT / "docs/account.md", ROOT / "experiments/results"
-FID, PSNR, RMSE = "FID (EffNet-Lite0)", "PSNR to ref. (dB)", "RMSE to ref. (levels)"
+RMSE = "RMSE to ref. (levels)"
 HIGHER_IS_BETTER = {FID: False, PSNR: True, RMSE: False}
-TECHNIQUES = {"FullPrecision": "full precision", "ptq": "quantized", "deepcache": "cached", "cachequant": "quantized and cached"}
-KINDS = ("IEC", "IEC, renorm", "IEC but the last step", "IEC, lambda 0.1", "Heun")
-"""The corrections that are counted, in the order of the page."""
-
-
-@dataclass(frozen=True)
-class Counted:
-    """A row of a table. kind: its correction; empty for none. key: what it has in common with the row it is compared with. tested:
-    whether its change of FID is paired, image by image.
-    """
-
-    table: str
-    label: str
-    model: str
-    technique: str
-    steps: int
-    kind: str
-    key: str
-    images: int
-    calls: dict[str, float]
-    scores: dict[str, Interval]
-    changes: dict[str, Interval]
-    tested: bool
-
-    @classmethod
-    def of(cls, table: str, entry: dict[str, Any]) -> "Counted":
-        identity, manifest = entry["identity"], entry["manifest"]
-        tested = {name: comparison["change"] for name, comparison in entry.get("comparisons", {}).items()}  # narrower: paired
-        common = {name: value for name, value in identity.items() if name not in ("iec", "corrector")}
-        common["efficiency"] = {name: value for name, value in identity["efficiency"].items() if name != "kernels"}
-        return cls(
-            table=table,
-            label=entry["label"],
-            model=identity["model"]["name"],
-            technique=technique_of(identity["efficiency"]),
-            steps=len(identity["sampler"]["pairs"]),
-            kind=kind_of(entry),
-            key=json.dumps(common, sort_keys=True),
-            images=manifest["num_images"],
-            calls=manifest["calls_per_image"],
-            scores={name: Interval(**ends) for name, ends in entry["scores"].items()},
-            changes={name: Interval(**ends) for name, ends in {**entry.get("changes", {}), **tested}.items()},
-            tested=FID in tested,
-        )
-
-
-def technique_of(efficiency: dict[str, Any]) -> str:
-    """One of `TECHNIQUES`, or ``error added``."""
-    return TECHNIQUES.get(efficiency["technique"], "error added")
-
-
-def kind_of(entry: dict[str, Any]) -> str:
-    """One of `KINDS`, empty for a row without anything, or ``other``."""
-    identity, calls = entry["identity"], entry["manifest"]["calls_per_image"]
-    iec, correction = identity["iec"], identity["iec"]["correction"]
-    if identity.get("corrector") or iec["epsilon_scale"] != 1:
-        return "other"
-    if correction is None:
-        return ""
-    if correction["evaluate_at"] == "s":
-        return "Heun"
-    steps = identity["sampler"]["pairs"]
-    most, least = calls["full"], calls["full"]
-    if calls["cached"]:
-        least -= sum(t == s for t, s in steps)  # a refresh at a step that changes nothing is not corrected
-    elif (
-        calls["correction"] == calls["full"] - 1 and len(steps) - 1 not in iec["corrected_steps"] and correction["lambdas"] == [0.5]
-    ):
-        return "IEC but the last step"
-    if correction["iterations"] != 1 or not least <= calls["correction"] <= most or correction["lambdas"] not in ([0.5], [0.1]):
-        return "other"
-    if correction["lambdas"] == [0.1]:
-        return "IEC, lambda 0.1"
-    return "IEC, renorm" if correction.get("renorm") else "IEC"
-
-
-def read(results: Path) -> tuple[list[Counted], list[str]]:
-    """The rows of the weights of now, and the names of tables that have rows of others."""
-    packaged = {name: card(name).packaged for name in card_names()}
-    weights = {name: files.sha256 for name, files in packaged.items() if files is not None}
-    rows, stale = [], []
-    for path in sorted(results.glob("*/table.json")):
-        entries = json.loads(path.read_text(encoding="utf-8"))
-        models = [entry["identity"]["model"] for entry in entries]
-        current = [entry for entry, of in zip(entries, models, strict=True) if weights.get(of["name"]) == of["weights"]]
-        rows += with_own_references([Counted.of(path.parent.name, entry) for entry in current])
-        if len(current) < len(entries):
-            stale.append(path.parent.name)
-    return rows, stale
-
-
-def with_own_references(rows: Sequence[Counted]) -> list[Counted]:
-    """The rows of a table without distances to a reference of another number of steps. A reference has no distance itself."""
-    of_model = {row.model: row.steps for row in rows if PSNR not in row.scores}
-    return [
-        row if of_model.get(row.model) == row.steps else replace(row, changes={k: v for k, v in row.changes.items() if k != PSNR})
-        for row in rows
-    ]
-
-
-def distinct(rows: Iterable[Counted]) -> list[Counted]:
-    """Rows with a change by one of `KINDS`, each cell once."""
-    found: dict[tuple[str, str], Counted] = {}
-    for row in rows:
-        if row.kind in KINDS and row.changes:
-            key = row.key, row.kind
-            found[key] = max(found.get(key, row), row, key=lambda row: (row.tested, row.images))
-    return list(found.values())
 
 
 def verdict(change: Interval, score: str) -> str:
@@ -146,9 +35,10 @@ def verdict(change: Interval, score: str) -> str:
     return "better" if (change.value > 0) == HIGHER_IS_BETTER[score] else "worse"
 
 
-def counts(rows: Sequence[Counted], score: str) -> str:
-    """``better / worse / ?``."""
-    found = Counter(verdict(row.changes[score], score) for row in rows if score in row.changes)
+def counts(rows: Sequence[Counted], *scores: str) -> str:
+    """``better / worse / ?``, of each row by the first of the scores that it has a change of."""
+    known = [(row, name) for row in rows if (name := next((score for score in scores if score in row.changes), ""))]
+    found = Counter(verdict(row.changes[name], name) for row, name in known)
     return " / ".join(str(found[name]) for name in ("better", "worse", "?")) if found else ""
 
 
@@ -168,8 +58,8 @@ def counted(rows: Sequence[Counted], key: Callable[[Counted], tuple[str, ...]], 
         groups.setdefault(key(row), []).append(row)
     body = []
     for values, group in groups.items():
-        distance = [counts(group, score) for score in (PSNR, RMSE)]
-        body.append([*values, str(len(group)), counts(group, FID), median_change(group, FID), "".join(distance)])
+        distance = counts(group, RMSE, PSNR)  # of the ideal network, whose images are the same or unlike, RMSE says more
+        body.append([*values, str(len(group)), counts(group, FID), median_change(group, FID), distance])
     return markdown_table([*names, *COUNTS], body)
 
 
@@ -234,9 +124,8 @@ def training(results: Path) -> str:
     """FID of the checkpoints of a training, of other weights each, and what corrections change there."""
     body = []
     for path in sorted(results.glob("training_*/table.json")):
-        entries = [Counted.of(path.parent.name, entry) for entry in json.loads(path.read_text())]
-        for base in (row for row in entries if not row.kind):
-            by_label = {row.label: row for row in entries}
+        by_label = {row.label: row for row in counted_in(path)}
+        for base in (row for row in by_label.values() if not row.kind):
             changes = [change_of(by_label.get(f"{base.label} + {kind}")) for kind in ("IEC", "Heun")]
             body.append([f"`{base.model}`", base.label, f"{base.scores[FID].value:.0f}", *changes])
     return markdown_table(["model", "images seen", "FID", "change by IEC", "change by Heun"], body)

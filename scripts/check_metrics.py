@@ -25,6 +25,7 @@ from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
+from iec.io.markdown import markdown_table
 from iec.metrics.extractors.features import Features, extract
 from iec.metrics.extractors.inception import PYTORCH_FID, TENSORFLOW, Inception
 from iec.metrics.frechet import FewSamplesWarning, GaussianStatistics
@@ -64,9 +65,6 @@ class Row(NamedTuple):
     @property
     def difference(self) -> float:
         return abs(self.ours - self.theirs) / max(abs(self.theirs), 1e-12)
-
-    def __str__(self) -> str:
-        return f"| {self.score} | {self.other} | {self.ours:.8g} | {self.theirs:.8g} | {self.difference:.1e} |"
 
 
 def random_images(n: int, seed: int, blur: float) -> np.ndarray:
@@ -167,8 +165,8 @@ def from_features(n: int, m: int) -> list[Row]:
 
 
 def table(title: str, rows: list[Row]) -> str:
-    head = ["| score | compared with | ours | theirs | relative difference |", "|---|---|---|---|---|"]
-    return "\n".join([title, "", *head, *map(str, rows), ""])
+    body = [[row.score, row.other, f"{row.ours:.8g}", f"{row.theirs:.8g}", f"{row.difference:.1e}"] for row in rows]
+    return f"{title}\n\n{markdown_table(['score', 'compared with', 'ours', 'theirs', 'relative difference'], body)}\n"
 
 
 def main() -> int:

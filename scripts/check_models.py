@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from iec.io.environment import describe_device
-from iec.io.files import write_text
+from iec.io.files import require_folder, write_text
+from iec.io.markdown import markdown_table
 from iec.io.paths import user_path
-from iec.io.runtime import resolve_device
+from iec.io.runtime import entry_point, resolve_device
 from iec.models import card, card_names
 
 RUN = Path(__file__).parents[1] / "run.py"
@@ -48,12 +49,15 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--output", type=user_path, help="a folder that gets models.json and models.md")
     args = parser.parse_args()
+    resolve_device(args.device)
+    if args.output:
+        require_folder(args.output, "--output")
     rows = []
     for name in args.models:
         for efficiency in args.efficiency:
             for images in args.images:
                 rows.append(measure(name, efficiency, images, args.steps, args.device))
-                print(line(rows[-1]), flush=True)
+                print(" | ".join(line(rows[-1])), flush=True)
     if args.output:
         save(args.output, rows, args.device)
 
@@ -89,28 +93,27 @@ def measure(name: str, efficiency: str, images: int, steps: int, device: str) ->
 
 
 HEADER = (
-    "| model | efficiency | parameters (M) | image | batch | calls / image | s / image | s, whole run | peak memory (GB) |\n"
-    "|---|---|---|---|---|---|---|---|---|"
+    *("model", "efficiency", "parameters (M)", "image", "batch", "calls / image"),
+    *("s / image", "s, whole run", "peak memory (GB)"),
 )
 
 
-def line(row: dict[str, Any]) -> str:
+def line(row: dict[str, Any]) -> list[str]:
+    """By the columns of `HEADER`."""
     millions = " + ".join(f"{count / 1e6:.1f}" for count in row["parameters"].values())
     size = f"{row['resolution']} x {row['resolution']}"
-    cells = [row["model"], row["efficiency"], millions, size, row["images"], f"{row['calls_per_image']:g}"]
-    cells += [f"{row['seconds_per_image']:.1f}", f"{row['seconds']:.0f}", f"{row['peak_gb']:.2f}"]
-    return f"| {' | '.join(str(cell) for cell in cells)} |"
+    measured = [f"{row['seconds_per_image']:.1f}", f"{row['seconds']:.0f}", f"{row['peak_gb']:.2f}"]
+    return [row["model"], row["efficiency"], millions, size, str(row["images"]), f"{row['calls_per_image']:g}", *measured]
 
 
 def save(folder: Path, rows: list[dict[str, Any]], device: str) -> None:
     """models.json and models.md, which says when and on what it was measured."""
     machine, date = describe_device(resolve_device(device)), datetime.now(UTC).date().isoformat()
     note = f"Random weights, {machine}, {date}."
-    text = "\n".join([HEADER, *map(line, rows), "", note, ""])
-    value = json.dumps({"machine": machine, "date": date, "rows": rows}, indent=1) + "\n"
-    write_text(folder / "models.md", text)
-    write_text(folder / "models.json", value)
+    write_text(folder / "models.md", f"{markdown_table(HEADER, map(line, rows))}\n\n{note}\n")
+    write_text(folder / "models.json", json.dumps({"machine": machine, "date": date, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    with entry_point():
+        main()

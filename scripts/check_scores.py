@@ -26,6 +26,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from iec.io.datasets import load_cifar10, load_fashion_mnist_32
+from iec.io.markdown import markdown_table
 from iec.io.paths import user_path
 from iec.io.progress import reported, stage
 from iec.io.runtime import entry_point, keep_freed_memory, resolve_device
@@ -77,8 +78,8 @@ LEVELS: dict[str, tuple[Callable[[np.ndarray, float], np.ndarray], tuple[float, 
 }
 
 
-def row(label: str, scores: dict[str, Score]) -> str:
-    return f"| {label} | " + " | ".join(f"{s.value:.2f} [{s.low:.2f}, {s.high:.2f}]" for s in scores.values()) + " |"
+def row(label: str, scores: dict[str, Score]) -> list[str]:
+    return [label, *(f"{s.value:.2f} [{s.low:.2f}, {s.high:.2f}]" for s in scores.values())]
 
 
 def evaluation(dataset: str, name: str, device: torch.device) -> Evaluation:
@@ -152,11 +153,9 @@ def main() -> None:
         for label, changed in {"real test images": images, **sets}.items():
             results[label] = scored(changed, evaluations)
             advance()
-    labels = list(results["real test images"])
-    print(f"N = {len(images)}\n\n| | {' | '.join(labels)} |\n|---|{'---|' * len(labels)}")
+    body = [row(label, scores) for label, scores in results.items()]
+    print(f"N = {len(images)}\n\n{markdown_table(['', *results['real test images']], body)}")
     failures = []
-    for label, scores in results.items():
-        print(row(label, scores))
     for kind, (_, levels) in LEVELS.items():
         chain = ["real test images", *(f"{kind} {level:g}" for level in levels)]
         for before, after in itertools.pairwise(chain):

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from iec.errors import ArtifactError
+from iec.io.markdown import markdown_table
 from iec.io.runtime import entry_point
-from iec.tables.formats import markdown_table
 from scripts.marked import fill
 
 ROOT = Path(__file__).parents[1]

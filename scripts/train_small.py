@@ -46,7 +46,7 @@ from torch.func import functional_call
 
 from iec.errors import ArtifactError, ConfigError, DatasetError, NonFiniteError, WeightsError
 from iec.io.datasets import load_cifar10, load_fashion_mnist_32
-from iec.io.files import write_atomic, write_text
+from iec.io.files import require_folder, write_atomic, write_text
 from iec.io.images import grid, save_png, to_uint8
 from iec.io.paths import user_path
 from iec.io.runtime import entry_point, keep_freed_memory, resolve_device
@@ -355,6 +355,7 @@ def main() -> None:
     args = arguments()
     keep_freed_memory()
     torch.set_num_threads(args.threads)
+    require_folder(args.output, "--output")
     recipe, stop = RECIPES[args.model], watch_signals()
     images = torch.from_numpy(read_images(recipe, args.data))
     train(Training(recipe, args, resolve_device(args.device)), images, stop)

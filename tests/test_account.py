@@ -8,7 +8,8 @@ from iec.errors import ArtifactError
 from iec.metrics.interval import Interval
 from iec.models.cards import card
 from scripts import account
-from scripts.account import FID, PSNR, counts, read, verdict
+from scripts.account import RMSE, counts, verdict
+from scripts.counted import FID, PSNR, distinct, read
 from scripts.marked import filled
 
 
@@ -62,9 +63,22 @@ def test_rows_of_other_weights_and_repeated_rows_are_not_counted(tmp_path):
     )
     assert stale == ["one"]
     assert [row.kind for row in rows] == ["", "IEC", "other", "IEC", "Heun"]
-    assert {(row.kind, row.images) for row in account.distinct(rows)} == {("IEC", 16), ("Heun", 8)}
+    assert {(row.kind, row.images) for row in distinct(rows)} == {("IEC", 16), ("Heun", 8)}
     assert counts(account.corrected(rows, "IEC"), FID) == "1 / 0 / 0"
     assert counts(account.corrected(rows, "Heun"), FID) == "0 / 0 / 1"
+
+
+def test_a_row_with_two_distances_is_counted_once(tmp_path):
+    both = entry("a + IEC", evaluate_at="t", fid=5)
+    both["changes"] |= {PSNR: {"value": 1, "low": 0.5, "high": 2}, RMSE: {"value": 1, "low": 0.5, "high": 2}}
+    rows, _ = written(tmp_path, one=[entry("a"), both])
+    assert counts(rows, RMSE, PSNR) == "0 / 1 / 0" and counts(rows, "none") == ""
+
+
+def test_a_change_that_is_compared_in_pairs_goes_before_the_other(tmp_path):
+    row = entry("a + IEC", evaluate_at="t", fid=0.5) | {"comparisons": {FID: {"change": {"value": 0.5, "low": 0.25, "high": 1}}}}
+    (found,), _ = written(tmp_path, one=[row])
+    assert found.tested and counts([found], FID) == "0 / 1 / 0"
 
 
 def test_the_last_step_left_out_is_a_kind_of_its_own(tmp_path):

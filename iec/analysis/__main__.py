@@ -24,6 +24,7 @@ from iec.analysis.pays import PREDICTORS
 from iec.analysis.record import Subject
 from iec.analysis.suggest import GRID
 from iec.analysis.transfer import run_rule
+from iec.io.files import require_folder
 from iec.io.float32 import without_tf32
 from iec.io.paths import user_path
 from iec.io.runtime import entry_point, keep_freed_memory
@@ -85,10 +86,13 @@ def subjects(args: argparse.Namespace) -> list[Subject]:
     return with_errors(found) if args.command == "pays" else found
 
 
+@without_tf32()
 def main() -> None:
+    """See the module's docstring. Float32 is float32, whoever calls it."""
     args = arguments()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     keep_freed_memory()
+    require_folder(args.out, "--out")
     if args.command == "rule":
         run_rule(args.files, args.score, args.predictor, args.images, args.out)
         return
@@ -106,5 +110,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with entry_point(), without_tf32():
+    with entry_point():
         main()

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from iec.analysis.setup import Setup, sizes
+from iec.analysis.setup import Setup, columns, sizes
 from iec.analysis.state import Arrays
 from iec.sampling.ddim import Sampler
 
@@ -74,8 +74,4 @@ def errors(setup: Setup, sampler: Sampler, seed: int, indices: Sequence[int], re
         known = (before > RESOLUTION * sizes(states[i])) & (not table.is_noop(i))
         growth.append(torch.where(known, inherited / before, torch.nan))
     effective = tuple(i for i in range(len(table)) if not table.is_noop(i))
-    return Errors(_columns(total), _columns(made), _columns(carried), _columns(growth), effective)
-
-
-def _columns(values: Sequence[Tensor]) -> np.ndarray:
-    return torch.stack(list(values), 1).double().cpu().numpy()
+    return Errors(columns(total), columns(made), columns(carried), columns(growth), effective)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from iec.analysis.setup import Setup, final_errors
 from iec.analysis.suggest import SEED, Suggestion, eligible, relative_change, with_steps
 from iec.errors import ConfigError
+from iec.io.markdown import markdown_table
 from iec.metrics.interval import Interval
 from iec.sampling.ddim import Sampler
 
@@ -52,9 +53,9 @@ def held_out(setup: Setup, suggestion: Suggestion, seed: int, indices: Sequence[
 
 def markdown(lines: Sequence[Line]) -> str:
     """A table of the lines."""
-    rows = ["| | corrections | final error | suggestion against it (%) |", "|---|---|---|---|"]
+    body = []
     for line in lines:
-        percent = [f"{100 * v:+.2f}" for v in line.change]
-        change = "" if line is lines[0] else f"{percent[0]} [{percent[1]}, {percent[2]}]"
-        rows.append(f"| {line.label} | {line.corrections} | {line.error} | {change} |")
-    return "\n".join(rows)
+        value, low, high = (f"{100 * v:+.2f}" for v in line.change)
+        change = "" if line is lines[0] else f"{value} [{low}, {high}]"
+        body.append([line.label, str(line.corrections), str(line.error), change])
+    return markdown_table(["", "corrections", "final error", "suggestion against it (%)"], body)

@@ -4,7 +4,8 @@ They belong together where all that the images of the corrected cell depend on i
 micro-batches, which moves roundings alone.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from iec.analysis.rule import Pair
 from iec.errors import ConfigError
 from iec.io.files import canonical_hash, read_json
 from iec.metrics.interval import Interval
-from iec.tables.measured import Measured
+from iec.tables.measured import Measured, changes_in
 
 MEASURE = "Measure them: python -m iec.analysis pays FILE --out DIR."
+AGAIN = "Write it again, or leave its folder out."
 COMPUTE = "Compute them: python -m iec.tables FILE --run --out DIR."
 
 
@@ -30,17 +32,9 @@ def pairs_in(folders: Sequence[Path], score: str) -> list[Pair]:
     """From all measurements and tables in the folders and below. score: its label, e.g. ``PSNR to ref. (dB)``.
     Raises `ConfigError` where there are none that belong together.
     """
-    records = [read_json(path) for folder in folders for path in sorted(folder.rglob("pays-*.json"))]
-    of_corrections = [record for record in records if record and record["identity"]["iec"]["correction"]]
-    by_images = sorted(of_corrections, key=lambda record: record["num_images"])
-    if not (measured := {record["outcome_key"]: record for record in by_images}):  # of one cell that with the most images
+    measured, gains = _measured(folders), _gains(folders, score)
+    if not measured:
         raise ConfigError(f"No measurement (pays-*.json) in {_named(folders)}. {MEASURE}")
-    gains: dict[str, Interval] = {}
-    for path in [path for folder in folders for path in sorted(folder.rglob("table.json"))]:
-        for entry in read_json(path) or []:
-            gain, key = _gain(entry, score), outcome_key(entry["identity"])
-            if gain is not None and gains.setdefault(key, gain) != gain:
-                raise ConfigError(f"{path} and another table give {entry['label']!r} other changes. Name the folder of one.")
     if not gains:
         raise ConfigError(f"No row of a table (table.json) in {_named(folders)} is compared in {score!r}. {COMPUTE}")
     pairs = [_pair(record, gains[key]) for key, record in measured.items() if key in gains]
@@ -49,14 +43,52 @@ def pairs_in(folders: Sequence[Path], score: str) -> list[Pair]:
     return pairs
 
 
+def _measured(folders: Sequence[Path]) -> dict[str, dict[str, Any]]:
+    """Outcome key -> measurement of a correction; of one cell the one with the most images."""
+    found: dict[str, dict[str, Any]] = {}
+    for path, record in _files(folders, "pays-*.json"):
+        with _of_now(path):
+            key, images = record["outcome_key"], record["num_images"]
+            if record["identity"]["iec"]["correction"] and (key not in found or images >= found[key]["num_images"]):
+                found[key] = record
+    return found
+
+
+def _gains(folders: Sequence[Path], score: str) -> dict[str, Interval]:
+    """Outcome key -> `_gain` of the row. Raises `ConfigError` where two tables disagree."""
+    found: dict[str, Interval] = {}
+    for path, entries in _files(folders, "table.json"):
+        for entry in entries:
+            with _of_now(path):
+                gain, key = _gain(entry, score), outcome_key(entry["identity"])
+            if gain is not None and found.setdefault(key, gain) != gain:
+                raise ConfigError(f"{path} and another table give {entry['label']!r} other changes. Name the folder of one.")
+    return found
+
+
+def _files(folders: Sequence[Path], pattern: str) -> Iterator[tuple[Path, Any]]:
+    """(path, value) of the JSON files of this name in the folders and below. Raises `ConfigError` for a damaged one."""
+    for path in [path for folder in folders for path in sorted(folder.rglob(pattern))]:
+        value = read_json(path)
+        if value is None:
+            raise ConfigError(f"{path} is damaged. {AGAIN}")
+        yield path, value
+
+
+@contextmanager
+def _of_now(path: Path) -> Iterator[None]:
+    """Raises `ConfigError` where the block finds other keys in a file than this version writes."""
+    try:
+        yield
+    except (KeyError, TypeError) as error:
+        raise ConfigError(f"{path} is of another version ({error!r}). {AGAIN}") from error
+
+
 def _gain(entry: dict[str, Any], score: str) -> Interval | None:
-    """The change of the score by the row's correction, above 0 where it is better; None where there is no such change. Of FID the
-    paired one of a comparison, where the table has it; else as of independent runs, whose interval is too wide.
-    """
-    changes = entry.get("changes", {}) | {name: c["change"] for name, c in entry.get("comparisons", {}).items()}
-    if score not in changes or entry["identity"]["iec"]["correction"] is None:
+    """The change of the score by the row's correction (`changes_in`), above 0 where it is better; None where there is none."""
+    change = changes_in(entry).get(score)
+    if change is None or entry["identity"]["iec"]["correction"] is None:
         return None
-    change = Interval(**changes[score])
     return change if Measured.from_json(entry).higher_is_better[score] else Interval(-change.value, -change.high, -change.low)
 
 

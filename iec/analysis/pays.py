@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from iec.analysis.errors import RESOLUTION
-from iec.analysis.setup import Setup, sizes
+from iec.analysis.setup import Setup, columns, sizes
 from iec.analysis.state import Arrays
 from iec.analysis.suggest import final_errors
 from iec.analysis.walk import LocalStep, Once, walk
@@ -39,9 +39,10 @@ PREDICTORS = ("propagated", "one_step", "error_over_bias", "pilot")
 class Payoff:
     """float64. steps: sampling indices, [S]. error, displacement, bias: |b_i|, |u_i| and |w_i|, [N, S]. removed: the share of the
     error that the displacement takes away, -<b_i, u_i> / <b_i, b_i>, [N, S]. norm_ratio: |eps(x^(0), t)| / |eps(x_i, t)|, [N, S].
-    bias and norm_ratio are nan at steps that are not corrected, removed where there is no error. propagated, one_step,
-    error_over_bias, pilot: see the module, [N]. walk_calls: of all but the pilot, in images, [4]: full, cached, corrections,
-    full precision. pilot_calls: of the pilot.
+    made, taken: the shares of the sum e of all e_i that step i makes, <e_i, e> / <e, e>, and that its correction takes away,
+    -<v_i, e> / <e, e>, [N, S]. bias and norm_ratio are nan at steps that are not corrected, removed where there is no error.
+    propagated, one_step, error_over_bias, pilot: see the module, [N]. walk_calls: of all but the pilot, in images, [4]: full,
+    cached, corrections, full precision. pilot_calls: of the pilot.
     """
 
     steps: np.ndarray
@@ -71,18 +72,18 @@ def measure(setup: Setup, seed: int, indices: Sequence[int]) -> Payoff:
     """For the corrections of ``setup.corrected``. Raises `ConfigError` where an image has no error that could be corrected."""
     network, reference = Once(setup.network), Once(setup.reference)
     steps = list[int]()
-    columns: dict[str, list[Tensor]] = {name: [] for name in ("error", "displacement", "bias", "removed", "norm_ratio")}
+    found: dict[str, list[Tensor]] = {name: [] for name in ("error", "displacement", "bias", "removed", "norm_ratio")}
     left, errors, displacements = list[Tensor](), list[Tensor](), list[Tensor]()
     for step in walk(setup, seed, indices, network, reference):
         steps.append(step.index)
         for name, value in _numbers(step).items():
-            columns[name].append(value)
+            found[name].append(value)
         left.append(sizes(step.error + step.displacement))
         errors.append(step.clean_error)
         displacements.append(step.clean_displacement)
-    parts = {name: _columns(values) for name, values in columns.items()}
+    parts = {name: columns(values) for name, values in found.items()}
     total, change = torch.stack(errors).sum(0), torch.stack(displacements).sum(0)
-    squares = [np.square(value).sum(axis=1) for value in (parts["error"], _columns(left))]
+    squares = [np.square(value).sum(axis=1) for value in (parts["error"], columns(left))]
     of_pilot, right = CountingNetwork(setup.network), CountingNetwork(setup.reference)
     outcome = final_errors(replace(setup, network=of_pilot, reference=right), [setup.plain, setup.corrected], seed, indices)
     payoff = Payoff(
@@ -90,7 +91,7 @@ def measure(setup: Setup, seed: int, indices: Sequence[int]) -> Payoff:
         **parts,
         made=_shares(errors, total),
         taken=-_shares(displacements, total),
-        propagated=decibels(*_columns([sizes(total), sizes(total + change)]).T),
+        propagated=decibels(*columns([sizes(total), sizes(total + change)]).T),
         one_step=decibels(*np.sqrt(squares)),
         error_over_bias=decibels(parts["error"].sum(axis=1), np.nansum(parts["bias"], axis=1)),
         pilot=decibels(*outcome),
@@ -117,17 +118,13 @@ def _numbers(step: LocalStep) -> dict[str, Tensor]:
 
 def _shares(parts: Sequence[Tensor], total: Tensor) -> np.ndarray:
     """<part, total> / <total, total> of each image, [N, S]."""
-    return _columns([(part * total).flatten(1).sum(dim=1) / sizes(total).square() for part in parts])
+    return columns([(part * total).flatten(1).sum(dim=1) / sizes(total).square() for part in parts])
 
 
 def decibels(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     """20 log10(before / after) of norms [N]; infinite or nan where one is 0."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.asarray(20 * np.log10(before / after))
-
-
-def _columns(values: Sequence[Tensor]) -> np.ndarray:
-    return torch.stack(list(values), 1).double().cpu().numpy()
 
 
 def _calls(network: Calls, reference: Calls) -> np.ndarray:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from iec.analysis.heldout import PAPER, Line, ends
 from iec.analysis.setup import Setup, final_errors
-from iec.analysis.suggest import GRID, eligible, relative_change, with_steps
+from iec.analysis.suggest import GRID, eligible, relative_change, require_lambdas, with_steps
 from iec.efficiency.planning.final import Batch, FinalError
 from iec.efficiency.planning.plan import SEED, usual
 from iec.efficiency.planning.search import Evaluations, search
@@ -97,8 +97,7 @@ def space_of(sampler: Sampler, split: bool, lambdas: Sequence[float]) -> Space:
             "iec.cached_steps=cached makes corrections that are no full calls, and a budget of full calls says nothing about them. "
             "Use iec.cached_steps=skip, or full."
         )
-    if any(not 0 < lam <= 2 for lam in lambdas) or not lambdas:
-        raise ConfigError(f"The grid of lambda, {list(lambdas)}, needs values in (0, 2]; negative ones cannot be run.")
+    require_lambdas(lambdas)
     correctable = frozenset(eligible(replace(sampler, refresh=None)))
     return Space(len(sampler.timetable), split, correctable, cached_steps == "skip", tuple(sorted(lambdas)))
 

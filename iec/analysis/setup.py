@@ -69,6 +69,11 @@ def sizes(x: Tensor) -> Tensor:
     return torch.linalg.vector_norm(x.flatten(1), dim=1)
 
 
+def columns(values: Sequence[Tensor]) -> np.ndarray:
+    """S tensors [B] as float64 [B, S]."""
+    return torch.stack(list(values), 1).double().cpu().numpy()
+
+
 @torch.no_grad()
 def final_errors(setup: Setup, samplers: Sequence[Sampler], seed: int, indices: Sequence[int]) -> list[np.ndarray]:
     """|x_0 - r_0| / |r_0| of each sampler, float64 [N]."""

@@ -28,6 +28,7 @@ from iec.analysis.setup import Setup, final_errors
 from iec.analysis.state import NOTHING_KEPT, Arrays, State
 from iec.efficiency.technique import Prepared
 from iec.errors import ConfigError
+from iec.io.markdown import markdown_table
 from iec.io.progress import stage
 from iec.metrics.interval import Interval, mean_interval
 from iec.models import Model
@@ -105,16 +106,13 @@ class Suggestion:
         """Markdown: the steps, those that pay most by themselves first."""
         gains = {lam: self.responses.gains(lam) for lam in grid}
         order = np.argsort(-np.max(list(gains.values()), axis=0))
-        lines = [
-            "| step | t | wanted lambda | " + " | ".join(f"gain, lambda = {lam:g} (%)" for lam in grid) + " | chosen |",
-            "|---|---|---|" + "---|" * (len(grid) + 1),
-        ]
+        body = []
         for k in order:
             i = self.responses.steps[k]
-            cells = [str(i), str(self.sampler.timetable.pairs[i][0]), f"{self.responses.best[k]:.2f}"]
-            cells += [f"{100 * gains[lam][k]:+.2f}" for lam in grid]
-            lines.append(f"| {' | '.join(cells)} | {self.steps.index(i) + 1 if i in self.steps else ''} |")
-        return "\n".join(lines)
+            chosen = str(self.steps.index(i) + 1) if i in self.steps else ""
+            wanted, of_grid = f"{self.responses.best[k]:.2f}", [f"{100 * gains[lam][k]:+.2f}" for lam in grid]
+            body.append([str(i), str(self.sampler.timetable.pairs[i][0]), wanted, *of_grid, chosen])
+        return markdown_table(["step", "t", "wanted lambda", *(f"gain, lambda = {lam:g} (%)" for lam in grid), "chosen"], body)
 
 
 def suggest(
@@ -154,8 +152,7 @@ def suggest_for(
     that could be corrected, twice that with a cache. Raises `ConfigError`.
     """
     steps = eligible(setup.sampler)
-    if any(not 0 < lam <= 2 for lam in lambdas) or not lambdas:
-        raise ConfigError(f"The grid of lambda, {list(lambdas)}, needs values in (0, 2]; negative ones cannot be run.")
+    require_lambdas(lambdas)
     if images < 2 or (budget is not None and budget < 1):
         raise ConfigError("A suggestion needs 2 images or more, and a budget of 1 call or more, or none.")
     if not steps:
@@ -167,6 +164,12 @@ def suggest_for(
     measured = relative_change(*final)
     kept = chosen if measured.high < 0 else ()
     return Suggestion(setup.sampler, kept, lam, predicted, measured, responses, chosen)
+
+
+def require_lambdas(grid: Sequence[float]) -> None:
+    """Raises `ConfigError` for a grid with a lambda that cannot be run, or with none."""
+    if any(not 0 < lam <= 2 for lam in grid) or not grid:
+        raise ConfigError(f"The grid of lambda, {list(grid)}, needs values in (0, 2]; negative ones cannot be run.")
 
 
 def eligible(sampler: Sampler) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from iec.analysis.record import plain_values
 from iec.analysis.rule import ErrorRate, Pair, Transfer, errors_of, transfers
 from iec.errors import ConfigError
 from iec.io.files import write_text
-from iec.tables.formats import markdown_table
+from iec.io.markdown import markdown_table
 
 log = logging.getLogger(__name__)
 TRIVIAL = {"always": float("-inf"), "never": float("inf")}

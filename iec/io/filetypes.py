@@ -8,11 +8,7 @@ GET = "Download the file itself: the link that gave this leads to a page about i
 LFS = "Run  git lfs pull  in its clone, or download the file itself."
 UNPACK = "Unpack it, and give the file that is in it."
 BEGINNINGS = (
-    (
-        b"version https://git-lfs.github.com/spec/",
-        "a Git LFS pointer",
-        LFS,
-    ),
+    (b"version https://git-lfs.github.com/spec/", "a Git LFS pointer", LFS),
     (b"<!doctype html", "a web page (HTML)", GET),
     (b"<html", "a web page (HTML)", GET),
     (b"<?xml", "an XML document", GET),

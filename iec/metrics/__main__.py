@@ -93,12 +93,12 @@ def open_reference(name: str, extractor: Extractor, resolution: int, origin: str
     return load_reference(path, extractor, resolution)
 
 
-def choose(requested: str | None, evaluation: Protocol, reference: Reference) -> tuple[str, ...]:
+def choose(requested: str | None, rules: Protocol, reference: Reference) -> tuple[str, ...]:
     """Names of the scores. Raises `ConfigError` for what the protocol, or the reference, cannot give."""
     if requested is None:
-        return available(evaluation.default, reference)
+        return available(rules.default, reference)
     names = tuple(requested.split(","))
-    evaluation.check(names)
+    rules.check(names)
     lacking = [name for name in names if name not in available(names, reference)]
     if lacking:
         raise ConfigError(

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from iec.io.markdown import markdown_table
 from iec.metrics.protocol import Protocol
 
 
@@ -18,27 +19,24 @@ def without_nan(value: Any) -> Any:
 
 def table(record: dict[str, Any]) -> str:
     """Markdown of a record as JSON: a line a score, those of the protocols beside it too, then the verdicts of a gate."""
-    lines = [f"| {record['source']['label']} | value | 95 % interval | N |", "|---|---|---|---|"]
-    for entry in (entry for own in (record, *record["beside"]) for entry in own["scores"].values()):
-        lines.append(f"| {entry['label']} | {entry['value']:.6g} | {_interval(entry)} | {entry['n']} |")
-    return "\n".join([*lines, *_verdicts(record.get("gate", []))])
+    scores = [score for own in (record, *record["beside"]) for score in own["scores"].values()]
+    body = [[score["label"], f"{score['value']:.6g}", _interval(score), str(score["n"])] for score in scores]
+    return markdown_table([record["source"]["label"], "value", "95 % interval", "N"], body) + _verdicts(record.get("gate", []))
 
 
-def describe(evaluation: Protocol) -> str:
+def describe(protocol: Protocol) -> str:
     """One line: name, what it prints, the scores it gives and can give."""
-    more = f"; on request: {', '.join(evaluation.on_request)}" if evaluation.on_request else ""
-    return f"{evaluation.name:20} labelled ({evaluation.label}): {', '.join(evaluation.default)}{more}"
+    more = f"; on request: {', '.join(protocol.on_request)}" if protocol.on_request else ""
+    return f"{protocol.name:20} labelled ({protocol.label}): {', '.join(protocol.default)}{more}"
 
 
-def _verdicts(verdicts: Sequence[Mapping[str, Any]]) -> list[str]:
+def _verdicts(verdicts: Sequence[Mapping[str, Any]]) -> str:
     """A line a bound, and the verdict over all."""
     if not verdicts:
-        return []
-    lines = ["", "| bound | value | 95 % interval | verdict |", "|---|---|---|---|"]
-    for verdict in verdicts:
-        said = "pass" if verdict["passed"] else "FAIL"
-        lines.append(f"| {verdict['bound']} | {verdict['value']:.6g} | {_interval(verdict)} | {said} |")
-    return [*lines, "", f"gate {'passed' if all(verdict['passed'] for verdict in verdicts) else 'FAILED'}"]
+        return ""
+    body = [[v["bound"], f"{v['value']:.6g}", _interval(v), "pass" if v["passed"] else "FAIL"] for v in verdicts]
+    bounds = markdown_table(["bound", "value", "95 % interval", "verdict"], body)
+    return f"\n\n{bounds}\n\ngate {'passed' if all(v['passed'] for v in verdicts) else 'FAILED'}"
 
 
 def _interval(entry: Mapping[str, Any]) -> str:

@@ -75,7 +75,7 @@ def entries_of(section: str, rows: Sequence[Row], experiment: Experiment) -> lis
         reference = by_label.get(references.get(row.label, ""))
         scores = _scores(row, reference)
         base = by_label.get(origins.get(row.label, ""))
-        calls = row.cells()["calls (full+cached+corr.)"]
+        calls = row.texts()["calls (full+cached+corr.)"]
         entry = Entry(
             key=_key(row),
             data=cell.card.reference,

@@ -53,11 +53,14 @@ const samples = new Map([...document.querySelectorAll("figure.cell")].map(
 
 for (const gallery of document.querySelectorAll(".gallery")) {
   const figures = [...gallery.querySelectorAll(".cell")];
-  const pairs = [...gallery.querySelectorAll(".pair")];
-  const buttons = pairs.map((pair) => flip([...pair.children]));
-  pairs.forEach((pair, k) => pair.replaceChildren(buttons[k]));
+  const buttons = [...gallery.querySelectorAll(".family")].flatMap((family) => {
+    const [plain, ...corrected] = family.children;
+    const own = corrected.map((figure) => flip([plain, figure]));
+    family.replaceChildren(...own);
+    return own;
+  });
   if (buttons.length > 1) {
-    const all = make("button", { type: "button", className: "all", textContent: "All with IEC" });
+    const all = make("button", { type: "button", className: "all", textContent: "All corrected" });
     all.setAttribute("aria-pressed", "false");
     all.addEventListener("click", () => {
       const value = all.getAttribute("aria-pressed") !== "true";

@@ -29,12 +29,12 @@ DAMAGED = (IECError, OSError, ValueError, LookupError, TypeError)
 
 @dataclass(frozen=True)
 class Line:
-    """A row of a table. cells: of all columns, or of the label and what is published alone if we have no numbers; why: the reason;
+    """A row of a table. texts: of all columns, or of the label and what is published alone if we have no numbers; why: the reason;
     empty if we have. command: computes it. provenance: where its numbers come from.
     """
 
     label: str
-    cells: list[str]
+    texts: list[str]
     why: str
     command: str
     provenance: Provenance
@@ -55,8 +55,8 @@ class Line:
 
 @dataclass(frozen=True)
 class Section:
-    """An experiment. problem: why it could not be assembled. floors: lines of what real images score. pairs: the sprites of a row
-    and of the same row corrected; alone: of the other rows. entries: the finished rows for the explorer.
+    """An experiment. problem: why it could not be assembled. floors: lines of what real images score. families: the sprites of a
+    row and of its corrections; alone: of the other rows. entries: the finished rows for the explorer.
     """
 
     name: str
@@ -69,7 +69,7 @@ class Section:
     lines: list[Line] = field(default_factory=list)
     floors: list[list[str]] = field(default_factory=list)
     caption: str = ""
-    pairs: list[tuple[Sprite, Sprite]] = field(default_factory=list)
+    families: list[list[Sprite]] = field(default_factory=list)
     alone: list[Sprite] = field(default_factory=list)
     plots: list[Picture] = field(default_factory=list)
     entries: list[Entry] = field(default_factory=list)
@@ -136,15 +136,19 @@ def _reading(path: Path) -> Markup:
 def _with_rows(section: Section, experiment: Experiment, rows: list[Row], absent: dict[str, str]) -> Section:
     header, lines = _lines(section.file, experiment, rows, absent)
     sprites = {row.label: sprite_of(row) for row in rows}
-    pairs = {label: base for label, base in bases(experiment.rows).items() if {label, base} <= sprites.keys()}
+    families: dict[str, list[Sprite]] = {}
+    for label, base in bases(experiment.rows).items():
+        if {label, base} <= sprites.keys():
+            families.setdefault(base, [sprites[base]]).append(sprites[label])
+    related = {sprite.label for family in families.values() for sprite in family}
     return replace(
         section,
         header=header,
         lines=lines,
         floors=[[line.get(column, "") for column in header] for line in floor_lines(rows)],
         caption=caption_of(rows, experiment) if rows else f"Published: {experiment.source}." if experiment.source else "",
-        pairs=[(sprites[base], sprites[label]) for label, base in pairs.items()],
-        alone=[sprite for label, sprite in sprites.items() if label not in pairs and label not in pairs.values()],
+        families=list(families.values()),
+        alone=[sprite for label, sprite in sprites.items() if label not in related],
         plots=plots_of(rows, experiment) if rows else [],
         entries=entries_of(section.name, rows, experiment),
         protocols=tuple(sorted({record.protocol for row in rows for record in row.result.records})),
@@ -163,11 +167,11 @@ def _lines(file: str, experiment: Experiment, rows: list[Row], absent: dict[str,
     for label in experiment.labels:
         values = {"": label, **known.get(label, {})}
         if label in results:
-            cells, provenance = [values.get(column, "") for column in columns], provenance_of(results[label])
-            lines.append(Line(label, cells, "", experiment.command(label), provenance))
+            texts, provenance = [values.get(column, "") for column in columns], provenance_of(results[label])
+            lines.append(Line(label, texts, "", experiment.command(label), provenance))
             continue
-        cells = [values.get(column, "") for column in first]
+        texts = [values.get(column, "") for column in first]
         why = absent.get(label, ELSEWHERE)
         command = experiment.command(label) if label in absent else f"python -m iec.tables {file} --run --scale paper"
-        lines.append(Line(label, cells, why, command, []))
+        lines.append(Line(label, texts, why, command, []))
     return columns, lines

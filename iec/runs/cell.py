@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig
 
 from iec.correctors import configured
 from iec.efficiency.compiled import require_compiles
@@ -21,14 +21,11 @@ from iec.runs.batches import micro_batches, require_count
 from iec.runs.metrics import Metrics
 from iec.runs.parallel import Share, Split
 from iec.runs.paths import Paths, with_home
+from iec.runs.solver import solver_of
 from iec.sampling.correction import Correction
 from iec.sampling.corrector import NO_CORRECTOR
-from iec.sampling.ddim import DDIM, Sampler
-from iec.sampling.dtypes import SOLVER_DTYPES, dtype_name
-from iec.sampling.multistep import with_solver
-from iec.sampling.placement import Placement
+from iec.sampling.ddim import DDIM
 from iec.sampling.solver import Solver
-from iec.sampling.timetable import Timetable
 
 
 @dataclass(frozen=True)
@@ -75,7 +72,7 @@ class Cell:
             model=model,
             uint8=config.model.uint8,
             compile=bool(config.model.get("compile")),
-            sampler=_sampler(config, card, technique),
+            sampler=solver_of(config, card, technique),
             efficiency=config.efficiency.name,
             technique=technique,
             num_images=num_images,
@@ -232,41 +229,3 @@ def _correction_identity(correction: Correction) -> dict[str, Any]:
     if not correction.renorm:
         del identity["renorm"]  # cells from before there was a choice keep their identity
     return identity
-
-
-def _sampler(config: DictConfig, card: Card, technique: Technique) -> Solver:
-    options = config.sampler
-    dtype = SOLVER_DTYPES[dtype_name(options.dtype, SOLVER_DTYPES, "sampler.dtype")]
-    final = card.final if options.final is None else options.final
-    if options.timesteps is not None:
-        if options.steps is not None or options.spacing is not None:
-            raise ConfigError("sampler.timesteps is a whole timetable; leave sampler.steps and sampler.spacing unset with it.")
-        table = Timetable.from_timesteps(list(options.timesteps), card.schedule, final=final, eta=options.eta)
-    else:
-        spacing, steps = options.spacing or card.spacing, card.steps if options.steps is None else options.steps
-        table = Timetable.spaced(spacing, steps, card.schedule, final=final, eta=options.eta)
-    ddim = Sampler(
-        timetable=table,
-        correction=_correction(config.iec),
-        placement=_placement(config.iec),
-        epsilon_scale=config.iec.epsilon_scale,
-        refresh=technique.refresh(len(table)),
-        adaptive=technique.adaptive,
-        dtype=dtype,
-    )
-    return with_solver(options.solver, configured.corrector_of(config.corrector).attach(ddim, card.shape))
-
-
-def _correction(iec: DictConfig) -> Correction:
-    """The preset with what the configuration changes of it."""
-    changes = {key: iec[key] for key in ("tolerance", "norm", "cache_from") if iec[key] is not None}
-    if (given := iec["lambda"]) is not None:
-        values = list(given) if isinstance(given, ListConfig) else [given]
-        if any(isinstance(v, bool) or not isinstance(v, int | float) for v in values):
-            raise ConfigError(f"iec.lambda={given} must be a number, or a list with one for each correction.")
-        changes["lambdas"] = tuple(float(v) for v in values)
-    return Correction.preset(iec.preset, iterations=iec.iterations, evaluate_at=iec.evaluate_at, renorm=iec.renorm, **changes)
-
-
-def _placement(iec: DictConfig) -> Placement:
-    return Placement(iec.placement, iec.fraction, iec.count, tuple(iec.steps or ()), iec.cached_steps, iec.last_step)

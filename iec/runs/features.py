@@ -15,13 +15,12 @@ from iec.io.files import write_atomic
 from iec.io.progress import stage
 from iec.io.workers import Send, run_workers
 from iec.metrics.extractors.features import Arrays, Extractor, Features, by_each, extract_each, regroup
+from iec.metrics.metric import FEATURES
 from iec.metrics.protocol import protocol
 from iec.runs.cell import Cell
 from iec.runs.parallel import UNSPLIT
 from iec.runs.store import Store
 from iec.runs.worker import PRELOAD
-
-FEATURES = ("pooled", "spatial", "logits")
 
 
 def features_of(cell: Cell, store: Store, extractors: Mapping[str, Extractor]) -> dict[str, Features]:

@@ -8,7 +8,7 @@ from iec.errors import ConfigError
 from iec.metrics.protocol import PROTOCOLS, protocol
 from iec.models import Card
 
-METRICS = ("auto", "none", *PROTOCOLS)
+CHOICES = ("auto", "none", *PROTOCOLS)
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class Metrics:
         ``auto`` is the card's protocol, and none for random weights, whose images have no score worth computing. Raises
         `ConfigError`.
         """
-        if config.name not in METRICS:
-            raise ConfigError(f"Unknown metrics {config.name!r}; choose one of {', '.join(METRICS)}.")
+        if config.name not in CHOICES:
+            raise ConfigError(f"Unknown metrics {config.name!r}; choose one of {', '.join(CHOICES)}.")
         if config.clip is not None and "text_encoder" not in card.components:
             raise ConfigError(f"metrics.clip: {card.name} has no prompts to compare its images with. Leave metrics.clip unset.")
         if config.bootstrap < 0:

@@ -13,8 +13,15 @@ from iec.io.paths import user_path
 from iec.io.runtime import entry_point
 
 PATHS = (
-    *("paths.output", "paths.artifacts", "paths.cell"),
-    *("model.weights", "model.data", "model.prompts", "metrics.clip", "efficiency.artifact", "efficiency.file"),
+    "paths.output",
+    "paths.artifacts",
+    "paths.cell",
+    "model.weights",
+    "model.data",
+    "model.prompts",
+    "metrics.clip",
+    "efficiency.artifact",
+    "efficiency.file",
 )
 """Keys of files and folders."""
 

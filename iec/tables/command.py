@@ -127,7 +127,8 @@ def assemble(
         if compute or not cells:
             failure = missing[labels[0]]
     for k, (label, cell) in enumerate(cells.items(), 1):
-        log.info("[%d/%d] %s", k, len(cells), label) if compute else None
+        if compute:
+            log.info("[%d/%d] %s", k, len(cells), label)
         try:
             result = run_cell(cell) if compute else finished_result(cell)
             if result is not None:

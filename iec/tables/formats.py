@@ -3,11 +3,13 @@
 import csv
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from iec.io.markdown import markdown_table
 
 Line = Sequence[str]
 WIDTH_OF_A_FILE = 200
@@ -41,12 +43,6 @@ def markdown_code(text: str) -> str:
     fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
     space = " " if text[:1] == "`" or text[-1:] == "`" else ""
     return f"{fence}{space}{one_line(text)}{space}{fence}"
-
-
-def markdown_table(header: Line, body: Iterable[Line]) -> str:
-    """A table of GitHub's Markdown, of entries that are Markdown already."""
-    head, *lines = (f"| {' | '.join(entries)} |" for entries in [header, *body])
-    return "\n".join([head, "|" + "---|" * len(header), *lines])
 
 
 def markdown(header: Line, body: Sequence[Line], title: str, caption: str) -> str:
@@ -87,4 +83,4 @@ def show(header: Line, body: Sequence[Line], title: str) -> None:
     for line in body:
         table.add_row(*map(Text, line))
     console = Console()
-    console.print(table) if console.is_terminal else Console(width=WIDTH_OF_A_FILE).print(table)
+    (console if console.is_terminal else Console(width=WIDTH_OF_A_FILE)).print(table)

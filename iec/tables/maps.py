@@ -27,7 +27,7 @@ def change_maps(
     higher_is_better: bool,
     title: str,
 ) -> None:
-    """A panel for each correction, a cell for each pair of settings: the change of the score from the row without correction.
+    """A panel for each correction, a square for each pair of settings: the change of the score from the row without correction.
 
     Blue: better; red: worse; the colours of all panels are the same. Bold: the 95 % interval excludes 0; in brackets: it holds 0.
     Grey: no such row. panels have one change at least.

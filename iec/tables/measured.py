@@ -151,6 +151,14 @@ def measured(rows: Sequence[Row], bases: Mapping[str, str]) -> list[Measured]:
     ]
 
 
+def changes_in(entry: Mapping[str, Any]) -> dict[str, Interval]:
+    """Score -> its change, of an entry of table.json. Where the score is compared in pairs, that change: its interval is narrower
+    than that of a change as of independent runs.
+    """
+    compared = {name: comparison["change"] for name, comparison in entry.get("comparisons", {}).items()}
+    return {name: Interval(**ends) for name, ends in {**entry.get("changes", {}), **compared}.items()}
+
+
 def changes_of(row: Row, base: Row) -> dict[str, Interval]:
     """Of the finite scores that both have: image by image for paired ones, as of independent runs (too wide) for the others."""
     common = [name for name in row.scores if name in base.scores]

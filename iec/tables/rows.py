@@ -60,8 +60,8 @@ class Row:
         cost = self.result.cost
         return None if cost is None else cost.per_image(self.result.manifest.calls_per_image)
 
-    def cells(self) -> dict[str, str]:
-        """column -> formatted value."""
+    def texts(self) -> dict[str, str]:
+        """Column -> formatted value."""
         manifest = self.result.manifest
         calls = manifest.calls_per_image
         corrections = calls["correction"] + calls["cached_correction"]
@@ -156,8 +156,8 @@ def build_rows(results: dict[str, Result], references: Sequence[str], paired: Se
 
 
 def paired_with(results: Mapping[str, Result], references: Sequence[str]) -> dict[str, str]:
-    """Label of a row -> that of the row that it is paired with. Of those that are there and start from its noise, as rows of its model
-    and seed do, it is the one of the same timetable, or the last.
+    """Label of a row -> that of the row that it is paired with. Of those that are there and start from its noise, as rows of its
+    model and seed do, it is the one of the same timetable, or the last.
     """
     cells = {label: result.cell for label, result in results.items()}
     there = [(name, cells[name]) for name in references if name in cells]

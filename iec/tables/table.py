@@ -1,6 +1,6 @@
 """A table: its header and body, its caption, and its files."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,11 @@ from iec.tables.styles import bases
 
 PUBLISHED = ", published"
 """The end of the heading of a column of published values."""
+COMPARISONS = (
+    "Changes are those from the plain row of the technique, image by image from the same noise (of FID by each image's influence "
+    "on it, to first order), with 95 % intervals of Student's t; p: two-sided, adjusted for all rows of the technique by Holm's "
+    "method."
+)
 
 
 def write_table(
@@ -40,7 +45,7 @@ def write_table(
 
 def table_of(rows: list[Row], experiment: Experiment) -> tuple[list[str], list[list[str]]]:
     """The header and the body: finished rows and those that a value is published for, in the file's order."""
-    measured = {row.label: row.cells() for row in rows}
+    measured = {row.label: row.texts() for row in rows}
     lines = [{"": label, **_published(experiment, label), **measured.get(label, {})} for label in experiment.labels]
     lines = [line for line in lines if len(line) > 1]
     first = ["", *_published_columns(experiment)]
@@ -83,43 +88,47 @@ def _absent(experiment: Experiment, absent: Mapping[str, str]) -> list[str]:
 
 def caption_of(rows: list[Row], experiment: Experiment) -> str:
     """What the rows (one at least) were measured on, and what the columns mean."""
-    cell = rows[0].result.cell
-    machines = sorted({m for row in rows for m in row.result.manifest.machines})
-    references = "' or '".join(label for label in experiment.references if label in {row.label for row in rows})
-    paired = f"ref. is '{references}' from the same noise; " if references else ""
-    hours = sum(row.result.manifest.seconds for row in rows) / 3600
-    seeds = ", ".join(map(str, dict.fromkeys(row.result.cell.seed for row in rows)))
-    models = ", ".join(dict.fromkeys(row.result.cell.card.name for row in rows))
-    if experiment.replaced:
-        models += f" in place of {', '.join(experiment.replaced)}: look at what IEC changes, not at the values"
-    text = (
-        f"Measured on {models}. Seed {seeds}, batch {cell.batch_size}; brackets are 95 % intervals; calls are network calls "
-        f"per image; {paired}sim. = simulated quantization, whose time says "
-        f"nothing about real integer kernels. {'; '.join(machines)}; {hours:.1f} h of sampling."
-    )
+    sentences = [
+        f"Measured on {_models(rows, experiment)}. Seed {_distinct(row.result.cell.seed for row in rows)}, batch "
+        f"{_distinct(row.result.cell.batch_size for row in rows)}; brackets are 95 % intervals; calls are network calls per image; "
+        f"{_paired(rows, experiment)}sim. = simulated quantization, whose time says nothing about real integer kernels. "
+        f"{_machines(rows)}."
+    ]
     if any(row.result.calibration_calls for row in rows):
-        text += (
-            " Calibration calls: those of a row's technique and corrector, images times steps, before the first image; rows may "
+        sentences.append(
+            "Calibration calls: those of a row's technique and corrector, images times steps, before the first image; rows may "
+            "share them."
         )
-        text += "share them."
-    text += _comparisons(rows, experiment)
+    if any(row.cost_group for row in rows):
+        sentences.append(f"Rows of one cost group are within 5 % of each other in {experiment.cost}.")
+    if any(row.comparisons for row in rows):
+        sentences.append(COMPARISONS)
     if floors := floor_lines(rows):
-        text += f" {' and '.join(dict.fromkeys(line[''] for line in floors))}: mean scores of as many, the bias of N images alone."
+        what = " and ".join(dict.fromkeys(line[""] for line in floors))
+        sentences.append(f"{what}: mean scores of as many, the bias of N images alone.")
+    sentences += [f"Left out: {', '.join(labels)}: {why}" for why, labels in experiment.left_out.items()]
     kinds = {value.evidence for values in experiment.published.values() for value in values.values()}
     legend = "; ".join(f"{'?' if kind == 'unknown' else kind[0]}: {EVIDENCE[kind]}" for kind in EVIDENCE if kind in kinds)
-    text += "".join(f" Left out: {', '.join(labels)}: {why}" for why, labels in experiment.left_out.items())
-    return f"{text} Published: {experiment.source} ({legend})." if kinds else text
+    sentences += [f"Published: {experiment.source} ({legend})."] if kinds else []
+    return " ".join(sentences)
 
 
-def _comparisons(rows: Sequence[Row], experiment: Experiment) -> str:
-    """What the columns of comparisons mean."""
-    text = ""
-    if any(row.cost_group for row in rows):
-        text += f" Rows of one cost group are within 5 % of each other in {experiment.cost}."
-    if any(row.comparisons for row in rows):
-        text += (
-            " Changes are those from the plain row of the technique, image by image from the same noise (of FID by each image's "
-            "influence on it, to first order), with 95 % intervals of Student's t; p: two-sided, adjusted for all rows of the "
-            "technique by Holm's method."
-        )
-    return text
+def _models(rows: Sequence[Row], experiment: Experiment) -> str:
+    models = _distinct(row.result.cell.card.name for row in rows)
+    replaced = ", ".join(experiment.replaced)
+    return f"{models} in place of {replaced}: look at what IEC changes, not at the values" if replaced else models
+
+
+def _paired(rows: Sequence[Row], experiment: Experiment) -> str:
+    references = "' or '".join(label for label in experiment.references if label in {row.label for row in rows})
+    return f"ref. is '{references}' from the same noise; " if references else ""
+
+
+def _machines(rows: Sequence[Row]) -> str:
+    machines = sorted({machine for row in rows for machine in row.result.manifest.machines})
+    hours = sum(row.result.manifest.seconds for row in rows) / 3600
+    return f"{'; '.join(machines)}; {hours:.1f} h of sampling"
+
+
+def _distinct(values: Iterable[object]) -> str:
+    return ", ".join(dict.fromkeys(map(str, values)))

@@ -6,12 +6,13 @@ from functools import partial
 
 import numpy as np
 import pytest
+import torch
 
 from iec.analysis import __main__ as analyse
 from iec.analysis.commands import Budget, run_errors, run_norms, run_plan, run_suggest
 from iec.analysis.norms import Options
 from iec.analysis.record import Subject
-from iec.errors import ConfigError
+from iec.errors import ConfigError, StoreError
 from iec.tables import command as tables
 
 SMALL = ["device=cpu", "sampler.steps=6", "sampler.spacing=quad", "efficiency=deepcache", "efficiency.interval=2"]
@@ -44,7 +45,7 @@ def test_norms_go_on_where_they_stopped_and_say_what_did_not_converge(tmp_path):
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "state").rglob("step-*.npz")}
     numbers = run_norms(subject(tmp_path), options, 4)
     assert numbers["steps"] == [0, 4]
-    assert all(path.stat().st_mtime_ns == written for path, written in kept.items())
+    assert kept and all(path.stat().st_mtime_ns == written for path, written in kept.items())
     matrix = read(tmp_path, "norms-deepcache-n2")["matrices"]["A I + B J"]
     converged = np.array(matrix["norm converged"])
     assert matrix["unconverged"] == (2 - converged.sum(axis=0)).tolist()
@@ -122,6 +123,29 @@ def test_every_row_of_an_experiment_file_is_analysed(tmp_path, monkeypatch):
     assert found["n2"]["cell"] != found["n3"]["cell"]
     with pytest.raises(ConfigError, match="no reference row"):
         tables.main([str(path)])
+
+
+def test_float32_is_float32_by_every_door(monkeypatch):
+    seen, products = [], torch.backends.cuda.matmul
+    monkeypatch.setattr(analyse, "subjects", lambda args: seen.append(products.fp32_precision) or [])
+    monkeypatch.setattr(sys, "argv", ["analyse.py", "norms"])
+    before = products.fp32_precision
+    try:
+        products.fp32_precision = "tf32"
+        analyse.main()  # what scripts/analyse.py calls, too
+        assert seen == ["ieee"] and products.fp32_precision == "tf32"
+    finally:
+        products.fp32_precision = before
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_anything_is_loaded(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(analyse, "subjects", lambda args: [])
+    monkeypatch.setattr(sys, "argv", ["analyse.py", "norms", "--out", str(tmp_path / "file" / "below")])
+    with pytest.raises(StoreError, match=r"Choose another folder \(--out=DIR\)"):
+        analyse.main()
+    monkeypatch.setattr(sys, "argv", ["analyse.py", "norms", f"--out={tmp_path / 'other'}"])
+    analyse.main()
 
 
 def test_an_unknown_option_is_refused(monkeypatch, capsys):

@@ -185,6 +185,22 @@ def test_what_does_not_belong_together_is_refused(folder, tmp_path_factory):
     assert run_rule([folder], PSNR.label, "pilot", 2, folder)["transfers"]
 
 
+def test_a_damaged_file_and_one_of_another_version_are_refused_by_name_and_a_folder_without_them_is_not(folder):
+    other = folder / "other"
+    other.mkdir()
+    for name, text, said in (
+        ("pays-x.json", "{", "pays-x.json is damaged"),
+        ("table.json", "[", "table.json is damaged"),
+        ("pays-x.json", '{"num_images": 2}', "pays-x.json is of another version.*outcome_key"),
+        ("table.json", '[{"label": "x"}]', "table.json is of another version.*identity"),
+    ):
+        (other / name).write_text(text)
+        with pytest.raises(ConfigError, match=f"{said}.*Write it again, or leave its folder out"):
+            run_rule([folder], PSNR.label, "pilot", None, folder)
+        (other / name).unlink()
+    assert run_rule([folder], PSNR.label, "pilot", None, folder)["pairs"]
+
+
 def test_the_commands_take_overrides_and_folders(folder, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["analyse.py", "rule", str(folder), "--out", str(folder / "found"), "--predictor", "one_step"])
     analyse.main()

@@ -309,10 +309,28 @@ def test_the_sprites_are_the_images_and_pairs_are_found(folder, html):
     images = Page(html).images()
     for row in rows_of(folder)[0]:
         assert np.array_equal(pixels(images[f"6 samples of {row.label}"]), grid(row.result.first_images(6), columns=2, gap=GAP))
-    (pair,) = re.findall(r'<div class="pair">(.*?)</div>', html, re.DOTALL)
-    assert re.findall(r'data-label="(.*?)"', pair) == ["base", "base + IEC"]
+    assert families(html) == [["base", "base + IEC"]]
     plots = [values["src"] for tag, values in Page(html).tags if tag == "img" and "samples" not in values["alt"]]
     assert len(plots) == 5 and all(np.asarray(pixels(uri)).size for uri in plots)  # seconds, error, scores, cost; analysis
+
+
+def families(html):
+    """The labels of the rows that are shown with their corrections."""
+    return [re.findall(r'data-label="(.*?)"', text) for text in re.findall(r'<div class="family">(.*?)</div>', html, re.DOTALL)]
+
+
+def test_a_row_is_shown_once_whatever_number_of_corrections_it_has(folder, monkeypatch):
+    from iec.report import sections
+
+    monkeypatch.setattr(sections, "plots_of", lambda *_: [])
+    again = "  the same: [iec=all_steps, iec.renorm=false]\n"  # the same cell, which is finished
+    (folder / "family.yaml").write_text(SPEC.replace("  other seed", f"{again}  other seed"))
+    try:
+        html = report(folder, "family.yaml")
+    finally:
+        (folder / "family.yaml").unlink()
+    assert families(html) == [["base", "base + IEC", "the same"]]
+    assert html.count(Page(html).images()["6 samples of base"]) == 1
 
 
 def test_a_row_of_the_same_images_has_no_place_among_the_psnrs(folder, monkeypatch):

@@ -105,7 +105,7 @@ def test_killed_and_resumed_it_makes_the_same_bytes_and_calls_are_the_mean_over_
     calls = whole.manifest.calls_per_image
     assert calls == resumed.manifest.calls_per_image
     assert 2 <= calls["full"] == calls["correction"] < 8 and calls["cached_correction"] == 0
-    column = Row("adaptive", whole, {}, None).cells()["calls (full+cached+corr.)"]
+    column = Row("adaptive", whole, {}, None).texts()["calls (full+cached+corr.)"]
     assert column == f"{8 + calls['full']:g} ({calls['full']:g}+{8 - calls['full']:g}+{calls['full']:g})"
 
 

@@ -69,7 +69,7 @@ def test_it_resumes_to_the_same_bytes_and_counts_what_it_stores(make_cell, tmp_p
     assert resumed.manifest.calls_per_image == plain.manifest.calls_per_image
     assert whole.cost.full == plain.cost.full and whole.cost.cached == plain.cost.cached
     assert whole.cost.cache_bytes == 3 * plain.cost.cache_bytes > 0
-    column = Row("forecast", whole, {}, None).cells()["cache (KB / image)"]
+    column = Row("forecast", whole, {}, None).texts()["cache (KB / image)"]
     assert float(column) == pytest.approx(whole.cost.cache_bytes / 1e3, abs=0.05)
 
 

@@ -390,6 +390,20 @@ def test_the_status_says_how_far_every_row_is(spec, capsys):
     assert capsys.readouterr().out.count(": nothing yet") == 3
 
 
+def test_a_folder_that_cannot_be_used_costs_its_own_row_alone(spec, capsys):
+    run(spec, "--run", "metrics=none", "num_images=4")
+    (record,) = (spec.parent / "out").glob("*-iec-all_steps-*/cell.json")
+    record.write_text("{")
+    capsys.readouterr()
+    run(spec, "--status", "metrics=none", "num_images=4")
+    text = capsys.readouterr().out
+    assert text.count(": done in ") == 2 and "corrected: failed: " in text and "holds no usable cell.json" in text
+    with pytest.raises(StoreError, match="Choose another folder"):
+        run(spec, "--run", "metrics=none", "num_images=4")
+    tables = [path.read_text() for path in (spec.parent / "out" / "tables").glob("*/table.md")]
+    assert any("Not there: corrected (failed: " in text for text in tables)
+
+
 OPTIONS = ("model=", "efficiency=", "iec=", "corrector=", "sampler=")
 
 

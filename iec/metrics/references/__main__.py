@@ -136,9 +136,9 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     keep_freed_memory()
     check(args)
-    device, evaluation = resolve_device(args.device), protocol(args.protocol)
+    device = resolve_device(args.device)
     statistics = args.npz is not None and "mu" in npz_keys(args.npz)
-    extractor = evaluation.extractor(device if statistics else "cpu")
+    extractor = protocol(args.protocol).extractor(device if statistics else "cpu")
     output = args.output or user_folder() / file_name(args.dataset, extractor.name)
     if not output.is_file():  # an existing one is never replaced
         require_writable(output, "--output FILE.safetensors")
