@@ -80,7 +80,7 @@ class Measured:
             distance=None if mean is None else Curve(np.array(mean), *map(np.array, interval or ())),
             difference=None if difference is None else Curve.from_json(difference),
             traced=entry["trace_images"],
-            changes={name: Interval(**change) for name, change in entry.get("changes", {}).items()},
+            changes=changes_in(entry),
             floors=entry.get("floors", {}),
             seconds=entry["manifest"]["seconds_per_image"] if "arithmetic" in entry else None,
             arithmetic=entry.get("arithmetic", ""),
@@ -160,11 +160,14 @@ def changes_in(entry: Mapping[str, Any]) -> dict[str, Interval]:
 
 
 def changes_of(row: Row, base: Row) -> dict[str, Interval]:
-    """Of the finite scores that both have: image by image for paired ones, as of independent runs (too wide) for the others."""
+    """Of the finite scores that both have: image by image for paired ones and those that the table compares, as of independent runs
+    (too wide) for the others.
+    """
     common = [name for name in row.scores if name in base.scores]
     finite = [name for name in common if np.isfinite(row.scores[name].value) and np.isfinite(base.scores[name].value)]
     paired = row.paired.keys() & base.paired.keys()
-    return {
+    changes = {
         name: mean_of_pairs(row.paired[name] - base.paired[name]) if name in paired else row.scores[name] - base.scores[name]
         for name in finite
     }
+    return changes | {name: comparison.change for name, comparison in row.comparisons.items()}

@@ -248,7 +248,7 @@ def test_a_table_shows_the_paired_scores_that_it_asks_for_and_maps_their_changes
 
 
 def test_bad_experiments_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match="missing.yaml cannot be read"):
+    with pytest.raises(ConfigError, match="There is no experiment file .*missing.yaml"):
         Experiment.read(tmp_path / "missing.yaml")
     path = tmp_path / "bad.yaml"
     path.write_text(SPEC.replace("reference: base", "reference: nobody"))
