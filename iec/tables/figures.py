@@ -56,12 +56,12 @@ def write_plots(rows: Sequence[Measured], experiment: Experiment, folder: Path) 
 
 
 def by_picture(experiment: Experiment) -> dict[str, Experiment]:
-    """Word of the names of files -> what shares pictures: the rows of a model, or, where they are more than is `LEGIBLE` and are
-    compared, those of each family.
+    """Word of the names of files -> what shares pictures: the rows of a model, or, where they are more than is `LEGIBLE`, are
+    compared and are on no map, those of each family.
     """
     parts = {}
     for model, part in experiment.by_model().items():
-        if not part.compared or len(part.rows) <= LEGIBLE:
+        if not part.compared or part.product or len(part.rows) <= LEGIBLE:
             parts[model] = part
             continue
         families: dict[str, dict[str, list[str]]] = {}

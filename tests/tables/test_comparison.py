@@ -1,5 +1,6 @@
 """Comparisons with the plain row of a technique: the test, its adjustment, groups of equal cost, and who is compared with whom."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -142,6 +143,7 @@ def test_families_have_pictures_of_their_own_where_one_could_not_be_read(experim
         "cached": ["cached", "cached, IEC", "cached, 2T"],
     }
     assert parts["cached"].title == "a few rows, cached"
+    assert list(by_picture(replace(experiment, product=(("full",), ("",), ("",))))) == [""]  # on a map
 
 
 def test_rows_get_their_comparisons_adjusted_within_the_family(experiment, monkeypatch):
