@@ -131,6 +131,23 @@ def training(results: Path) -> str:
     return markdown_table(["model", "images seen", "FID", "change by IEC", "change by Heun"], body)
 
 
+def seeds(rows: Sequence[Counted]) -> str:
+    """What each correction changes, seed by seed, in the tables ``headline``."""
+    groups: dict[tuple[str, ...], list[Counted]] = {}
+    for row in sorted(rows, key=lambda row: (row.model, row.seed)):
+        if row.table.startswith("headline") and row.kind:
+            technique, *_ = row.label.split(", ")
+            groups.setdefault((f"`{row.model}`", technique, row.kind), []).append(row)
+    body = [[*names, changes_of(group, FID, 0), changes_of(group, PSNR, 1)] for names, group in groups.items()]
+    return markdown_table(["model", "technique", "correction", "change of FID", "change of PSNR (dB)"], body)
+
+
+def changes_of(rows: Sequence[Counted], score: str, decimals: int) -> str:
+    """Separated by slashes; a star where the interval leaves out 0."""
+    known = [row.changes[score] for row in rows if score in row.changes]
+    return " / ".join(f"{change.value:+.{decimals}f}{'*' if verdict(change, score) != '?' else ''}" for change in known)
+
+
 def provenance(rows: Sequence[Counted], stale: Sequence[str]) -> str:
     """Which rows are counted, and which tables are not."""
     body = []
@@ -152,6 +169,7 @@ def parts(results: Path) -> dict[str, str]:
         "by steps": by_steps(rows),
         "by technique": by_technique(rows),
         "peers": peers(rows),
+        "seeds": seeds(rows),
         "training": training(results),
         "provenance": provenance(rows, stale),
     }

@@ -28,6 +28,7 @@ class Counted:
     weights: str | None
     technique: str
     steps: int
+    seed: int
     kind: str
     key: str
     images: int
@@ -48,6 +49,7 @@ class Counted:
             weights=identity["model"]["weights"],
             technique=technique_of(identity["efficiency"]),
             steps=len(identity["sampler"]["pairs"]),
+            seed=identity["seed"],
             kind=kind_of(entry),
             key=json.dumps(common, sort_keys=True),
             images=manifest["num_images"],
@@ -109,18 +111,18 @@ def read(results: Path) -> tuple[list[Counted], list[str]]:
 
 def with_own_references(rows: Sequence[Counted]) -> list[Counted]:
     """The rows of a table without distances to a reference of another number of steps. A reference has no distance itself."""
-    of_model = {row.model: row.steps for row in rows if PSNR not in row.scores}
+    known = {(row.model, row.steps) for row in rows if PSNR not in row.scores}
     return [
-        row if of_model.get(row.model) == row.steps else replace(row, changes={k: v for k, v in row.changes.items() if k != PSNR})
+        row if (row.model, row.steps) in known else replace(row, changes={k: v for k, v in row.changes.items() if k != PSNR})
         for row in rows
     ]
 
 
 def distinct(rows: Iterable[Counted]) -> list[Counted]:
-    """Rows with a change by one of `KINDS`, each cell once."""
+    """Rows of seed 0 with a change by one of `KINDS`, each cell once."""
     found: dict[tuple[str, str], Counted] = {}
     for row in rows:
-        if row.kind in KINDS and row.changes:
+        if row.kind in KINDS and row.changes and row.seed == 0:
             key = row.key, row.kind
             found[key] = max(found.get(key, row), row, key=lambda row: (row.tested, row.images))
     return list(found.values())

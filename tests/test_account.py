@@ -26,13 +26,14 @@ def test_a_change_is_judged_by_its_interval(change, score, expected):
     assert verdict(Interval(*change), score) == expected
 
 
-def entry(label, images=8, evaluate_at=None, fid=None, weights=None, table_steps=4, corrected=None):
+def entry(label, images=8, evaluate_at=None, fid=None, weights=None, table_steps=4, corrected=None, seed=0):
     correction = evaluate_at and {"evaluate_at": evaluate_at, "iterations": 1, "lambdas": [0.5]}
     steps = list(range(table_steps)) if corrected is None else corrected
     model = {"name": "ddim_fashion_small", "weights": weights or card("ddim_fashion_small").packaged.sha256}
     return {
         "label": label,
         "identity": {
+            "seed": seed,
             "model": model,
             "efficiency": {"technique": "ptq"},
             "sampler": {"pairs": [[k, k - 1] for k in range(table_steps)]},
@@ -89,3 +90,10 @@ def test_the_last_step_left_out_is_a_kind_of_its_own(tmp_path):
 def test_a_page_whose_parts_are_not_those_that_are_made_is_refused(tmp_path):
     with pytest.raises(ArtifactError, match="has the parts a; the script makes at equal steps"):
         account.part_of("<!-- a -->\n<!-- end -->", tmp_path)
+
+
+def test_seeds_stand_side_by_side_and_one_of_them_is_counted(tmp_path):
+    entries = [entry("W8A8, IEC", evaluate_at="t", fid=5), entry("W8A8, seed 1, IEC", evaluate_at="t", fid=0.5, seed=1)]
+    rows, _ = written(tmp_path, headline=entries, peers=[entry("W8A8, IEC", images=4, evaluate_at="t", fid=5)])
+    assert account.seeds(rows).splitlines()[2:] == ["| `ddim_fashion_small` | W8A8 | IEC | +5* / +0 |  |"]
+    assert [row.seed for row in account.distinct(rows)] == [0]
