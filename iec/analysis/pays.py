@@ -4,10 +4,10 @@ With b_i, u_i, w_i and m of `iec.analysis.walk`, for each image:
 
 | name              | formula                                     | it asks                                                     |
 |-------------------|---------------------------------------------|-------------------------------------------------------------|
+| `pilot`           | 20 log10( |x_0 - r_0| / |x'_0 - r_0| )      | nothing: it is the outcome, on these few images             |
 | `propagated`      | 20 log10( |sum e_i| / |sum (e_i + v_i)| )   | is less of the errors left in the image that they end in?   |
 | `one_step`        | 10 log10( sum |b_i|^2 / sum |b_i + u_i|^2 ) | do the errors of single steps shrink?                       |
 | `error_over_bias` | 20 log10( sum |b_i| / sum |w_i| )           | is the error larger than what the correction does alone?    |
-| `pilot`           | 20 log10( |x_0 - r_0| / |x'_0 - r_0| )      | nothing: it is the outcome, on these few images             |
 
 e_i, v_i: `clean_error` and `clean_displacement`, the changes of m by the error and by the displacement. `propagated` is the change
 of the final PSNR to first order: the errors of all steps are carried to the clean image, where they add up as vectors. So those
@@ -32,7 +32,7 @@ from iec.sampling.network import Calls, CountingNetwork
 
 SEED = 2**44
 """Of the images that are measured: far from the seeds of images, and from those of calibrations and suggestions."""
-PREDICTORS = ("propagated", "one_step", "error_over_bias", "pilot")
+PREDICTORS = ("pilot", "propagated", "one_step", "error_over_bias")
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Payoff:
     error that the displacement takes away, -<b_i, u_i> / <b_i, b_i>, [N, S]. norm_ratio: |eps(x^(0), t)| / |eps(x_i, t)|, [N, S].
     made, taken: the shares of the sum e of all e_i that step i makes, <e_i, e> / <e, e>, and that its correction takes away,
     -<v_i, e> / <e, e>, [N, S]. bias and norm_ratio are nan at steps that are not corrected, removed where there is no error.
-    propagated, one_step, error_over_bias, pilot: see the module, [N]. walk_calls: of all but the pilot, in images, [4]: full,
+    pilot, propagated, one_step, error_over_bias: see the module, [N]. walk_calls: of all but the pilot, in images, [4]: full,
     cached, corrections, full precision. pilot_calls: of the pilot.
     """
 
