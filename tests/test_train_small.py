@@ -1,4 +1,4 @@
-"""scripts/train_small.py on a tiny network and 8 images."""
+"""scripts/train_small.py and scripts/training.py on a tiny network and 8 images."""
 
 import json
 import math
@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from iec.errors import ArtifactError, ConfigError, DatasetError, NonFiniteError, WeightsError
 from iec.sampling.timetable import NoiseSchedule
 from scripts import train_small
-from scripts.train_small import RECIPES, Recipe, Training, arguments, batch_of_step, loss_weight, sample_grid, stratified, train
+from scripts.train_small import arguments, sample_grid, train
+from scripts.training import RECIPES, Recipe, Training, batch_of_step, load_weights, loss_weight, read_images, stratified
 
 BUNDLED = Path(__file__).parents[1] / "iec/models/ddim_cifar_small"
 TINY = Recipe(lambda root: IMAGES.numpy(), 1, (8, 16), 1, flips=False, learning_rate=1e-3, warm_up=2)
@@ -131,14 +132,14 @@ def test_a_compiled_training_is_the_same_training(make, monkeypatch, tmp_path):
 
 def test_images_may_be_one_file_of_numpy(tmp_path):
     np.save(tmp_path / "images.npy", IMAGES.numpy())
-    assert np.array_equal(train_small.read_images(TINY, tmp_path / "images.npy"), IMAGES.numpy())
-    assert np.array_equal(train_small.read_images(TINY, tmp_path), IMAGES.numpy())
+    assert np.array_equal(read_images(TINY, tmp_path / "images.npy"), IMAGES.numpy())
+    assert np.array_equal(read_images(TINY, tmp_path), IMAGES.numpy())
     np.save(tmp_path / "floats.npy", IMAGES.float().numpy())
     with pytest.raises(DatasetError, match=r"float32 \[8, 32, 32, 1\] in place of uint8"):
-        train_small.read_images(TINY, tmp_path / "floats.npy")
+        read_images(TINY, tmp_path / "floats.npy")
     (tmp_path / "text.npy").write_text("no array")
     with pytest.raises(DatasetError, match=r"numpy\.save"):
-        train_small.read_images(TINY, tmp_path / "text.npy")
+        read_images(TINY, tmp_path / "text.npy")
 
 
 def test_a_loss_that_is_not_finite_is_not_saved(make, tmp_path):
@@ -182,7 +183,7 @@ def test_the_batch_depends_on_seed_and_step_alone():
 
 def test_the_recipe_is_the_bundled_network(make, tmp_path):
     network = RECIPES["ddim_cifar_small"].network()
-    train_small.load_weights(network, BUNDLED)
+    load_weights(network, BUNDLED)
     stored = load_file(BUNDLED / "diffusion_pytorch_model.safetensors")
     assert all(torch.equal(value.half(), stored[name]) for name, value in network.state_dict().items())
     ours, bundled = json.loads(network.to_json_string()), json.loads((BUNDLED / "config.json").read_text())
