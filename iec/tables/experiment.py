@@ -20,7 +20,8 @@ from iec.models.cards import card
 from iec.runs.cell import Cell
 from iec.runs.config import register
 from iec.tables.overrides import require_kept, value_of, with_extra
-from iec.tables.scales import Scale
+from iec.tables.published import Published, published_values
+from iec.tables.scales import Scale, ScaledRow
 from iec.tables.variants import axes_of, bases_of, times_variants, with_ending
 
 log = logging.getLogger(__name__)
@@ -30,23 +31,6 @@ COSTS: dict[str, Callable[[CallCost], float]] = {
     "multiply-adds an image (G)": lambda cost: cost.macs / 1e9,
 }
 """What quality is plotted against, by the label of the axis."""
-EVIDENCE = {
-    "known": "read in the primary source",
-    "secondary": "from a secondary summary that quotes the paper",
-    "review": "from a published review of the paper",
-    "unknown": "not known to us",
-}
-
-
-@dataclass(frozen=True)
-class Published:
-    """A value that a paper gives for a row; None where it is not known. evidence: a key of `EVIDENCE`."""
-
-    value: float | None
-    evidence: str
-
-    def __str__(self) -> str:
-        return "?" if self.value is None else f"{self.value:g} ({self.evidence[0]})"
 
 
 @dataclass(frozen=True)
@@ -111,54 +95,40 @@ class Experiment:
         """Of what the file says; raises `ConfigError` and what comes of entries of a wrong type."""
         axes = axes_of(path, entry)
         pairs = times_variants(path, entry.get("common", []), entry["rows"], axes)
+        known, to = dict(pairs), entry.get("compare_to")
+        _require_distinct(path, [label for label, _ in pairs], "an ending of the variants included")
         if scale.instruments and len(axes) == 2:
             raise ConfigError(f"{path}: rows of several instruments have no map over two axes of variants. Give one axis.")
-        given = entry.get("reference") or []
-        references = [given] if isinstance(given, str) else given
-        if len(dict(pairs)) < len(pairs):
-            raise ConfigError(f"{path}: two rows have the same label, an ending of the variants included. Rename one.")
-        figures, published = entry.get("figures") or {}, entry.get("published") or {}
-        grid, to = entry.get("grid") or [], entry.get("compare_to")
-        noise = with_ending(dict(pairs), entry["rows"], axes, entry.get("noise") or [])
-        origins = {} if to is None else bases_of(path, dict(pairs), entry["rows"], axes, to)
+        named, figures, published = _named(path, entry, axes, known)
+        bases = {} if to is None else bases_of(path, known, entry["rows"], axes, to)
         cost, paired = entry.get("cost", cls.cost), tuple(entry.get("paired") or cls.paired)
         _check(path, cost, paired, figures)
-        named = {"reference": references, "grid": grid, "noise": noise, "published": published}
-        for key, labels in [*named.items(), *figures.items()]:
-            if unknown := sorted(set(labels) - dict(pairs).keys()):
-                raise ConfigError(f"{path}: {key} names {unknown}, which are not rows. Correct the labels.")
         rows = scale.rows(pairs, published)
-        labels = tuple(row.label for row in rows)
-        if len(set(labels)) < len(labels):
-            raise ConfigError(f"{path}: two rows of an instrument differ in what is before ': ' alone. Rename one.")
+        _require_distinct(path, [row.label for row in rows], "without what is before ': ' in those of an instrument")
         require_kept(path, [row.overrides for row in rows if row.overrides is not None], extra, scale)
 
-        def at_scale(used: Iterable[str]) -> list[str]:
-            return [row.label for label in used for row in rows if row.origin == label]
+        def at_scale(used: Iterable[str]) -> tuple[str, ...]:
+            return tuple(row.label for label in used for row in rows if row.origin == label)
 
-        places = {(row.origin, value_of(row.overrides or (), "model")): row.label for row in rows}
-        compared = {
-            label: places[origins[origin], model]
-            for (origin, model), label in places.items()
-            if (origins.get(origin), model) in places
-        }
         return cls(
             name=path.stem,
             title=entry["title"],
-            references=tuple(at_scale(references)),
+            references=at_scale(named["reference"]),
             rows=with_extra({row.label: row.overrides for row in rows if row.overrides is not None}, extra),
-            figures={name: at_scale(labels) for name, labels in figures.items()},
-            published=_published({row.label: published[row.origin] for row in rows if row.published and row.origin in published}),
+            figures={name: list(at_scale(labels)) for name, labels in figures.items()},
+            published=published_values(
+                {row.label: published[row.origin] for row in rows if row.published and row.origin in published}
+            ),
             source=entry.get("source") or "",
-            labels=labels,
+            labels=tuple(row.label for row in rows),
             cost=cost,
             replaced=scale.replaced,
             scale=scale.name,
-            grid=tuple(at_scale(grid)),
+            grid=at_scale(named["grid"]),
             product=(tuple(entry["rows"]), *map(tuple, axes)) if len(axes) == 2 else (),
             paired=paired,
-            compared=compared,
-            noise=tuple(at_scale(noise)),
+            compared=_compared(rows, bases),
+            noise=at_scale(named["noise"]),
         )
 
     def _fitting(self, models: Collection[str]) -> "Experiment":
@@ -230,6 +200,36 @@ def _command(path: Path, scale: Scale, models: Sequence[str], extra: Sequence[st
     return f"python -m iec.tables {_portable([f'{path.parent.name}/{path.name}', *options, '--run', *extra])}"
 
 
+def _named(
+    path: Path, entry: Mapping[str, Any], axes: Sequence[Mapping[str, Any]], known: Mapping[str, Any]
+) -> tuple[dict[str, list[str]], dict[str, list[str]], dict[str, Any]]:
+    """Key of the file -> labels; figure -> labels; label -> what is published. known: by label, all rows of the file. Raises
+    `ConfigError` for a label that is none of them.
+    """
+    given, figures, published = entry.get("reference") or [], entry.get("figures") or {}, entry.get("published") or {}
+    named = {
+        "reference": [given] if isinstance(given, str) else given,
+        "grid": entry.get("grid") or [],
+        "noise": with_ending(known, entry["rows"], axes, entry.get("noise") or []),
+    }
+    for key, labels in [*named.items(), ("published", published), *figures.items()]:
+        if unknown := sorted(set(labels) - known.keys()):
+            raise ConfigError(f"{path}: {key} names {unknown}, which are not rows. Correct the labels.")
+    return named, figures, published
+
+
+def _require_distinct(path: Path, labels: Sequence[str], how: str) -> None:
+    if len(set(labels)) < len(labels):
+        raise ConfigError(f"{path}: two rows have the same label, {how}. Rename one.")
+
+
+def _compared(rows: Sequence[ScaledRow], bases: Mapping[str, str]) -> dict[str, str]:
+    """Label -> that of the row of its model that it is compared with. bases: the same by the labels of the file."""
+    places = {(row.origin, value_of(row.overrides or (), "model")): row.label for row in rows}
+    pairs = {label: (bases.get(origin), model) for (origin, model), label in places.items()}
+    return {label: places[base] for label, base in pairs.items() if base in places}
+
+
 def _check(path: Path, cost: str, paired: Sequence[str], figures: Mapping[str, Any]) -> None:
     if unknown := set(paired) - PAIRED.keys():
         raise ConfigError(f"{path}: paired: unknown scores {sorted(unknown)}; choose from {', '.join(PAIRED)}.")
@@ -238,16 +238,3 @@ def _check(path: Path, cost: str, paired: Sequence[str], figures: Mapping[str, A
     for name in figures:
         if not re.fullmatch(r"[\w-]+", name, re.ASCII):
             raise ConfigError(f"{path}: the figure {name!r} names a file; use letters, digits, _ and - only.")
-
-
-def _published(entry: Mapping[str, Mapping[str, list[Any]]]) -> dict[str, dict[str, Published]]:
-    """``label: {FID: [4.32, secondary]}``. Raises `ConfigError` for evidence of no known kind."""
-    values = {label: {column: Published(*pair) for column, pair in columns.items()} for label, columns in entry.items()}
-    for label, columns in values.items():
-        for column, value in columns.items():
-            if value.evidence not in EVIDENCE or (value.value is None) != (value.evidence == "unknown"):
-                raise ConfigError(
-                    f"published: {label}: {column}: [{value.value}, {value.evidence}] needs one of {', '.join(EVIDENCE)}, and null "
-                    "with unknown."
-                )
-    return values

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from iec.io.files import write_json, write_text
-from iec.tables.experiment import EVIDENCE, Experiment
+from iec.tables.experiment import Experiment
 from iec.tables.formats import comma_separated, latex, markdown, markdown_code, markdown_text
 from iec.tables.measured import Measured, measured
+from iec.tables.published import EVIDENCE
 from iec.tables.rows import CALIBRATION, Row, floor_lines
 from iec.tables.styles import bases
 
