@@ -26,7 +26,9 @@ def component_of(config: Mapping[str, Any], group: str, base: type[T], noun: str
     except InstantiationException as error:
         if isinstance(error.__cause__, IECError):
             raise error.__cause__ from None
-        raise ConfigError(f"{group}={config.get('name')} cannot be made from its configuration: {error}") from error
+        raise ConfigError(
+            f"{group}={config.get('name')} cannot be made from its configuration: {_reason(error, config)}"
+        ) from error
     if not isinstance(component, base):
         raise ConfigError(
             f"{group}={config.get('name')}: {config.get('_target_')} is not a {noun}. Let _target_ name a subclass of "
@@ -35,6 +37,21 @@ def component_of(config: Mapping[str, Any], group: str, base: type[T], noun: str
     if "__dataclass_params__" not in vars(type(component)) or not type(component).__dataclass_params__.frozen:  # type: ignore[attr-defined]
         raise ConfigError(f"{config.get('_target_')} has to be a frozen dataclass: write @dataclass(frozen=True) above the class.")
     return component
+
+
+def _reason(error: InstantiationException, config: Mapping[str, Any]) -> str:
+    """What went wrong, with the way out where the module of ``_target_`` is not found; of an import that failed, the import's words,
+    which Hydra leaves out."""
+    cause = error.__cause__
+    if not isinstance(cause, ImportError):
+        return str(error)
+    missing = getattr(cause.__cause__, "name", None)
+    if missing is None or not str(config.get("_target_")).startswith(f"{missing}."):
+        return str(cause)
+    return (
+        f"there is no module {missing}, of its _target_={config['_target_']}. If it is a file of yours, put the file's folder on "
+        f"PYTHONPATH: PYTHONPATH=DIR iec run .., with {missing.replace('.', '/')}.py in DIR."
+    )
 
 
 def with_source(identity: dict[str, Any], component: Any, built_in: Collection[str]) -> dict[str, Any]:
