@@ -43,9 +43,14 @@ SOLVERS = {
     "use_karras_sigmas": "a solver of higher order (Heun, KDPM2, LMS)",
 }
 """Keys of schedulers that take another kind of step than DDIM, and what to call them where their class is not known."""
-SAME_STEP = ("DDIM", "DDPM", "PNDM", "EulerDiscrete", "IEC", "CogVideoXDDIM")
-"""How the names of schedulers begin in whose place DDIM is expected: its own kind, those that networks are published with, and
-Euler's, which is DDIM in other variables."""
+OWN_KIND = ("DDIMScheduler", "DDIMParallelScheduler", "IECScheduler")
+SAME_STEP = (
+    *OWN_KIND,
+    *("DDPMScheduler", "DDPMParallelScheduler", "PNDMScheduler", "CogVideoXDDIMScheduler"),
+    *("EulerDiscreteScheduler", "IECEulerScheduler"),
+)
+"""The schedulers in whose place DDIM is expected: its own kind, those that networks are published with, and Euler's, which is DDIM
+in other variables. Whole names: DDIMInverseScheduler is none of them."""
 
 
 def for_ddim(config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -61,10 +66,11 @@ def for_ddim(config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, A
     merged = {**config, **given}
     who = name or "This scheduler"
     _require_noise_schedule(merged, who)
-    is_ddim = config.keys() >= DDIM_KEYS
+    # Any scheduler that was made from the configuration of DDIM has the keys of DDIM: where its name is known, the name decides.
+    is_ddim = config.keys() >= DDIM_KEYS and name in (None, *OWN_KIND)
     untold = EULER_KEYS if name is None and config.keys() >= EULER_KEYS else {"original_inference_steps"}
     for key, (allowed, reason) in DROPPED.items():
-        if is_ddim and (key not in untold or str(name).startswith(("DDIM", "IEC"))):
+        if is_ddim and (key not in untold or name is not None):
             continue  # made into a DDIM scheduler before, which keeps foreign keys without using them
         if merged.get(key) not in allowed:
             raise ConfigError(
@@ -74,10 +80,12 @@ def for_ddim(config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, A
     solver = None if is_ddim else _solver(config, name)
     if solver is not None and not given.keys() & (DDIM_ALONE | DROPPED.keys()):
         what = "a solver of another kind than DDIM" if solver == name else solver
+        why = "Its step is not A x + B F of one call, so it cannot be corrected"
+        if "Inverse" in who:
+            what, why = "an inversion", "It runs from an image to its noise, and IEC corrects steps from noise to an image"
         raise ConfigError(
-            f"{who} is {what}. Its step is not A x + B F of one call, so it cannot be corrected. If plain DDIM is meant, of first "
-            "order and perhaps with more steps, say so: IECScheduler.from_config(config, clip_sample=False) for latents, "
-            "clip_sample=True for pixels that were clipped."
+            f"{who} is {what}. {why}. If plain DDIM is meant, of first order and perhaps with more steps, say so: "
+            "IECScheduler.from_config(config, clip_sample=False) for latents, clip_sample=True for pixels that were clipped."
         )
     values = {key: merged[key] for key in DDIM_KEYS if key in merged}
     if "snr_shift_scale" in merged and not is_ddim:  # part of the betas by now, or to go
@@ -149,7 +157,7 @@ def _solver(config: Mapping[str, Any], name: str | None) -> str | None:
     """What takes another kind of step than DDIM, by name or kind; None for those that do not."""
     if name is None:
         return next((kind for key, kind in SOLVERS.items() if key in config and "interpolation_type" not in config), None)
-    return None if name.startswith(SAME_STEP) else name
+    return None if name in SAME_STEP else name
 
 
 def is_euler(config: Mapping[str, Any]) -> bool:

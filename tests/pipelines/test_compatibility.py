@@ -175,6 +175,42 @@ def test_a_solver_of_another_kind_is_refused_by_name_unless_ddim_is_meant(name):
         IECScheduler.from_config(diffusers.DDIMScheduler.from_config(built, clip_sample=False).config)
 
 
+@pytest.mark.parametrize("inverse", ["DDIMInverseScheduler", "DPMSolverMultistepInverseScheduler"])
+def test_an_inversion_is_refused_by_name(sd, inverse):
+    old = sd.scheduler = getattr(diffusers, inverse)(**SD)
+    with pytest.raises(ConfigError, match=f"{inverse} is an inversion.*from an image to its noise.*clip_sample=False"):
+        apply(sd, correction=Correction())
+    assert sd.scheduler is old
+    with pytest.warns(UserWarning, match=f"{inverse} become those of DDIM"):
+        sd.scheduler = IECScheduler.from_config({**old.config, "_class_name": inverse}, clip_sample=False)
+    with apply(sd, correction=Correction()):
+        assert type(sd.scheduler) is IECScheduler
+
+
+@pytest.fixture
+def stored(tmp_path):
+    """The configuration of a stored DDIM scheduler."""
+    diffusers.DDIMScheduler(**SD).save_pretrained(tmp_path)
+    return diffusers.DDIMScheduler.from_pretrained(tmp_path).config
+
+
+@pytest.mark.parametrize("name", [*SOLVERS, "DDIMInverseScheduler", "RePaintScheduler", "LCMScheduler", "TCDScheduler"])
+def test_a_scheduler_that_was_made_from_that_of_ddim_is_known_by_its_name(sd, stored, name):
+    """It has all the keys of DDIM."""
+    old = sd.scheduler = getattr(diffusers, name).from_config(stored)
+    assert old.config.keys() >= DDIM_KEYS
+    with pytest.raises(ConfigError, match=f"^{name} (is|has)"):
+        apply(sd, correction=Correction())
+    assert sd.scheduler is old
+
+
+def test_noise_levels_of_euler_are_refused_in_what_was_made_from_ddim(stored):
+    named = diffusers.EulerDiscreteScheduler.from_config(stored, use_karras_sigmas=True).config
+    with pytest.raises(ConfigError, match="use_karras_sigmas=True"):
+        IECScheduler.from_config(named, clip_sample=False)
+    assert type(IECScheduler.from_config(named, clip_sample=False, use_karras_sigmas=False)) is IECScheduler
+
+
 def test_the_name_of_a_loaded_scheduler_counts(tmp_path):
     """DDIM made of a loaded LCM scheduler keeps its keys, and is DDIM all the same."""
     diffusers.LCMScheduler(original_inference_steps=25).save_pretrained(tmp_path)
