@@ -40,8 +40,9 @@ def component_of(config: Mapping[str, Any], group: str, base: type[T], noun: str
 
 
 def _reason(error: InstantiationException, config: Mapping[str, Any]) -> str:
-    """What went wrong, with the way out where the module of ``_target_`` is not found; of an import that failed, the import's words,
-    which Hydra leaves out."""
+    """What went wrong, with the way out where the module of ``_target_`` is not found. Of a failed import, its own words,
+    which Hydra leaves out.
+    """
     cause = error.__cause__
     if not isinstance(cause, ImportError):
         return str(error)
