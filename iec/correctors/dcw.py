@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from iec.errors import ConfigError
+from iec.errors import ConfigError, require_fields
 from iec.sampling.corrector import Corrector, Taken
 from iec.sampling.ddim import Sampler
 from iec.sampling.timetable import Timetable
@@ -41,6 +41,7 @@ class DCW(Corrector):
     pixel: float = 0.0
 
     def __post_init__(self) -> None:
+        require_fields(self, "corrector.")
         coefficients = {name: getattr(self, name) for name in ("low", "high", "pixel")}
         for name, value in coefficients.items():
             if not (math.isfinite(value) and abs(value) <= REACH):

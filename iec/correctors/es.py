@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from iec.errors import ConfigError
+from iec.errors import ConfigError, require_fields
 from iec.sampling.corrector import Corrector
 from iec.sampling.ddim import Sampler
 from iec.sampling.network import Step
@@ -30,6 +30,7 @@ class EpsilonScaling(Corrector):
     end: str = "noisy"
 
     def __post_init__(self) -> None:
+        require_fields(self, "corrector.")
         if not 0.5 <= self.b <= 2:
             raise ConfigError(f"corrector.b={self.b} is outside [0.5, 2]; 1 changes nothing.")
         if not math.isfinite(self.k):

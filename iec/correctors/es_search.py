@@ -34,7 +34,7 @@ class EpsilonSearch(CalibratedCorrector):
         super().__post_init__()
         if not 0.5 <= self.low < self.high <= 2:
             raise ConfigError(f"corrector.low={self.low} and corrector.high={self.high} must rise within [0.5, 2].")
-        if type(self.values) is not int or self.values < 2:
+        if self.values < 2:
             raise ConfigError(f"corrector.values={self.values!r} must be a whole number of at least 2; corrector=es has one b.")
 
     @property

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from iec.efficiency.moments import Moments, PairSums
-from iec.errors import ConfigError, NonFiniteError
+from iec.errors import ConfigError, NonFiniteError, require_fields
 from iec.io.artifacts import artifact_path, cached
 from iec.io.progress import Advance, stage
 from iec.sampling.corrector import Corrector
@@ -39,7 +39,8 @@ class CalibratedCorrector(Corrector):
     calibration_images: int = 64
 
     def __post_init__(self) -> None:
-        if type(self.calibration_images) is not int or self.calibration_images < 1:
+        require_fields(self, "corrector.")
+        if self.calibration_images < 1:
             raise ConfigError(f"corrector.calibration_images={self.calibration_images!r} must be a whole number of at least 1.")
 
     @abstractmethod

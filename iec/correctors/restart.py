@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from iec.errors import ConfigError
+from iec.errors import ConfigError, require_fields
 from iec.sampling.corrector import Corrector
 from iec.sampling.ddim import Sampler
 from iec.sampling.solver import Solver
@@ -33,11 +33,12 @@ class Restart(Corrector):
     repeats: int = 2
 
     def __post_init__(self) -> None:
+        require_fields(self, "corrector.")
         if not 0 <= self.sigma_min < self.sigma_max < float("inf"):
             raise ConfigError(
                 f"corrector.sigma_min={self.sigma_min} and corrector.sigma_max={self.sigma_max} need 0 <= sigma_min < sigma_max."
             )
-        if type(self.repeats) is not int or self.repeats < 1:
+        if self.repeats < 1:
             raise ConfigError(f"corrector.repeats={self.repeats!r} must be a whole number of at least 1. Use corrector=none for 0.")
 
     def attach(self, sampler: Sampler, shape: tuple[int, ...]) -> Sampler:

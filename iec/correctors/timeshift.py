@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from iec.errors import ConfigError
+from iec.errors import ConfigError, require_fields
 from iec.sampling.corrector import Corrector
 from iec.sampling.network import Step
 from iec.sampling.timetable import Timetable
@@ -28,10 +28,9 @@ class TimeShift(Corrector):
     data_variance: float = 0.0
 
     def __post_init__(self) -> None:
-        if type(self.window) is not int or self.window < 0:
+        require_fields(self, "corrector.")
+        if self.window < 0:
             raise ConfigError(f"corrector.window={self.window!r} must be a whole number of at least 0; 0 shifts nothing.")
-        if type(self.cutoff) is not int:
-            raise ConfigError(f"corrector.cutoff={self.cutoff!r} must be a timestep; below it nothing is shifted.")
         if not 0 <= self.data_variance <= 10:
             raise ConfigError(f"corrector.data_variance={self.data_variance} is outside [0, 10]; pixels of [-1, 1] have at most 1.")
 

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from iec.errors import ConfigError
+from iec.errors import ConfigError, require_fields
 from iec.sampling.corrector import Corrector, Taken
 from iec.sampling.network import Step
 from iec.sampling.timetable import Timetable
@@ -29,6 +29,7 @@ class UniC(Corrector):
     steps: str = "all"
 
     def __post_init__(self) -> None:
+        require_fields(self, "corrector.")
         if self.steps not in STEPS:
             raise ConfigError(f"corrector.steps={self.steps!r}; choose {' or '.join(STEPS)}.")
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from iec.efficiency.cost import CallCost
 from iec.efficiency.technique import Prepared, Technique
 from iec.efficiency.techniques import FullPrecision
-from iec.errors import ConfigError, MismatchError
+from iec.errors import ConfigError, MismatchError, require_fields
 from iec.models import Card, Model
 from iec.models.ideal import IdealNetwork
 from iec.sampling.network import Compiler, FeatureCache, Network, Prediction, Step, compiled_form
@@ -94,7 +94,8 @@ class ErrorRounding(AddedError):
     bits: int = 4
 
     def __post_init__(self) -> None:
-        if type(self.bits) is not int or not 1 <= self.bits <= 16:
+        require_fields(self, "efficiency.")
+        if not 1 <= self.bits <= 16:
             raise ConfigError(f"efficiency.bits={self.bits!r} must be a whole number of 1 .. 16.")
 
     def disturbed(self, network: Network) -> Network:
@@ -113,6 +114,7 @@ class ErrorGain(AddedError):
     gain: float = 1.01
 
     def __post_init__(self) -> None:
+        require_fields(self, "efficiency.")
         if not 0 < self.gain <= 2:
             raise ConfigError(f"efficiency.gain={self.gain} is outside (0, 2]; 1 changes nothing.")
 
@@ -134,6 +136,7 @@ class ErrorNoise(AddedError):
     seed: int = 0
 
     def __post_init__(self) -> None:
+        require_fields(self, "efficiency.")
         if not 0 <= self.std <= 10:
             raise ConfigError(f"efficiency.std={self.std} is outside [0, 10]; 0 changes nothing.")
         if not 0 <= self.seed < 2**64:
@@ -162,6 +165,11 @@ class ErrorStale(AddedError):
 
     interval: int = 2
 
+    def __post_init__(self) -> None:
+        require_fields(self, "efficiency.")
+        if self.interval < 1:
+            raise ConfigError(f"efficiency.interval={self.interval} must be a whole number of at least 1; 1 reuses nothing.")
+
     def refresh(self, num_steps: int) -> frozenset[int]:
         require_interval(num_steps, self.interval)
         return uniform(num_steps, self.interval)
@@ -185,6 +193,7 @@ class ErrorSmooth(AddedError):
     variance: float = 1.5
 
     def __post_init__(self) -> None:
+        require_fields(self, "efficiency.")
         if not 0 < self.variance <= 1000:
             raise ConfigError(f"efficiency.variance={self.variance} is outside (0, 1000]; 1 changes nothing.")
 

@@ -10,13 +10,15 @@
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from iec.errors import ConfigError
+from iec.errors import ConfigError, require_fields
 from iec.sampling.network import FeatureCache
 
 PRESETS = ("paper", "official_ddpm", "official_latent")
@@ -51,8 +53,11 @@ class Correction:
     renorm: bool = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.iterations, bool) or not isinstance(self.iterations, int) or self.iterations < 0:
+        require_fields(self, "iec.")
+        if self.iterations < 0:
             raise ConfigError(f"iec.iterations={self.iterations} must be an integer of 0 or more.")
+        if not isinstance(self.lambdas, Sequence) or not all(isinstance(v, Real) for v in self.lambdas):
+            raise ConfigError(f"iec.lambda={self.lambdas!r} must be a sequence of numbers, e.g. (0.5,).")
         if len(self.lambdas) not in (1, self.iterations) and self.iterations:
             raise ConfigError(
                 f"iec.lambda has {len(self.lambdas)} values for {self.iterations} corrections; give one, or one each."

@@ -4,7 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from iec.errors import ConfigError
+from iec.errors import ConfigError, require_fields
 
 CachedSteps = Literal["skip", "cached", "full"]
 LastStep = Literal["correct", "skip"]
@@ -36,6 +36,7 @@ class Placement:
     last_step: LastStep = "correct"
 
     def __post_init__(self) -> None:
+        require_fields(self, "iec.")
         if self.kind not in KINDS:
             raise ConfigError(f"Unknown iec.placement {self.kind!r}; choose one of {', '.join(KINDS)}.")
         for name, allowed in {"cached_steps": get_args(CachedSteps), "last_step": get_args(LastStep)}.items():
@@ -47,6 +48,8 @@ class Placement:
             raise ConfigError(f"iec.fraction={self.fraction} is outside (0, 1].")
         if self.count is not None and self.count < 1:
             raise ConfigError(f"iec.count={self.count} must be at least 1.")
+        if not isinstance(self.steps, Collection) or any(type(i) is not int for i in self.steps):
+            raise ConfigError(f"iec.steps={self.steps!r} must be whole numbers, the sampling indices, e.g. (0, 1, 2).")
         given = {"fraction": self.fraction is not None, "count": self.count is not None, "steps": bool(self.steps)}
         takers = {"fraction": "first_last", "count": "first_last", "steps": "explicit"}
         unused = [name for name, kind in takers.items() if given[name] and self.kind != kind]
@@ -54,8 +57,6 @@ class Placement:
             raise ConfigError(
                 f"iec.{unused[0]} belongs to iec.placement={takers[unused[0]]} and does nothing with {self.kind}. Leave one out."
             )
-        if any(type(i) is not int for i in self.steps):
-            raise ConfigError(f"iec.steps={list(self.steps)} must be whole numbers, the sampling indices.")
         if self.kind == "explicit" and not self.steps:
             raise ConfigError("iec.placement=explicit needs iec.steps, e.g. iec.steps=[0,1,2].")
 

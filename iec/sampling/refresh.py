@@ -26,7 +26,7 @@ def quadratic(num_steps: int, interval: int, power: float = 1.5) -> frozenset[in
     horseee/DeepCache): T = 250 and N = 5 give 49.
     """
     _require_counts(num_steps, interval)
-    _require_power(power)
+    require_power(power)
     line = np.linspace(0, num_steps ** (1 / power), -(-num_steps // interval) + 1)
     return frozenset(int(v) for v in (line**power)[:-1])
 
@@ -43,7 +43,7 @@ def centred(num_steps: int, count: int, centre: int, power: float) -> frozenset[
     the steps of the last power tried, however few.)
     """
     _require_counts(num_steps, count)
-    _require_power(power)
+    require_power(power)
     if count > num_steps or not 0 <= centre < num_steps:
         raise ConfigError(
             f"A centred schedule of {num_steps} steps needs a count of 1 .. {num_steps} and a centre of 0 .. {num_steps - 1}, "
@@ -91,7 +91,8 @@ def _require_counts(num_steps: int, interval: int) -> None:
             raise ConfigError(f"The {name} of a refresh schedule must be a whole number of at least 1, not {value!r}.")
 
 
-def _require_power(power: float) -> None:
+def require_power(power: float) -> None:
+    """Raises `ConfigError` unless it is in (1, 100)."""
     if not 1 < power < 100:
         raise ConfigError(
             f"The power of a refresh schedule must be above 1 and below 100, not {power}; the originals use 1.2 to 1.5."

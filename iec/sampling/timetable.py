@@ -11,11 +11,12 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 
-from iec.errors import ConfigError
+from iec.errors import ConfigError, require_fields, require_type
 
 CLEAN = -1
 """The timestep of a clean image: abar = 1."""
@@ -35,6 +36,7 @@ class NoiseSchedule:
     num_timesteps: int = 1000
 
     def __post_init__(self) -> None:
+        require_fields(self, "NoiseSchedule.")
         if self.kind not in ("linear", "scaled_linear"):
             raise ConfigError(f"Unknown noise schedule {self.kind!r}; choose linear or scaled_linear.")
         if not 0 < self.beta_start <= self.beta_end < 1 or self.num_timesteps < 1:
@@ -62,9 +64,12 @@ def spaced_timesteps(spacing: str, steps: int, schedule: NoiseSchedule) -> tuple
     Exactly T values. Where T does not divide num_timesteps the original code of the first two returns more than T; here, as in
     diffusers ("leading"), the T lowest are kept, and refused if that leaves the noisiest fifth of the schedule unused.
     """
+    require_type("schedule", schedule, NoiseSchedule, "model.card.schedule, or iec.NoiseSchedule()")
     total = schedule.num_timesteps
-    if not 1 <= steps <= total:
-        raise ConfigError(f"sampler.steps={steps} is outside 1 .. {total}, the steps the model was trained with.")
+    if not isinstance(steps, Integral) or not 1 <= steps <= total:
+        raise ConfigError(
+            f"sampler.steps={steps!r} must be a whole number of 1 .. {total}, the number of steps that the model was trained with."
+        )
     if spacing == "quad":
         return tuple(int(v) for v in np.linspace(0, np.sqrt(total * 0.8), steps) ** 2)[::-1]
     if spacing not in ("uniform", "leading_plus_one"):
@@ -95,9 +100,13 @@ class Timetable:
     eta: float = 0.0
 
     def __post_init__(self) -> None:
+        require_fields(self, "sampler.")
+        require_type("schedule", self.schedule, NoiseSchedule, "model.card.schedule, or iec.NoiseSchedule()")
         last = self.schedule.num_timesteps - 1
         if not self.pairs:
             raise ConfigError("A timetable needs at least one (t, s) pair.")
+        if fractions := [t for pair in self.pairs for t in pair if not isinstance(t, Integral)]:
+            raise ConfigError(f"The timesteps {fractions[:3]} must be whole numbers.")
         if not 0 <= self.eta <= 1:
             raise ConfigError(f"sampler.eta={self.eta} is outside [0, 1] (0 is DDIM, 1 is DDPM).")
         for i, (t, s) in enumerate(self.pairs):

@@ -48,7 +48,7 @@ def test_refresh_schedules_of_the_configuration(make_cell, overrides, steps):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["efficiency.interval=0"], r"interval=0 must be a whole number of 1 \.\. 20"),
+        (["efficiency.interval=0"], "interval=0 must be a whole number of at least 1"),
         (["efficiency.interval=21"], r"interval=21.*1 \.\. 20"),
         (["efficiency.cut=10"], r"0 \(shallowest\) \.\. 7 \(deepest\)"),
         (["efficiency.cut=-1"], "not there"),

@@ -77,6 +77,11 @@ def test_coefficients_are_those_of_the_written_out_step(eta, final, last_abar):
         (lambda: Timetable.from_timesteps([3, 900], DDPM), "from t=3 to s=900"),
         (lambda: Timetable((), DDPM), "at least one"),
         (lambda: Timetable.from_timesteps([9, 3], DDPM, eta=-0.1), "outside"),
+        (lambda: Timetable.spaced("quad", 2.5, DDPM), "sampler.steps=2.5 must be a whole number of 1 .. 1000"),
+        (lambda: Timetable.spaced("uniform", "20", DDPM), "sampler.steps='20' must be a whole number"),
+        (lambda: Timetable.spaced("uniform", 20, 1000), "schedule has to be a NoiseSchedule"),
+        (lambda: Timetable.from_timesteps([9.5, 3], DDPM), "must be whole numbers"),
+        (lambda: Timetable(((9, 3),), 1000), "schedule has to be a NoiseSchedule"),
         (lambda: NoiseSchedule("cosine"), "linear"),
         (lambda: NoiseSchedule(beta_start=0.5, beta_end=0.1), "beta_start"),
     ],
@@ -84,3 +89,8 @@ def test_coefficients_are_those_of_the_written_out_step(eta, final, last_abar):
 def test_bad_timetables_are_refused(build, message):
     with pytest.raises(ConfigError, match=message.replace(".", r"\.")):
         build()
+
+
+def test_whole_numbers_of_numpy_are_whole_numbers():
+    assert Timetable.spaced("quad", np.int64(5), DDPM) == Timetable.spaced("quad", 5, DDPM)
+    assert Timetable.from_timesteps(np.array([9, 3]), DDPM) == Timetable.from_timesteps([9, 3], DDPM)

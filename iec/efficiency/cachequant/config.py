@@ -8,7 +8,7 @@ from torch import Tensor
 from iec.efficiency.caching import Kind, explicit
 from iec.efficiency.caching.forecast_config import ForecastConfig
 from iec.efficiency.quantization import PTQConfig
-from iec.errors import ConfigError
+from iec.errors import ConfigError, require_fields
 from iec.sampling.refresh import require_interval
 
 
@@ -41,10 +41,11 @@ class CacheQuantConfig:
     official_divisors: bool = False
 
     def __post_init__(self) -> None:
+        require_fields(self, "efficiency.")
         for name, least in (("interval", 1), ("dps_images", 1), ("dec_images", 2)):
             value = getattr(self, name)
-            if type(value) is not int or value < least:
-                raise ConfigError(f"efficiency.{name}={value!r} must be a whole number of at least {least}.")
+            if value < least:
+                raise ConfigError(f"efficiency.{name}={value} must be a whole number of at least {least}.")
         if self.dec_quant and not self.ptq.split_skips:
             raise ConfigError(
                 "efficiency.dec_quant corrects one half of a split input: use efficiency.split_skips=true, or "

@@ -1,5 +1,6 @@
 """Where a UNet is cut and which steps refresh the cached feature, as configuration."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Self, cast
 
@@ -9,7 +10,7 @@ from iec.efficiency.planning.config import PlanConfig
 from iec.errors import ConfigError
 from iec.models.cards import Card
 from iec.sampling.adaptive import AdaptiveRefresh
-from iec.sampling.refresh import centred, explicit, quadratic, require_interval, uniform
+from iec.sampling.refresh import centred, explicit, quadratic, require_interval, require_power, uniform
 
 SCHEDULES = ("uniform", "quadratic", "centred", "explicit")
 """Those that are known without a model."""
@@ -49,6 +50,8 @@ class CachingConfig(ForecastConfig):
         ForecastConfig.__post_init__(self)
         if self.schedule not in self._schedules():
             raise ConfigError(f"Unknown efficiency.schedule {self.schedule!r}; choose {', '.join(self._schedules())}.")
+        if self.interval < 1:
+            raise ConfigError(f"efficiency.interval={self.interval} must be a whole number of at least 1; 1 reuses nothing.")
         takers = {"power": ("quadratic", "centred"), "centre": ("centred",), "steps": ("explicit",), "threshold": ("adaptive",)}
         takers |= dict.fromkeys(("refreshes", "objective", "plan_images", "plan_evaluations"), ("planned",))
         for key, kinds in takers.items():
@@ -59,6 +62,17 @@ class CachingConfig(ForecastConfig):
                 )
             if not given and key in ("centre", "steps", "threshold") and self.schedule in kinds:
                 raise ConfigError(f"efficiency.schedule={self.schedule} needs efficiency.{key}.")
+        if self.power is not None:
+            require_power(self.power)
+        if self.centre is not None and self.centre < 0:
+            raise ConfigError(f"efficiency.centre={self.centre} must be a sampling index, at least 0.")
+        steps: object = self.steps
+        indices = isinstance(steps, Collection) and all(type(i) is int and i >= 0 for i in steps) and 0 in steps
+        if steps is not None and not indices:
+            raise ConfigError(
+                f"efficiency.steps={steps} must be sampling indices, whole numbers of at least 0, and the first step must "
+                "refresh the cache: add 0."
+            )
         if self.plan_evaluations is not None and self.objective in ("feature", "forecast"):
             raise ConfigError(
                 f"efficiency.objective={self.objective} is exact and searches nothing. Leave efficiency.plan_evaluations out."
@@ -69,7 +83,7 @@ class CachingConfig(ForecastConfig):
                 "order 1 or more. Choose one, or efficiency.objective=feature."
             )
         if self.schedule == "planned":
-            self._plan_of(1)  # refuses what it refuses, whatever T is
+            self._plan_of(1 if self.refreshes is None else self.refreshes)  # refuses what it refuses, whatever T is
         _ = self.adaptive  # refuses what it refuses
 
     def _schedules(self) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from iec.efficiency.caching.forecast import REUSE, Basis, Extrapolated, Forecast, Probed, hermite, newton, taylor
-from iec.errors import ConfigError
+from iec.errors import ConfigError, require_fields
 
 FORECASTS = ("none", "linear", "taylor", "newton", "hicache", "probe")
 CLOCKS = ("index", "log_snr")
@@ -37,6 +37,7 @@ class ForecastConfig:
     forecast_clip: float | None = None
 
     def __post_init__(self) -> None:
+        require_fields(self, "efficiency.")  # those of a subclass too
         if self.forecast not in FORECASTS:
             raise ConfigError(f"Unknown efficiency.forecast {self.forecast!r}; choose {', '.join(FORECASTS)}.")
         for key, kinds in TAKERS.items():
@@ -44,8 +45,8 @@ class ForecastConfig:
                 raise ConfigError(
                     f"efficiency.{key} belongs to efficiency.forecast={' or '.join(kinds)}, not {self.forecast}. Leave one out."
                 )
-        if type(self._order) is not int or not 0 <= self._order <= 3:
-            raise ConfigError(f"efficiency.forecast_order={self._order!r} must be 0, 1, 2 or 3.")
+        if not 0 <= self._order <= 3:
+            raise ConfigError(f"efficiency.forecast_order={self._order} must be 0, 1, 2 or 3.")
         if self.forecast_clock not in (None, *CLOCKS):
             raise ConfigError(f"Unknown efficiency.forecast_clock {self.forecast_clock!r}; choose {' or '.join(CLOCKS)}.")
         if not 0 < self._sigma <= 1:

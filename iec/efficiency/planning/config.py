@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from iec.efficiency.planning.features import require_refreshes
-from iec.errors import ConfigError
+from iec.errors import ConfigError, require_fields
 
 OBJECTIVES = ("final", "feature", "forecast")
 
@@ -28,11 +28,13 @@ class PlanConfig:
     evaluations: int = 100
 
     def __post_init__(self) -> None:
+        require_fields(self, "efficiency.")
         if self.objective not in OBJECTIVES:
             raise ConfigError(f"Unknown efficiency.objective {self.objective!r}; choose {', '.join(OBJECTIVES)}.")
-        for name, value, least in (("plan_images", self.images, 1), ("plan_evaluations", self.evaluations, 4)):
-            if type(value) is not int or value < least:
-                raise ConfigError(f"efficiency.{name}={value!r} must be a whole number of at least {least}.")
+        limits = (("refreshes", self.refreshes, 1), ("plan_images", self.images, 1), ("plan_evaluations", self.evaluations, 4))
+        for name, value, least in limits:
+            if value < least:
+                raise ConfigError(f"efficiency.{name}={value} must be a whole number of at least {least}.")
 
     def require_fits(self, steps: int) -> None:
         """Raises `ConfigError` for more refreshes than there are steps."""

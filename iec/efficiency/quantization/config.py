@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from iec.efficiency.quantization.quantizer import SCALE_RULES
-from iec.errors import ConfigError
+from iec.errors import ConfigError, require_fields, require_type
 
 ENDS = frozenset({"conv_in", "conv_out", "pos_embed.proj", "proj_out", "proj_out_2"})
 """The first and the last layer: of a UNet, and of a transformer on patches (PixArt, DiT)."""
@@ -41,10 +41,11 @@ class Reconstruction:
     quantized_input: float = 1.0
 
     def __post_init__(self) -> None:
+        require_fields(self, "efficiency.reconstruction.")
         for name, least in (("iterations", 0), ("batch_size", 1), ("samples", 1)):
             value = getattr(self, name)
-            if type(value) is not int or value < least:
-                raise ConfigError(f"efficiency.reconstruction.{name}={value!r} must be a whole number of at least {least}.")
+            if value < least:
+                raise ConfigError(f"efficiency.reconstruction.{name}={value} must be a whole number of at least {least}.")
         ranges = {
             "learning_rate": (0, 10),
             "step_learning_rate": (0, 1),
@@ -108,10 +109,12 @@ class PTQConfig:
     reconstruction: Reconstruction = Reconstruction()
 
     def __post_init__(self) -> None:
+        require_fields(self, "efficiency.")  # those of a subclass too
+        require_type("efficiency.reconstruction", self.reconstruction, Reconstruction, "Reconstruction(iterations=300)")
         for name in ("weight_bits", "activation_bits", "softmax_bits", "end_bits"):
             bits = getattr(self, name)
-            if type(bits) is not int or not (2 <= bits <= 16 or bits == OFF):
-                raise ConfigError(f"efficiency.{name}={bits!r} cannot be run; choose 2 .. 16, or {OFF} for no quantization.")
+            if not (2 <= bits <= 16 or bits == OFF):
+                raise ConfigError(f"efficiency.{name}={bits} cannot be run; choose 2 .. 16, or {OFF} for no quantization.")
         choices = {"scale_rule": SCALE_RULES, "activation_granularity": GRANULARITIES, "reconstruct": UNITS}
         for name, known in choices.items():
             if getattr(self, name) not in known:
@@ -124,12 +127,10 @@ class PTQConfig:
                 "Use efficiency.reconstruct=none, or quantize the weights."
             )
         for name in ("calibration_images", "calibration_batch"):
-            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
-                raise ConfigError(f"efficiency.{name}={getattr(self, name)!r} must be a whole number of at least 1.")
-        if self.search_samples is not None and (type(self.search_samples) is not int or self.search_samples < 1):
-            raise ConfigError(
-                f"efficiency.search_samples={self.search_samples!r} must be a whole number of at least 1, or null for all."
-            )
+            if getattr(self, name) < 1:
+                raise ConfigError(f"efficiency.{name}={getattr(self, name)} must be a whole number of at least 1.")
+        if self.search_samples is not None and self.search_samples < 1:
+            raise ConfigError(f"efficiency.search_samples={self.search_samples} must be at least 1, or null for all.")
 
     def fingerprint(self) -> dict[str, Any]:
         """JSON values: the settings that a result depends on, without those of rules that are not in use."""
