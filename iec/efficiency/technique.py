@@ -13,7 +13,7 @@ from iec.errors import ConfigError
 from iec.io.components import component_of, with_source
 from iec.models import Card, Model
 from iec.sampling.adaptive import AdaptiveRefresh
-from iec.sampling.network import Network
+from iec.sampling.network import Network, require_network
 from iec.sampling.solver import Solver
 from iec.sampling.timetable import Timetable
 
@@ -29,6 +29,7 @@ class Prepared:
     (``refresh_found_by_prepare``); else None. own_weights: the network uses none of the model's UNet, which may be released.
     calibration_calls: network calls that finding the network takes, images times steps, counted as `iec.sampling.network.Calls`
     counts (under guidance an image is one), whether they were made now or a calibration on disk was taken; None: not known.
+    Raises `ConfigError` for what is no network.
     """
 
     network: Network
@@ -36,6 +37,9 @@ class Prepared:
     refresh: frozenset[int] | None = None
     own_weights: bool = False
     calibration_calls: int | None = 0
+
+    def __post_init__(self) -> None:
+        require_network(self.network)
 
 
 class Technique(ABC):

@@ -18,7 +18,7 @@ from iec.sampling.correction import Correction
 from iec.sampling.corrector import NO_CORRECTOR, Corrector
 from iec.sampling.ddim import Sampler
 from iec.sampling.dtypes import SOLVER_DTYPES, dtype_name
-from iec.sampling.network import Calls, CountingNetwork, Network
+from iec.sampling.network import Calls, CountingNetwork, Network, require_network
 from iec.sampling.noise import Noise
 from iec.sampling.placement import Placement
 from iec.sampling.solver import Solver
@@ -118,10 +118,12 @@ def sample(
     rule = Correction() if correction is None else correction
     require_type("corrector", corrector, Corrector, "one of iec.correctors, e.g. UniC()")
     sampler = corrector.attach(Sampler(table, rule, where, dtype=solver_dtype), card.shape)
+    if network is not None:
+        require_network(network)
     if threads < 1:
         raise ConfigError(f"threads={threads} must be at least 1.")
     with intra_op_threads(threads if model.device.type == "cpu" else None):
-        network = network or model.network
+        network = model.network if network is None else network
         fit = fitted(sampler, model, network)
         batches = [
             sample_batch(model, network, fit, seed, indices, max(0, min(trace - indices[0], batch_size)))

@@ -4,13 +4,14 @@ A network is any callable ``network(x, step, cond, cache) -> Prediction``. All t
 no network remembers which step it is on.
 """
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, field, replace
 from operator import itemgetter
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from iec.errors import ConfigError, NonFiniteError
 
@@ -136,6 +137,19 @@ class Network(Protocol):
     """
 
     def __call__(self, x: Tensor, step: Step, cond: Any = None, cache: FeatureCache | None = None) -> Prediction: ...
+
+
+def require_network(network: Any) -> None:
+    """Raises `ConfigError` for what is no `Network`: a module that is called in another way, as those of diffusers, or a class."""
+    kind = type(network).__name__
+    if isinstance(network, nn.Module) and "step" not in inspect.signature(network.forward).parameters:
+        raise ConfigError(
+            f"network is a {kind}, which is not called as an iec.Network is, network(x, step, cond, cache). Give "
+            "iec.UNetNetwork(unet) for a UNet of diffusers, or what iec.quantize returns."
+        )
+    if isinstance(network, type) or not callable(network):
+        given = f"the class {network.__name__}" if isinstance(network, type) else f"a {kind}"
+        raise ConfigError(f"network has to be an iec.Network, and is {given}. Give e.g. model.network, or iec.UNetNetwork(unet).")
 
 
 Compiler = Callable[[Callable[..., Any]], Callable[..., Any]]

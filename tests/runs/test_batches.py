@@ -73,6 +73,19 @@ def test_an_argument_of_another_type_is_refused_with_what_to_give(model, name, v
         iec.sample(model, 1, **{name: value})
 
 
+@pytest.mark.parametrize("wrong", ["a module of diffusers", "a model", "a class", "text"])
+def test_what_is_no_network_is_refused_with_what_to_give(model, wrong):
+    given = {"a module of diffusers": model.unet, "a model": model, "a class": iec.UNetNetwork, "text": "unet"}[wrong]
+    for call in (lambda: iec.sample(model, 1, steps=1, network=given), lambda: iec.Prepared(given)):
+        with pytest.raises(ConfigError, match=r"network (is a UNet2DModel|has to be an iec\.Network).*iec\.UNetNetwork\(unet\)"):
+            call()
+
+
+def test_a_unet_is_given_as_its_network(model):
+    given = iec.sample(model, 1, steps=1, network=iec.UNetNetwork(model.unet))
+    assert np.array_equal(given.images, iec.sample(model, 1, steps=1).images)
+
+
 def test_a_name_in_the_place_of_a_model_is_refused_with_the_call_that_loads_it():
     table = Timetable.spaced("uniform", 4, NoiseSchedule())
     for call in (lambda: iec.sample("ddim_cifar_small", 1), lambda: iec.quantize("ddim_cifar_small", iec.PTQConfig(), table)):
