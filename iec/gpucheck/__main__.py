@@ -26,7 +26,7 @@ from iec.gpucheck.run import run_parts
 from iec.io.files import require_folder
 from iec.io.paths import user_path
 from iec.io.resources import PACKAGE, experiments
-from iec.io.runtime import entry_point, keep_freed_memory, resolve_device
+from iec.io.runtime import command_parser, entry_point, keep_freed_memory, resolve_device
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ def _checkout() -> bool:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument("--device", default="cuda", help="cuda (default), cuda:1, or cpu for a rehearsal")
     parser.add_argument("--size", choices=("toy", "full"), help="of the networks; default: full, on a CPU toy")
     parser.add_argument("--only", metavar="PART,..", help="measure these parts alone")

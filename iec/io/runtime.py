@@ -1,9 +1,11 @@
 """Process-wide settings that an entry point makes once; importing this package changes nothing."""
 
+import argparse
 import ctypes
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
@@ -40,6 +42,16 @@ def resolve_device(name: str) -> torch.device:
         reason = str(error).split("\n")[0].split(". ")[0].rstrip(".")  # torch goes on with pages on its own insides
         raise DeviceError(f"device={name} cannot be used here ({reason}). Use auto or cpu in its place.") from error
     return device
+
+
+def command_parser(description: str | None) -> argparse.ArgumentParser:
+    """The parser of a command: its usage names the command as it was started (``iec table``, ``python -m iec.tables``), which
+    argparse itself does from Python 3.14 on; ``description`` keeps its lines.
+    """
+    name, spec = Path(sys.argv[0]).name, getattr(sys.modules["__main__"], "__spec__", None)
+    if name == "__main__.py" and spec is not None:
+        name = f"python -m {spec.name.removesuffix('.__main__')}"
+    return argparse.ArgumentParser(name, description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
 @contextmanager

@@ -7,7 +7,6 @@
 The page needs no other file and no network. It is written to OUTPUT/report.html.
 """
 
-import argparse
 import logging
 import sys
 from datetime import UTC, datetime
@@ -20,7 +19,7 @@ from iec.io.environment import git_revision
 from iec.io.files import write_text
 from iec.io.paths import require_writable, user_path
 from iec.io.resources import configs, experiment_file, experiments
-from iec.io.runtime import entry_point
+from iec.io.runtime import command_parser, entry_point
 from iec.io.yaml import read_yaml
 from iec.report.page import page
 from iec.report.pictures import figures_of
@@ -34,7 +33,7 @@ log = logging.getLogger(__name__)
 
 def main(arguments: list[str] | None = None) -> None:
     """See the module's docstring."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument("given", nargs="*", metavar="FILE|OVERRIDE", help="experiment files, and Hydra overrides for every row")
     add_scale_options(parser)
     parser.add_argument("--output", type=user_path, metavar="FILE", help="instead of OUTPUT/report.html")

@@ -9,7 +9,6 @@ Arguments with several values become the sweep's parameters, the others a part o
 cell before anything is written. The metric is the FID, under the key that `iec.io.wandb` gives it.
 """
 
-import argparse
 import itertools
 import shlex
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from hydra.errors import HydraException
 from iec.errors import ConfigError
 from iec.io.files import write_text
 from iec.io.paths import require_writable, user_path
+from iec.io.runtime import command_parser
 from iec.runs.cell import Cell
 from iec.runs.tracking import score_key
 from iec.tables.experiment import Experiment
@@ -101,7 +101,7 @@ def _value(text: str) -> int | float | str:
 
 def main(arguments: list[str] | None = None) -> None:
     """See the module's docstring."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument("overrides", nargs="+", metavar="OVERRIDE", help="as for iec run -m")
     parser.add_argument("--method", choices=METHODS, default="grid")
     parser.add_argument("--name", help="of the sweep on W&B")

@@ -15,7 +15,6 @@ each for every model: grid-MODEL.png, and of rows that are compared with others 
 content are left out.
 """
 
-import argparse
 import logging
 import sys
 from collections.abc import Mapping
@@ -24,6 +23,7 @@ from pathlib import Path
 from iec.errors import ArtifactError, ConfigError, IECError, WeightsError
 from iec.io.files import canonical_hash, read_json
 from iec.io.paths import require_writable, user_path
+from iec.io.runtime import command_parser
 from iec.metrics.paired import PAIRED
 from iec.runs.cell import Cell
 from iec.runs.runner import Result, finished_result, run_cell
@@ -46,7 +46,7 @@ LACKING: tuple[type[IECError], ...] = (WeightsError, ArtifactError)
 
 def main(arguments: list[str] | None = None) -> None:
     """See the module's docstring."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument("given", nargs="+", metavar="FILE|OVERRIDE", help="experiment files, and Hydra overrides for every row")
     parser.add_argument("--run", action="store_true", help="compute the rows that are missing")
     add_scale_options(parser)

@@ -9,7 +9,6 @@ network.cached.onnx. Both are run and compared with the network before they are 
 network is written for. Use a file: efficiency=engine efficiency.file=network.onnx.
 """
 
-import argparse
 import logging
 import tempfile
 from pathlib import Path
@@ -28,7 +27,7 @@ from iec.io.cores import intra_op_threads
 from iec.io.files import canonical_hash, write_atomic
 from iec.io.paths import require_writable, user_path
 from iec.io.resources import configs
-from iec.io.runtime import entry_point
+from iec.io.runtime import command_parser, entry_point
 from iec.models.cards import require_unet
 from iec.runs.cell import Cell
 from iec.runs.config import register
@@ -38,7 +37,7 @@ log = logging.getLogger(__name__)
 
 def main(arguments: list[str] | None = None) -> None:
     """See the module's docstring."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument("given", nargs="+", metavar="CELL|FILE|OVERRIDE", help="[the folder of a cell] the file [overrides]")
     parser.add_argument("--engine", choices=FORMS, default="onnxruntime", help="of a quantized network (default: %(default)s)")
     options = parser.parse_intermixed_args(arguments)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from iec.errors import ConfigError
 from iec.io.paths import user_path
-from iec.io.runtime import entry_point
+from iec.io.runtime import command_parser, entry_point
 from iec.models.cards import Card, card, card_names
 from iec.models.checkpoints.convert import convert
 from iec.models.checkpoints.source import download
@@ -25,7 +25,7 @@ from iec.models.files import models_folder
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument("name", choices=[name for name in card_names() if card(name).original], help="the model's card")
     parser.add_argument("--checkpoint", type=user_path, help="the file as published (default: download it)")
     parser.add_argument("--output", type=user_path, help="a new folder (default: where model=NAME looks)")
