@@ -9,7 +9,7 @@ from torch import nn
 
 from iec.efficiency.quantization import QuantizedUNet
 from iec.errors import ConfigError
-from iec.pipelines.bound import Bound
+from iec.pipelines.bound import Bound, bind
 from iec.pipelines.corrected import Corrected
 from iec.pipelines.unet import Forward
 from iec.pipelines.windows import count_steps
@@ -79,8 +79,7 @@ def exchange(pipe: Any, scheduler: Corrected, forward: Forward | None, undo: lis
     undo.append(lambda: delattr(pipe, HANDLE))
     setattr(pipe, HANDLE, applied)
     swap("scheduler", scheduler)
-    if scheduler.placement.kind != "none":
-        undo.append(count_steps(pipe, scheduler))
+    undo.append(bind(pipe) if scheduler.placement.kind == "none" else count_steps(pipe, scheduler))
     if forward is not None:
         unet = forward.unet
         if forward.copy is not None:

@@ -12,7 +12,7 @@ from typing import Any
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
 from iec.errors import ConfigError
-from iec.pipelines.bound import Bound
+from iec.pipelines.bound import bind
 from iec.pipelines.corrected import Corrected
 from iec.pipelines.run import Run
 
@@ -65,8 +65,7 @@ def count_steps(pipe: Any, scheduler: Corrected) -> Callable[[], None]:
       ``pipe.num_timesteps`` is then the number of steps;
     * what ``pipe.guider`` (guiders of diffusers, with their start and stop) is told of the step.
     """
-    kind = type(pipe)
-    theirs: Callable[..., Any] = kind.__call__
+    theirs: Callable[..., Any] = type(pipe).__call__
 
     @functools.wraps(theirs)
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -78,13 +77,7 @@ def count_steps(pipe: Any, scheduler: Corrected) -> Callable[[], None]:
         with _told_steps(getattr(self, "guider", None), scheduler):
             return theirs(*bound.args, **bound.kwargs)
 
-    def take_off() -> None:
-        if type(pipe) is counting:
-            pipe.__class__ = kind
-
-    counting = type(kind.__name__, (Bound, kind), {"__call__": __call__, "__module__": kind.__module__, "__doc__": kind.__doc__})
-    pipe.__class__ = counting
-    return take_off
+    return bind(pipe, __call__=__call__)
 
 
 def in_calls(scheduler: Corrected, arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -192,12 +192,12 @@ def test_everything_is_taken_off_again(sd):
 APPLIED = [{"correction": FIXED}, {"placement": Placement("none")}, {"cache": CachingConfig(interval=2)}]
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, pickle.dumps])
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
 @pytest.mark.parametrize("given", APPLIED)
 def test_a_pipeline_is_copied_without_what_was_applied(ddim, copied, given):
     """A copy would be a pipeline whose `remove` takes things off the other one."""
     apply(ddim, **given)
-    for held in [ddim, *([ddim.unet] if "cache" in given else [])]:
+    for held in [ddim, *([ddim.unet] if "cache" in given and copied is not copy.copy else [])]:
         with pytest.raises(ConfigError, match=r"iec\.remove\(pipe\), then copy"):
             copied(held)
     remove(ddim)
