@@ -49,7 +49,7 @@ def command_parser(description: str | None) -> argparse.ArgumentParser:
     argparse itself does from Python 3.14 on; ``description`` keeps its lines.
     """
     name, spec = Path(sys.argv[0]).name, getattr(sys.modules["__main__"], "__spec__", None)
-    if name == "__main__.py" and spec is not None:
+    if name.endswith(".py") and spec is not None:  # a script has none
         name = f"python -m {spec.name.removesuffix('.__main__')}"
     return argparse.ArgumentParser(name, description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
 

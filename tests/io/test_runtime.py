@@ -32,7 +32,7 @@ def test_the_ways_out_are_devices(name):
     assert torch.zeros(1, device=resolve_device(name)).item() == 0
 
 
-MODULES = ["iec.sweeps", *sorted(module for module, _ in COMMANDS.values() if module != "iec.runs")]
+MODULES = ["iec.sweeps", "iec.runs.export_images", *sorted(module for module, _ in COMMANDS.values() if module != "iec.runs")]
 """Hydra writes the help of the other."""
 
 
