@@ -19,7 +19,9 @@ PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 }
 PROGRAMS = [(name, program) for name, text in PAGES.items() for program in re.findall(r"```python\n(.*?)```", text, re.DOTALL)]
-COMMANDS = sorted({c for text in PAGES.values() for c in re.findall(r"^ {4}python run\.py (.*?)(?:  +#.*)?$", text, re.MULTILINE)})
+COMMANDS = sorted(
+    {c for text in PAGES.values() for c in re.findall(r"^ {4}(?:PYTHONPATH=DIR )?iec run (.*?)(?:  +#.*)?$", text, re.MULTILINE)}
+)
 FEWER = {
     "num_inference_steps=50": "num_inference_steps=5",
     "calibration_images=8": "calibration_images=2",
@@ -67,8 +69,8 @@ def test_the_program_with_a_cache_runs(monkeypatch, capsys):
     assert capsys.readouterr().out
 
 
-NO_CELL = r"-m |--help|pooled_keys|rounded_eps|calm_eps|devices="
-"""Commands that make none here; devices are GPUs."""
+NO_CELL = r"-m |efficiency=engine|--help|pooled_keys|rounded_eps|calm_eps|devices="
+"""Commands that make none here; devices are GPUs, and an engine has a file."""
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if not re.search(NO_CELL, c)])
