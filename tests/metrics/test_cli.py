@@ -191,10 +191,10 @@ def test_prepare_says_where_to_get_what_is_missing(tmp_path, monkeypatch):
 
 
 def test_scores_are_printed_before_they_are_written(tmp_path, real_images, monkeypatch, capsys):
-    def full(path, write):
+    def full(path, text):
         raise StoreError("the disk is full")
 
-    monkeypatch.setattr(cli, "write_atomic", full)
+    monkeypatch.setattr(cli, "write_text", full)
     folder = write_folder(tmp_path / "pngs", real_images[:4])
     with pytest.raises(StoreError, match="disk is full"):
         cli.main(["score", str(folder), *SCORE, "--metrics", "is", "--json", str(tmp_path / "out.json"), "--device", "cpu"])

@@ -161,7 +161,7 @@ def test_paths_may_begin_with_the_home_folder(make_cell, tmp_path, monkeypatch):
 
 
 def test_missing_device_and_weights(make_cell):
-    with pytest.raises(DeviceError, match="device=cpu"):
+    with pytest.raises(DeviceError, match="Use auto or cpu in its place"):
         make_cell("device=warp")
     with pytest.raises(WeightsError, match="nowhere"):
         make_cell("model.weights=/nowhere")
