@@ -30,7 +30,7 @@ Entry = Mapping[str, Any]
 
 def table(name: str, results: Path = RESULTS) -> str:
     """name: ``rows TABLE ..: ROW | ..``. Raises `ArtifactError` for a table or a row that is not there."""
-    tables, _, wanted = name.removeprefix("rows ").partition(":")
+    tables, _, wanted = " ".join(name.split()).removeprefix("rows ").partition(":")  # it may fill several lines
     found = by_row([entry for of in tables.split() for entry in entries(of, results)])
     labels = [label.strip() for label in wanted.split(" | ")] if wanted.strip() else list(found)
     if unknown := [label for label in labels if label not in found]:

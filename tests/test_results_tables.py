@@ -59,7 +59,7 @@ def test_rows_of_two_models_stand_side_by_side_with_what_they_change(results):
 
 
 def test_rows_are_chosen_by_name_from_several_tables(results):
-    _, _, cached, plain = lines("rows one two: cached | plain", results)
+    _, _, cached, plain = lines("rows one two:\n    cached\n | plain", results)
     assert cached == ["cached", "1+3+1", "100 [90, 110]", "20.0 [19.0, 21.0]", "", ""]
     assert plain[0] == "plain"
     with pytest.raises(ArtifactError, match=r"no row \['plian'\]. Choose from: plain \| plain \+ IEC"):
