@@ -27,16 +27,14 @@ from iec.analysis.transfer import run_rule
 from iec.io.files import require_folder
 from iec.io.float32 import without_tf32
 from iec.io.paths import user_path
-from iec.io.runtime import entry_point, keep_freed_memory
+from iec.io.runtime import command_parser, entry_point, keep_freed_memory
 from iec.metrics.paired import PSNR
 from iec.tables.experiment import Experiment
 from iec.tables.scales import add_scale_options
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        "python -m iec.analysis", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     norms = commands.add_parser("norms", help="largest singular values of A I + B J and grad G (the paper's Fig. 1)")
     norms.add_argument("--every", type=int, default=5, help="every so many steps")

@@ -167,11 +167,10 @@ class ErrorStale(AddedError):
 
     def __post_init__(self) -> None:
         require_fields(self, "efficiency.")
-        if self.interval < 1:
-            raise ConfigError(f"efficiency.interval={self.interval} must be a whole number of at least 1; 1 reuses nothing.")
+        require_interval(self.interval)
 
     def refresh(self, num_steps: int) -> frozenset[int]:
-        require_interval(num_steps, self.interval)
+        require_interval(self.interval, num_steps)
         return uniform(num_steps, self.interval)
 
     def prepare(self, model: Model, table: Timetable, artifacts: Path) -> Prepared:

@@ -7,6 +7,7 @@ from iec.gpucheck.part import FAILED, OVER, Line
 from iec.gpucheck.results import PAGE, PartResult, Results
 from iec.gpucheck.run import counted
 from iec.io.files import write_text
+from iec.io.markdown import markdown_table
 
 REHEARSAL = (
     "**This is a rehearsal on a CPU. It says that the check runs, and nothing about CUDA:** no number below is of a GPU, and what "
@@ -88,9 +89,8 @@ def _remark(line: Line) -> str:
 
 
 def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    """Of Markdown; what is in a cell of it stays in it."""
-    lines = [head, tuple("---" for _ in head), *rows]
-    return "\n".join("| " + " | ".join(text.replace("|", "\\|").replace("\n", " ") for text in line) + " |" for line in lines)
+    """Of Markdown; what is in an entry of it stays in it."""
+    return markdown_table(head, [[text.replace("|", "\\|").replace("\n", " ") for text in row] for row in rows])
 
 
 def fenced(text: str) -> str:

@@ -21,7 +21,7 @@ from iec.errors import ArtifactError, ConfigError, MetricError
 from iec.io.files import read_json, write_text
 from iec.io.paths import require_writable, user_path
 from iec.io.progress import reported
-from iec.io.runtime import entry_point, keep_freed_memory, resolve_device
+from iec.io.runtime import command_parser, entry_point, keep_freed_memory, resolve_device
 from iec.metrics.clip_score import CLIP
 from iec.metrics.evaluation import Evaluation
 from iec.metrics.extractors.features import Extractor, Features, extract_each
@@ -43,9 +43,7 @@ DEFAULT_PROTOCOL = "inception"
 
 
 def arguments(words: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        "python -m iec.metrics", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("protocols", help="list the protocols")
     score = commands.add_parser("score", help="score a set of images")

@@ -12,19 +12,17 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
-
 from iec.errors import ConfigError
 from iec.io.environment import git_revision
 from iec.io.files import write_text
 from iec.io.paths import require_writable, user_path
-from iec.io.resources import configs, experiment_file, experiments
+from iec.io.resources import experiment_file, experiments
 from iec.io.runtime import command_parser, entry_point
 from iec.io.yaml import read_yaml
 from iec.report.page import page
 from iec.report.pictures import figures_of
 from iec.report.sections import read_section
-from iec.runs.config import register
+from iec.runs.config import composing
 from iec.runs.paths import with_home
 from iec.tables.scales import add_scale_options
 
@@ -71,10 +69,8 @@ def _is_table(path: Path) -> bool:
 
 def _output(overrides: list[str]) -> Path:
     """``paths.output``."""
-    register()
-    with initialize_config_dir(str(configs()), version_base="1.3"):
-        config = compose("config", overrides=[o for o in overrides if o.startswith("paths.")])
-    return Path(with_home(config).paths.output)
+    with composing() as composed:
+        return Path(with_home(composed(o for o in overrides if o.startswith("paths."))).paths.output)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,12 @@
 ``null`` means "what the model's card says" (model, sampler, num_images, batch_size, trace_images) or "what the preset says" (iec).
 """
 
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
 from typing import Any, get_type_hints
 
+from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 
@@ -21,6 +24,7 @@ from iec.efficiency.added_errors import ErrorGain, ErrorNoise, ErrorRounding, Er
 from iec.efficiency.engine.technique import Engine
 from iec.efficiency.technique import Technique
 from iec.efficiency.techniques import PTQ, CacheQuant, DeepCache, FullPrecision
+from iec.io.resources import configs
 from iec.sampling.corrector import Corrector
 
 
@@ -163,6 +167,14 @@ class RunConfig:
     shards: int = 1
     shard: int | None = None
     trace_images: int | None = None
+
+
+@contextmanager
+def composing() -> Iterator[Callable[[Iterable[str]], DictConfig]]:
+    """Within the block: overrides -> the configuration that they make, which raises what Hydra raises."""
+    register()
+    with initialize_config_dir(str(configs()), version_base="1.3"):
+        yield lambda overrides: compose("config", overrides=list(overrides))
 
 
 def register() -> None:

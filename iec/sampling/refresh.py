@@ -76,9 +76,12 @@ def explicit(num_steps: int, steps: Collection[int]) -> frozenset[int]:
     return frozenset(steps)
 
 
-def require_interval(steps: int, interval: int) -> None:
-    """Raises `ConfigError` unless N is a whole number in 1 .. T."""
-    if type(interval) is not int or not 1 <= interval <= steps:
+def require_interval(interval: int, steps: int | None = None) -> None:
+    """Raises `ConfigError` unless N is a whole number in 1 .. T = ``steps``; None: whatever T is."""
+    whole = type(interval) is int and interval >= 1
+    if steps is None and not whole:
+        raise ConfigError(f"efficiency.interval={interval} must be a whole number of at least 1; 1 reuses nothing.")
+    if steps is not None and not (whole and interval <= steps):
         raise ConfigError(
             f"efficiency.interval={interval!r} must be a whole number of 1 .. {steps}, the number of sampling steps. Use a shorter "
             "interval or more steps."

@@ -8,17 +8,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
+from omegaconf import DictConfig
 
 from iec.efficiency.cost import CallCost
 from iec.errors import ConfigError, IECError, MismatchError
-from iec.io.resources import configs, experiment_file, experiments
+from iec.io.resources import experiment_file, experiments
 from iec.io.yaml import read_yaml
 from iec.metrics.paired import DEFAULT, PAIRED
 from iec.models.cards import card
 from iec.runs.cell import Cell
-from iec.runs.config import register
+from iec.runs.config import composing
 from iec.tables.overrides import require_kept, value_of, with_extra
 from iec.tables.published import Published, published_values
 from iec.tables.scales import Scale, ScaledRow
@@ -162,13 +162,12 @@ class Experiment:
 
     def available(self, forgiven: tuple[type[E], ...]) -> tuple[dict[str, Cell], dict[str, E]]:
         """label -> checked cell, and label -> error of the rows that end in one of the errors ``forgiven``; raises all others."""
-        register()
         cells: dict[str, Cell] = {}
         errors: dict[str, E] = {}
-        with initialize_config_dir(str(configs()), version_base="1.3"):
+        with composing() as composed:
             for label, overrides in self.rows.items():
                 try:
-                    cells[label] = _cell(label, overrides)
+                    cells[label] = _cell(label, overrides, composed)
                 except forgiven as error:
                     errors[label] = error
         return cells, errors
@@ -182,9 +181,9 @@ class Experiment:
         return f"python -m iec run {_portable(self.rows[label])}"
 
 
-def _cell(label: str, overrides: list[str]) -> Cell:
+def _cell(label: str, overrides: list[str], composed: Callable[[Iterable[str]], DictConfig]) -> Cell:
     try:
-        return Cell.from_config(compose("config", overrides=overrides))
+        return Cell.from_config(composed(overrides))
     except HydraException as error:
         raise ConfigError(f"Row {label!r} ({' '.join(overrides)}): {error}") from error
 

@@ -42,7 +42,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Measured:
-    """scores: finite ones. changes: of the scores from those of the row without correction. higher_is_better: of each score. cost:
+    """scores: finite ones. changes: of the scores, see `changes_of`. higher_is_better: of each score. cost:
     of one image. distance: relative to the reference trajectory; difference: of the distance to that of the row without correction,
     image by image; ``traced``: the images of both. floors: of scores, what as many real images score, where it is known. seconds:
     measured, of one image; None in older files. arithmetic: see `Technique.arithmetic`. noise: see `iec.tables.noise`.
@@ -141,7 +141,7 @@ def measured(rows: Sequence[Row], bases: Mapping[str, str]) -> list[Measured]:
             distance=None if row.errors is None else Curve.of(row.errors),
             difference=Curve.of(differences[row.label]) if row.label in differences else None,
             traced=0 if row.errors is None else len(row.errors),
-            changes=changes_of(row, by_label[bases[row.label]]) if bases.get(row.label) in by_label else {},
+            changes=changes_of(row, by_label.get(bases.get(row.label, ""))),
             floors=row.result.floors,
             seconds=row.result.manifest.seconds_per_image,
             arithmetic=row.result.cell.technique.arithmetic,
@@ -159,10 +159,13 @@ def changes_in(entry: Mapping[str, Any]) -> dict[str, Interval]:
     return {name: Interval(**ends) for name, ends in {**entry.get("changes", {}), **compared}.items()}
 
 
-def changes_of(row: Row, base: Row) -> dict[str, Interval]:
-    """Of the finite scores that both have: image by image for paired ones and those that the table compares, as of independent runs
-    (too wide) for the others.
+def changes_of(row: Row, base: Row | None) -> dict[str, Interval]:
+    """Those that the table compares, and from ``base``, if there is one, those of the other finite scores that both have: image by
+    image for paired ones, as of independent runs (too wide) for the others.
     """
+    compared = {name: comparison.change for name, comparison in row.comparisons.items()}
+    if base is None:
+        return compared
     common = [name for name in row.scores if name in base.scores]
     finite = [name for name in common if np.isfinite(row.scores[name].value) and np.isfinite(base.scores[name].value)]
     paired = row.paired.keys() & base.paired.keys()
@@ -170,4 +173,4 @@ def changes_of(row: Row, base: Row) -> dict[str, Interval]:
         name: mean_of_pairs(row.paired[name] - base.paired[name]) if name in paired else row.scores[name] - base.scores[name]
         for name in finite
     }
-    return changes | {name: comparison.change for name, comparison in row.comparisons.items()}
+    return changes | compared

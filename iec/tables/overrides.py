@@ -3,12 +3,10 @@
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 
 from iec.errors import ConfigError
-from iec.io.resources import configs
-from iec.runs.config import register
+from iec.runs.config import composing
 from iec.tables.scales import Scale
 
 TECHNIQUE = "efficiency"
@@ -41,30 +39,19 @@ def with_extra(rows: dict[str, list[str]], extra: Sequence[str]) -> dict[str, li
     One of a technique, such as ``efficiency.kernels=int8``, is for the rows whose technique has this key: full precision has no
     kernels to choose. If no row's technique has it, all rows keep it, and their cells say that it is unknown.
     """
-    of_technique = [override for override in extra if key_of(override).startswith(f"{TECHNIQUE}.")]
-    known = _keys(value_of(own, TECHNIQUE) for own in rows.values()) if of_technique else {}
-
-    def takes(own: Sequence[str], override: str) -> bool:
-        return _path(override)[0] in known[value_of(own, TECHNIQUE)]
-
-    some = {override for override in of_technique if any(takes(own, override) for own in rows.values())}
-    return {label: [*own, *(o for o in extra if o not in some or takes(own, o))] for label, own in rows.items()}
-
-
-def _path(override: str) -> list[str]:
-    """Of the key below the technique."""
-    return key_of(override).split(".")[1:]
+    keys = {override: key_of(override).split(".")[1] for override in extra if key_of(override).startswith(f"{TECHNIQUE}.")}
+    known = _keys(value_of(own, TECHNIQUE) for own in rows.values()) if keys else {}
+    takers = {o: {label for label, own in rows.items() if key in known[value_of(own, TECHNIQUE)]} for o, key in keys.items()}
+    return {label: [*own, *(o for o in extra if not takers.get(o) or label in takers[o])] for label, own in rows.items()}
 
 
 def _keys(techniques: Iterable[str]) -> dict[str, frozenset[str]]:
     """Technique -> its keys; none of one that cannot be composed: its cell says why."""
-    register()
-    with initialize_config_dir(str(configs()), version_base="1.3"):
-        return {name: frozenset(_composed(name)) for name in dict.fromkeys(techniques)}
-
-
-def _composed(technique: str) -> Iterable[str]:
-    try:
-        return map(str, compose("config", overrides=[f"{TECHNIQUE}={technique}"] if technique else [])[TECHNIQUE])
-    except HydraException:
-        return ()
+    found = {}
+    with composing() as composed:
+        for name in dict.fromkeys(techniques):
+            try:
+                found[name] = frozenset(map(str, composed([f"{TECHNIQUE}={name}"] if name else [])[TECHNIQUE]))
+            except HydraException:
+                found[name] = frozenset()
+    return found

@@ -57,7 +57,7 @@ class CacheQuantConfig:
         that is too short.
         """
         if self.refresh is None:
-            require_interval(num_steps, self.interval)
+            require_interval(self.interval, num_steps)
         else:
             explicit(num_steps, self.refresh)
         if cond is not None and len(cond) < self.images:

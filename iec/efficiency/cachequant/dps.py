@@ -55,7 +55,7 @@ def cheapest_refreshes(distances: np.ndarray, interval: int) -> frozenset[int]:
     Raises `ConfigError` for another N.
     """
     steps = len(distances)
-    require_interval(steps, interval)
+    require_interval(interval, steps)
     segments, (lo, hi) = -(-steps // interval), bounds(interval)
     within = np.cumsum(distances, axis=1)  # within[j, m - 1] = D(j, j + m)
     cost = np.full((segments + 1, steps + 1), np.inf)

@@ -50,8 +50,7 @@ class CachingConfig(ForecastConfig):
         ForecastConfig.__post_init__(self)
         if self.schedule not in self._schedules():
             raise ConfigError(f"Unknown efficiency.schedule {self.schedule!r}; choose {', '.join(self._schedules())}.")
-        if self.interval < 1:
-            raise ConfigError(f"efficiency.interval={self.interval} must be a whole number of at least 1; 1 reuses nothing.")
+        require_interval(self.interval)
         takers = {"power": ("quadratic", "centred"), "centre": ("centred",), "steps": ("explicit",), "threshold": ("adaptive",)}
         takers |= dict.fromkeys(("refreshes", "objective", "plan_images", "plan_evaluations"), ("planned",))
         for key, kinds in takers.items():
@@ -117,7 +116,7 @@ class CachingConfig(ForecastConfig):
             return None
         count = self.refreshes
         if count is None:
-            require_interval(num_steps, self.interval)
+            require_interval(self.interval, num_steps)
             count = -(-num_steps // self.interval)
         config = self._plan_of(count)
         config.require_fits(num_steps)
@@ -140,7 +139,7 @@ class CachingConfig(ForecastConfig):
         self.require_known()
         if self.schedule == "explicit":
             return explicit(num_steps, self.steps or [])
-        require_interval(num_steps, self.interval)
+        require_interval(self.interval, num_steps)
         if self.schedule == "quadratic":
             return quadratic(num_steps, self.interval, QUADRATIC_POWER if self.power is None else self.power)
         if self.schedule == "centred":

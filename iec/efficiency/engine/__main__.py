@@ -14,7 +14,6 @@ import tempfile
 from pathlib import Path
 
 import torch
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from iec.efficiency.engine.export import FORMS, Export, export
@@ -26,11 +25,10 @@ from iec.errors import ConfigError
 from iec.io.cores import intra_op_threads
 from iec.io.files import canonical_hash, write_atomic
 from iec.io.paths import require_writable, user_path
-from iec.io.resources import configs
 from iec.io.runtime import command_parser, entry_point
 from iec.models.cards import require_unet
 from iec.runs.cell import Cell
-from iec.runs.config import register
+from iec.runs.config import composing
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +46,8 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("give the folder of a cell and a file, or a file and overrides")
     require_runtime(options.engine)
     require_writable(paths[-1], "FILE")
-    cell = Cell.from_config(_stored(paths[0]) if len(paths) == 2 else _composed(overrides))
+    with composing() as composed:
+        cell = Cell.from_config(_stored(paths[0]) if len(paths) == 2 else composed(overrides))
     if cell.device.type != "cpu":
         raise ConfigError(f"A network is exported on the CPU, and device={cell.device}. Use device=cpu.")
     with intra_op_threads(cell.split.threads):
@@ -95,12 +94,6 @@ def _stored(folder: Path) -> DictConfig:
     config = OmegaConf.load(path)
     assert isinstance(config, DictConfig)
     return config
-
-
-def _composed(overrides: list[str]) -> DictConfig:
-    register()
-    with initialize_config_dir(str(configs()), version_base="1.3"):
-        return compose("config", overrides=overrides)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from typing import Any
 from iec.errors import ArtifactError, ConfigError
 from iec.io.paths import require_writable, user_path
 from iec.io.progress import reported
-from iec.io.runtime import entry_point, keep_freed_memory, resolve_device
+from iec.io.runtime import command_parser, entry_point, keep_freed_memory, resolve_device
 from iec.metrics.extractors.features import Extractor
 from iec.metrics.images.decode import FILTERS, Preprocess
 from iec.metrics.images.encoded import open_folder
@@ -40,9 +40,7 @@ UNRECORDED = ("workers", "output", "device")
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        "python -m iec.metrics.references", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     parser.add_argument(
         "--protocol", default="efficientnet_lite0", choices=PROTOCOLS, help="whose extractor (default: %(default)s)"
     )
