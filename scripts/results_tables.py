@@ -1,6 +1,6 @@
-"""Fill in the tables of docs/results.md and README.md from experiments/results, or check that they are what is written.
+"""Fill in the tables of docs/results.md, README.md and experiments/results/README.md from experiments/results, or check them.
 
-    python -m scripts.results_tables            # writes both pages
+    python -m scripts.results_tables            # writes the pages
     python -m scripts.results_tables --check    # exit code 1 where one would change
 
 A table stands between `<!-- rows TABLE .. -->` and `<!-- end -->`. Behind a colon are the rows that it has, separated by ` | `, all
@@ -20,16 +20,22 @@ from iec.io.runtime import entry_point
 from scripts.marked import fill
 
 ROOT = Path(__file__).parents[1]
-PAGES, RESULTS = (ROOT / "docs/results.md", ROOT / "README.md"), ROOT / "experiments/results"
+RESULTS = ROOT / "experiments/results"
+PAGES = (ROOT / "docs/results.md", ROOT / "README.md", RESULTS / "README.md")
 SCORES = {"FID (EffNet-Lite0)": ("FID", 0), "PSNR to ref. (dB)": ("PSNR (dB)", 1)}
 """Label in table.json -> heading, decimals."""
 SIGNIFICANT = 0.05
+SECONDS_A_CALL = {"ddim_fashion_small": 0.007, "ddim_cifar_small": 0.012, "ideal_fashion": 0.0007}
+"""Of the whole network for one image in a batch of 32, one core, when the runs were planned."""
+SHARE_OF_A_CALL = {"cached": 0.3, "simulated": 2.0, "int8": 0.7}
 
 Entry = Mapping[str, Any]
 
 
 def table(name: str, results: Path = RESULTS) -> str:
-    """name: ``rows TABLE ..: ROW | ..``. Raises `ArtifactError` for a table or a row that is not there."""
+    """name: ``rows TABLE ..: ROW | ..`` or ``runs``. Raises `ArtifactError` for a table or a row that is not there."""
+    if name == "runs":
+        return runs(results)
     tables, _, wanted = " ".join(name.split()).removeprefix("rows ").partition(":")  # it may fill several lines
     found = by_row([entry for of in tables.split() for entry in entries(of, results)])
     labels = [label.strip() for label in wanted.split(" | ")] if wanted.strip() else list(found)
@@ -82,6 +88,43 @@ def score(entry: Entry | None, label: str) -> str:
         return f"{value} [{own['low']:.{decimals}f}, {own['high']:.{decimals}f}]"
     low, change, high = (f"{comparison['change'][end]:+.{decimals}f}" for end in ("low", "value", "high"))
     return f"{value}, {change} [{low}, {high}]{'*' if comparison['adjusted'] < SIGNIFICANT else ''}"
+
+
+def runs(results: Path) -> str:
+    """A line for each table and model: its steps, images and rows, and the minutes of sampling, planned and measured."""
+    body = []
+    for path in sorted(results.glob("*/table.json")):
+        models: dict[str, list[Entry]] = {}
+        for entry in entries(path.parent.name, results):
+            models.setdefault(entry["identity"]["model"]["name"], []).append(entry)
+        body += [[*titled(path.parent), f"`{model}`", *cost(rows)] for model, rows in models.items()]
+    return markdown_table(["table", "what", "model", "T", "N", "rows", "planned (min)", "took (min)"], body)
+
+
+def titled(folder: Path) -> list[str]:
+    """Links to the table and its reading, and the table's title."""
+    reading = f", [reading]({folder.name}/reading.md)" if (folder / "reading.md").is_file() else ""
+    title, *_ = (folder / "table.md").read_text(encoding="utf-8").splitlines()
+    return [f"[{folder.name}]({folder.name}/table.md){reading}", title.strip("*")]
+
+
+def cost(rows: Sequence[Entry]) -> list[str]:
+    """T, N, number of rows, minutes planned and minutes measured: those of sampling, summed over the rows."""
+    steps = sorted({len(row["identity"]["sampler"]["pairs"]) for row in rows})
+    images = sorted({row["manifest"]["num_images"] for row in rows})
+    took = sum(row["manifest"]["num_images"] * row["manifest"]["seconds_per_image"] for row in rows)
+    minutes = [f"{seconds / 60:.0f}" if seconds >= 60 else "< 1" for seconds in (sum(map(planned, rows)), took)]
+    return [", ".join(map(str, steps)), ", ".join(map(str, images)), str(len(rows)), *minutes]
+
+
+def planned(entry: Entry) -> float:
+    """Seconds of sampling: images x calls x the seconds of a call."""
+    efficiency, counts = entry["identity"]["efficiency"], entry["manifest"]["calls_per_image"]
+    arithmetic = "int8" if efficiency.get("kernels") == "int8" else "simulated"
+    share = SHARE_OF_A_CALL[arithmetic] if "weight_bits" in efficiency else 1.0
+    cached = counts["cached"] + counts["cached_correction"]
+    calls = counts["total"] - cached * (1 - SHARE_OF_A_CALL["cached"])
+    return entry["manifest"]["num_images"] * calls * share * SECONDS_A_CALL[entry["identity"]["model"]["name"]]
 
 
 if __name__ == "__main__":

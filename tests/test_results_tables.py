@@ -68,6 +68,27 @@ def test_rows_are_chosen_by_name_from_several_tables(results):
         results_tables.table("rows three", results)
 
 
+def test_every_table_is_listed_with_the_minutes_that_it_was_planned_to_take_and_took(tmp_path):
+    def row(calls, efficiency, seconds):
+        counts = dict(zip(("full", "cached", "correction"), calls, strict=True)) | {"cached_correction": 0, "total": sum(calls)}
+        identity = {
+            "model": {"name": "ddim_cifar_small"},
+            "sampler": {"pairs": [[9, 0]] * len(calls)},
+            "efficiency": efficiency,
+        }
+        return {"identity": identity, "manifest": {"calls_per_image": counts, "num_images": 1000, "seconds_per_image": seconds}}
+
+    rows = [row((10, 0, 0), {}, 0.1), row((10, 0, 0), {"weight_bits": 8}, 0.2), row((0, 10, 0), {}, 0.03)]
+    rows.append(row((0, 10, 10), {"weight_bits": 8, "kernels": "int8"}, 0.27))
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one/table.json").write_text(json.dumps(rows))
+    (tmp_path / "one/table.md").write_text("**What one is**\n\n| |\n")
+    header, _, line = results_tables.table("runs", tmp_path).splitlines()
+    assert header.startswith("| table | what | model | T | N | rows |")
+    # 1000 images x 0.012 s x (10 + 2 x 10 + 0.3 x 10 + 0.7 x (10 + 0.3 x 10)) calls
+    assert line == "| [one](one/table.md) | What one is | `ddim_cifar_small` | 3 | 1000 | 4 | 8 | 10 |"
+
+
 def test_only_marked_parts_change_and_names_stay(tmp_path, monkeypatch, capsys):
     page = tmp_path / "page.md"
     page.write_text("a\n<!-- b -->\nold\n<!-- end -->\nc\n<!-- d -->\n<!-- end -->\n")
