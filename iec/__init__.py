@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from iec.sampling.timetable import NoiseSchedule as NoiseSchedule
     from iec.sampling.timetable import Timetable as Timetable
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "CachingConfig": "efficiency.caching.config",
