@@ -1,7 +1,7 @@
 """Model cards: the facts about each model that are not code."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +11,8 @@ from iec.io.yaml import read_yaml
 from iec.sampling.timetable import NoiseSchedule
 
 FOLDER = Path(__file__).parent
+FOR_PEOPLE = {"data", "training", "limits"}
+"""What cards.yaml says of a model in words alone."""
 Kind = Literal[
     "UNet2DModel", "UNet2DConditionModel", "DiTTransformer2DModel", "VQModel", "AutoencoderKL", "CLIPTextModel", "Embedding"
 ]
@@ -170,5 +172,4 @@ def card(name: str) -> Card:
     for key, kind in {"schedule": NoiseSchedule, "packaged": Packaged, "original": Original, "hub": Hub}.items():
         if entry.get(key) is not None:
             entry[key] = kind(**entry[key])
-    known = {f.name for f in fields(Card)}
-    return Card(name=name, **{key: value for key, value in entry.items() if key in known})
+    return Card(name=name, **{key: value for key, value in entry.items() if key not in FOR_PEOPLE})
