@@ -142,6 +142,26 @@ def seeds(rows: Sequence[Counted]) -> str:
     return markdown_table(["model", "technique", "correction", "change of FID", "change of PSNR (dB)"], body)
 
 
+PARTS_OF_IEC = {"IEC": "cache from last", "state alone": "cache from first", "feature alone": "feature alone"}
+"""Heading -> ending of a label in ``ablation_cache_from``."""
+
+
+def feature(rows: Sequence[Counted]) -> str:
+    """What IEC changes with a cache, and each of its two effects alone: the state that it moves, the feature that it renews."""
+    body = []
+    tables = sorted((row for row in rows if row.table.startswith("ablation_cache_from")), key=model_of)
+    by_label = {(row.model, row.label): row for row in tables}
+    for model, label in by_label:
+        found = [by_label.get((model, f"{label}, {ending}")) for ending in PARTS_OF_IEC.values()]
+        if (known := [row for row in found if row is not None]) and len(known) == len(found):
+            values = [changes_of([row], score, decimals) for score, decimals in ((FID, 0), (PSNR, 1)) for row in known]
+            name = label.removeprefix(f"{model}: ")
+            body.append([f"`{model}`", f"DeepCache {name}" if name.startswith("N=") else name, *values])
+    return markdown_table(
+        ["model", "cache", *(f"{score}: {name}" for score in ("FID", "PSNR (dB)") for name in PARTS_OF_IEC)], body
+    )
+
+
 def changes_of(rows: Sequence[Counted], score: str, decimals: int) -> str:
     """Separated by slashes; a star where the interval leaves out 0."""
     known = [row.changes[score] for row in rows if score in row.changes]
@@ -170,6 +190,7 @@ def parts(results: Path) -> dict[str, str]:
         "by technique": by_technique(rows),
         "peers": peers(rows),
         "seeds": seeds(rows),
+        "feature": feature(rows),
         "training": training(results),
         "provenance": provenance(rows, stale),
     }

@@ -75,6 +75,8 @@ def kind_of(entry: dict[str, Any]) -> str:
         return ""
     if correction["evaluate_at"] == "s":
         return "Heun"
+    if correction.get("cache_from", "last") != "last" or calls.get("cached_correction"):
+        return "other"
     steps = identity["sampler"]["pairs"]
     most, least = calls["full"], calls["full"]
     if calls["cached"]:

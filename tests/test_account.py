@@ -87,6 +87,17 @@ def test_the_last_step_left_out_is_a_kind_of_its_own(tmp_path):
     assert rows[0].kind == "IEC but the last step"
 
 
+def test_variants_of_the_ablation_of_the_feature_are_not_counted_as_iec(tmp_path):
+    first, cached = (entry(label, evaluate_at="t", fid=5) for label in ("N=5, cache from first", "N=5, every step, cached"))
+    first["identity"]["iec"]["correction"]["cache_from"] = "first"
+    cached["manifest"]["calls_per_image"]["cached_correction"] = 9
+    last, alone = (entry(f"N=5, {ending}", evaluate_at="t", fid=-0.5) for ending in ("cache from last", "feature alone"))
+    alone["identity"]["iec"]["correction"]["lambdas"] = [0.0]
+    rows, _ = written(tmp_path, ablation_cache_from=[entry("N=5"), last, first, cached, alone])
+    assert [row.kind for row in rows] == ["", "IEC", "other", "other", "other"]
+    assert account.feature(rows).splitlines()[2:] == ["| `ddim_fashion_small` | DeepCache N=5 | -0 | +5* | -0 |  |  |  |"]
+
+
 def test_a_page_whose_parts_are_not_those_that_are_made_is_refused(tmp_path):
     with pytest.raises(ArtifactError, match="has the parts a; the script makes at equal steps"):
         account.part_of("<!-- a -->\n<!-- end -->", tmp_path)

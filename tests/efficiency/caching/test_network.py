@@ -117,11 +117,12 @@ def test_images_of_a_batch_do_not_share_a_feature():
     torch.testing.assert_close(part, whole[rows])
 
 
+@pytest.mark.parametrize("weight", [0.5, 0.0])  # 0: the call renews the feature, and the state stays
 @pytest.mark.parametrize("cache_from", ["first", "last"])
-def test_a_correction_at_a_refresh_step_decides_what_the_next_step_reuses(cache_from):
+def test_a_correction_at_a_refresh_step_decides_what_the_next_step_reuses(cache_from, weight):
     unet, _ = make("pixel")
     network = CachedUNetNetwork(unet.double(), "pixel")
-    sampler = Sampler(TABLE, Correction(1, (0.5,), cache_from=cache_from), Placement("first_step"), refresh=frozenset({0}))
+    sampler = Sampler(TABLE, Correction(1, (weight,), cache_from=cache_from), Placement("first_step"), refresh=frozenset({0}))
     states = run(sampler, network)
     (t0, _), (t1, _) = TABLE.pairs[:2]
 
@@ -131,7 +132,7 @@ def test_a_correction_at_a_refresh_step_decides_what_the_next_step_reuses(cache_
 
     y, first = target(0, t0, states[0])
     g, last = target(0, t0, y)
-    torch.testing.assert_close(states[1], y + 0.5 * (g - y))
+    torch.testing.assert_close(states[1], y + weight * (g - y))
     reused = FeatureCache(first if cache_from == "first" else last, Step(0, t0))
     eps = network(states[1], Step(1, t1, "cached"), cache=reused).eps
     torch.testing.assert_close(states[2], TABLE.A[1] * states[1] + TABLE.B[1] * eps, rtol=1e-12, atol=1e-12)
