@@ -25,6 +25,7 @@ from scripts.marked import fill, names
 ROOT = Path(__file__).parents[1]
 PAGE, RESULTS = ROOT / "docs/account.md", ROOT / "experiments/results"
 RMSE = "RMSE to ref. (levels)"
+DECIMALS, SHORT = {FID: 0, PSNR: 1}, {FID: "FID", PSNR: "PSNR (dB)"}
 HIGHER_IS_BETTER = {FID: False, PSNR: True, RMSE: False}
 
 
@@ -138,34 +139,32 @@ def seeds(rows: Sequence[Counted]) -> str:
         if row.table.startswith("headline") and row.kind:
             technique, *_ = row.label.split(", ")
             groups.setdefault((f"`{row.model}`", technique, row.kind), []).append(row)
-    body = [[*names, changes_of(group, FID, 0), changes_of(group, PSNR, 1)] for names, group in groups.items()]
+    body = [[*names, changes_of(group, FID), changes_of(group, PSNR)] for names, group in groups.items()]
     return markdown_table(["model", "technique", "correction", "change of FID", "change of PSNR (dB)"], body)
 
 
-PARTS_OF_IEC = {"IEC": "cache from last", "state alone": "cache from first", "feature alone": "feature alone"}
-"""Heading -> ending of a label in ``ablation_cache_from``."""
+NORM = {"IEC": " + IEC", "IEC, norm restored": " + IEC, renorm", "epsilon scaling": ", eps scaling", "Heun": ", Heun"}
+FEATURE = {"IEC": ", cache from last", "state alone": ", cache from first", "feature alone": ", feature alone"}
+"""Heading -> ending of a label in ``controls`` and in ``ablation_cache_from``."""
 
 
-def feature(rows: Sequence[Counted]) -> str:
-    """What IEC changes with a cache, and each of its two effects alone: the state that it moves, the feature that it renews."""
+def variants(rows: Sequence[Counted], table: str, endings: dict[str, str], *scores: str) -> str:
+    """What each variant of a technique changes, in the tables whose names begin with ``table``; empty where a row has none."""
     body = []
-    tables = sorted((row for row in rows if row.table.startswith("ablation_cache_from")), key=model_of)
-    by_label = {(row.model, row.label): row for row in tables}
+    by_label = {(row.model, row.label): row for row in sorted(rows, key=model_of) if row.table.startswith(table)}
     for model, label in by_label:
-        found = [by_label.get((model, f"{label}, {ending}")) for ending in PARTS_OF_IEC.values()]
-        if (known := [row for row in found if row is not None]) and len(known) == len(found):
-            values = [changes_of([row], score, decimals) for score, decimals in ((FID, 0), (PSNR, 1)) for row in known]
+        found = [by_label.get((model, label + ending)) for ending in endings.values()]
+        if found[0] is not None:
+            values = [changes_of([row] if row else [], score) for score in scores for row in found]
             name = label.removeprefix(f"{model}: ")
             body.append([f"`{model}`", f"DeepCache {name}" if name.startswith("N=") else name, *values])
-    return markdown_table(
-        ["model", "cache", *(f"{score}: {name}" for score in ("FID", "PSNR (dB)") for name in PARTS_OF_IEC)], body
-    )
+    return markdown_table(["model", "technique", *(f"{SHORT[score]}: {name}" for score in scores for name in endings)], body)
 
 
-def changes_of(rows: Sequence[Counted], score: str, decimals: int) -> str:
+def changes_of(rows: Sequence[Counted], score: str) -> str:
     """Separated by slashes; a star where the interval leaves out 0."""
     known = [row.changes[score] for row in rows if score in row.changes]
-    return " / ".join(f"{change.value:+.{decimals}f}{'*' if verdict(change, score) != '?' else ''}" for change in known)
+    return " / ".join(f"{change.value:+.{DECIMALS[score]}f}{'*' if verdict(change, score) != '?' else ''}" for change in known)
 
 
 def provenance(rows: Sequence[Counted], stale: Sequence[str]) -> str:
@@ -190,7 +189,8 @@ def parts(results: Path) -> dict[str, str]:
         "by technique": by_technique(rows),
         "peers": peers(rows),
         "seeds": seeds(rows),
-        "feature": feature(rows),
+        "norm": variants(rows, "controls", NORM, FID),
+        "feature": variants(rows, "ablation_cache_from", FEATURE, FID, PSNR),
         "training": training(results),
         "provenance": provenance(rows, stale),
     }

@@ -95,7 +95,9 @@ def test_variants_of_the_ablation_of_the_feature_are_not_counted_as_iec(tmp_path
     alone["identity"]["iec"]["correction"]["lambdas"] = [0.0]
     rows, _ = written(tmp_path, ablation_cache_from=[entry("N=5"), last, first, cached, alone])
     assert [row.kind for row in rows] == ["", "IEC", "other", "other", "other"]
-    assert account.feature(rows).splitlines()[2:] == ["| `ddim_fashion_small` | DeepCache N=5 | -0 | +5* | -0 |  |  |  |"]
+    assert account.variants(rows, "ablation_cache_from", account.FEATURE, FID, PSNR).splitlines()[2:] == [
+        "| `ddim_fashion_small` | DeepCache N=5 | -0 | +5* | -0 |  |  |  |"
+    ]
 
 
 def test_a_page_whose_parts_are_not_those_that_are_made_is_refused(tmp_path):

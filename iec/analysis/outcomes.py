@@ -1,7 +1,7 @@
 """The pairs of a rule: what was measured of a cell (pays-LABEL.json), beside what the correction changed in a table (table.json).
 
-They belong together where all that the images of the corrected cell depend on is the same, weights included, but for the size of
-micro-batches, which moves roundings alone.
+They belong together where all that the images of the corrected cell depend on is the same, weights and calibration included, but for
+what moves roundings alone: the size of micro-batches, and whether a quantized network runs in simulation or on integers.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +25,9 @@ COMPUTE = "Compute them: python -m iec.tables FILE --run --out DIR."
 
 def outcome_key(identity: Mapping[str, Any]) -> str:
     """A hash of the identity of a cell that measurements and tables share."""
-    return canonical_hash({name: value for name, value in identity.items() if name != "batch_size"})
+    shared = {name: value for name, value in identity.items() if name != "batch_size"}
+    shared["efficiency"] = {name: value for name, value in identity["efficiency"].items() if name != "kernels"}
+    return canonical_hash(shared)
 
 
 def pairs_in(folders: Sequence[Path], score: str) -> list[Pair]:

@@ -24,7 +24,7 @@ def subject(tmp_path, *overrides, label=None):
 
 def identity_of(model, cell, batch_size):
     correction = None if cell.startswith("plain") else {"evaluate_at": "t"}
-    return {"model": {"name": model}, "efficiency": cell, "iec": {"correction": correction}, "batch_size": batch_size}
+    return {"model": {"name": model}, "efficiency": {"technique": cell}, "iec": {"correction": correction}, "batch_size": batch_size}
 
 
 def measured(folder, model, cells):
@@ -168,6 +168,12 @@ def test_a_score_whose_fall_is_better_pays_where_it_falls(folder):
 def test_a_measurement_meets_the_outcome_of_its_own_weights_and_settings_alone():
     keys = {outcome_key(identity_of(*of, size)) for of in (("a", "x"), ("a", "y"), ("b", "x")) for size in (4, 8)}
     assert len(keys) == 3
+
+
+def test_a_measurement_in_simulation_meets_an_outcome_on_integers():
+    simulated, integer = identity_of("a", "ptq", 8), identity_of("a", "ptq", 8)
+    integer["efficiency"]["kernels"] = "int8"
+    assert outcome_key(simulated) == outcome_key(integer)
 
 
 def test_what_does_not_belong_together_is_refused(folder, tmp_path_factory):
