@@ -1,7 +1,7 @@
 """The pairs of a rule: what was measured of a cell (pays-LABEL.json), beside what the correction changed in a table (table.json).
 
-They belong together where all that the images of the corrected cell depend on is the same, weights and calibration included, but for
-what moves roundings alone: the size of micro-batches, and whether a quantized network runs in simulation or on integers.
+They belong together where all that the images of the corrected cell depend on is the same, weights and calibration included, but
+for what moves roundings alone: the size of micro-batches, and whether a quantized network runs in simulation or on integers.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

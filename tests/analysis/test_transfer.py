@@ -24,7 +24,8 @@ def subject(tmp_path, *overrides, label=None):
 
 def identity_of(model, cell, batch_size):
     correction = None if cell.startswith("plain") else {"evaluate_at": "t"}
-    return {"model": {"name": model}, "efficiency": {"technique": cell}, "iec": {"correction": correction}, "batch_size": batch_size}
+    settings = {"efficiency": {"technique": cell}, "iec": {"correction": correction}, "batch_size": batch_size}
+    return {"model": {"name": model}, **settings}
 
 
 def measured(folder, model, cells):
