@@ -10,7 +10,6 @@ where its 95 % interval leaves out 0, and cannot be told where it does not; inte
 of trained networks are counted where the reference has as many steps: else they are distances to another solver's error, too.
 """
 
-import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -43,13 +42,8 @@ def counts(rows: Sequence[Counted], *scores: str) -> str:
     return " / ".join(str(found[name]) for name in ("better", "worse", "?")) if found else ""
 
 
-def median_change(rows: Sequence[Counted], score: str) -> str:
-    values = [row.changes[score].value for row in rows if score in row.changes]
-    return f"{statistics.median(values):+.3g}" if values else ""
-
-
 DISTANCE = "distance: better / worse / ?"
-COUNTS = ("pairs", "FID: better / worse / ?", "median change of FID", DISTANCE)
+COUNTS = ("pairs", "FID: better / worse / ?", DISTANCE)
 
 
 def counted(rows: Sequence[Counted], key: Callable[[Counted], tuple[str, ...]], *names: str) -> str:
@@ -60,7 +54,7 @@ def counted(rows: Sequence[Counted], key: Callable[[Counted], tuple[str, ...]], 
     body = []
     for values, group in groups.items():
         distance = counts(group, RMSE, PSNR)  # of the ideal network, whose images are the same or unlike, RMSE says more
-        body.append([*values, str(len(group)), counts(group, FID), median_change(group, FID), distance])
+        body.append([*values, str(len(group)), counts(group, FID), distance])
     return markdown_table([*names, *COUNTS], body)
 
 
