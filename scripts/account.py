@@ -20,11 +20,11 @@ from iec.io.runtime import entry_point
 from iec.metrics.interval import Interval
 from scripts.counted import FID, KINDS, PSNR, Counted, counted_in, distinct, read
 from scripts.marked import fill, names
+from scripts.results_tables import SCORES
 
 ROOT = Path(__file__).parents[1]
 PAGE, RESULTS = ROOT / "docs/account.md", ROOT / "experiments/results"
 RMSE = "RMSE to ref. (levels)"
-DECIMALS, SHORT = {FID: 0, PSNR: 1}, {FID: "FID", PSNR: "PSNR (dB)"}
 HIGHER_IS_BETTER = {FID: False, PSNR: True, RMSE: False}
 
 
@@ -152,13 +152,14 @@ def variants(rows: Sequence[Counted], table: str, endings: dict[str, str], *scor
             values = [changes_of([row] if row else [], score) for score in scores for row in found]
             name = label.removeprefix(f"{model}: ")
             body.append([f"`{model}`", f"DeepCache {name}" if name.startswith("N=") else name, *values])
-    return markdown_table(["model", "technique", *(f"{SHORT[score]}: {name}" for score in scores for name in endings)], body)
+    return markdown_table(["model", "technique", *(f"{SCORES[score][0]}: {name}" for score in scores for name in endings)], body)
 
 
 def changes_of(rows: Sequence[Counted], score: str) -> str:
     """Separated by slashes; a star where the interval leaves out 0."""
     known = [row.changes[score] for row in rows if score in row.changes]
-    return " / ".join(f"{change.value:+.{DECIMALS[score]}f}{'*' if verdict(change, score) != '?' else ''}" for change in known)
+    _, decimals = SCORES[score]
+    return " / ".join(f"{change.value:+.{decimals}f}{'*' if verdict(change, score) != '?' else ''}" for change in known)
 
 
 def provenance(rows: Sequence[Counted], stale: Sequence[str]) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from iec.analysis.outcomes import without_roundings
 from iec.metrics.interval import Interval
 from iec.models.cards import card, card_names
 from iec.tables.measured import changes_in
@@ -40,8 +41,7 @@ class Counted:
     @classmethod
     def of(cls, table: str, entry: dict[str, Any]) -> "Counted":
         identity, manifest = entry["identity"], entry["manifest"]
-        common = {name: value for name, value in identity.items() if name not in ("iec", "corrector")}
-        common["efficiency"] = {name: value for name, value in identity["efficiency"].items() if name != "kernels"}
+        common = {name: value for name, value in without_roundings(identity).items() if name not in ("iec", "corrector")}
         return cls(
             table=table,
             label=entry["label"],

@@ -17,12 +17,13 @@ from typing import Any
 from iec.errors import ArtifactError
 from iec.io.markdown import markdown_table
 from iec.io.runtime import entry_point
+from scripts.counted import FID, PSNR
 from scripts.marked import fill
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "experiments/results"
 PAGES = (ROOT / "docs/results.md", ROOT / "README.md", RESULTS / "README.md")
-SCORES = {"FID (EffNet-Lite0)": ("FID", 0), "PSNR to ref. (dB)": ("PSNR (dB)", 1)}
+SCORES = {FID: ("FID", 0), PSNR: ("PSNR (dB)", 1)}
 """Label in table.json -> heading, decimals."""
 SIGNIFICANT = 0.05
 SECONDS_A_CALL = {"ddim_fashion_small": 0.007, "ddim_cifar_small": 0.012, "ideal_fashion": 0.0007}

@@ -25,9 +25,13 @@ COMPUTE = "Compute them: python -m iec.tables FILE --run --out DIR."
 
 def outcome_key(identity: Mapping[str, Any]) -> str:
     """A hash of the identity of a cell that measurements and tables share."""
-    shared = {name: value for name, value in identity.items() if name != "batch_size"}
-    shared["efficiency"] = {name: value for name, value in identity["efficiency"].items() if name != "kernels"}
-    return canonical_hash(shared)
+    return canonical_hash(without_roundings(identity))
+
+
+def without_roundings(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """The identity of a cell without what moves roundings alone."""
+    kept = {name: value for name, value in identity.items() if name != "batch_size"}
+    return kept | {"efficiency": {name: value for name, value in identity["efficiency"].items() if name != "kernels"}}
 
 
 def pairs_in(folders: Sequence[Path], score: str) -> list[Pair]:
