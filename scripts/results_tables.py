@@ -119,13 +119,18 @@ def cost(rows: Sequence[Entry]) -> list[str]:
 
 
 def planned(entry: Entry) -> float:
-    """Seconds of sampling: images x calls x the seconds of a call."""
+    """Seconds of sampling: images x calls x the seconds of a call. Raises `ArtifactError` for a network without such seconds."""
+    model = entry["identity"]["model"]["name"]
+    if model not in SECONDS_A_CALL:
+        raise ArtifactError(
+            f"{entry['label']}: nothing was planned for {model}. Add its seconds of a call to SECONDS_A_CALL in {__file__}."
+        )
     efficiency, counts = entry["identity"]["efficiency"], entry["manifest"]["calls_per_image"]
     arithmetic = "int8" if efficiency.get("kernels") == "int8" else "simulated"
     share = SHARE_OF_A_CALL[arithmetic] if "weight_bits" in efficiency else 1.0
     cached = counts["cached"] + counts["cached_correction"]
     calls = counts["total"] - cached * (1 - SHARE_OF_A_CALL["cached"])
-    return entry["manifest"]["num_images"] * calls * share * SECONDS_A_CALL[entry["identity"]["model"]["name"]]
+    return entry["manifest"]["num_images"] * calls * share * SECONDS_A_CALL[model]
 
 
 if __name__ == "__main__":

@@ -87,6 +87,10 @@ def test_every_table_is_listed_with_the_minutes_that_it_was_planned_to_take_and_
     assert header.startswith("| table | what | model | T | N | rows |")
     # 1000 images x 0.012 s x (10 + 2 x 10 + 0.3 x 10 + 0.7 x (10 + 0.3 x 10)) calls
     assert line == "| [one](one/table.md) | What one is | `ddim_cifar_small` | 3 | 1000 | 4 | 8 | 10 |"
+    rows[0]["label"], rows[0]["identity"]["model"]["name"] = "a row", "another"
+    (tmp_path / "one/table.json").write_text(json.dumps(rows))
+    with pytest.raises(ArtifactError, match="a row: nothing was planned for another.*SECONDS_A_CALL"):
+        results_tables.table("runs", tmp_path)
 
 
 def test_only_marked_parts_change_and_names_stay(tmp_path, monkeypatch, capsys):

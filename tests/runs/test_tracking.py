@@ -2,7 +2,6 @@
 
 import csv
 import functools
-import itertools
 import json
 import re
 import socket
@@ -18,16 +17,11 @@ from iec.errors import ConfigError
 from iec.io import wandb as loggers
 from iec.io.wandb import Logger, LoggerError, check_logger, wandb_mode
 from iec.metrics.frechet import FewSamplesWarning
-from iec.runs import tracking
 from iec.runs.runner import run_cell
 from iec.runs.tracking import log_cell
-from iec.sweeps.sweep import main as export
-from iec.sweeps.sweep import sweep_config
 from iec.tables.command import main as tables
-from tests.conftest import CONFIGS
 
 wandb = pytest.importorskip("wandb")
-SWEEP = CONFIGS.parent / "experiments" / "sweeps" / "lambda_placement.yaml"
 KEY = "0123456789abcdef0123456789abcdef01234567"
 SMALL = ["model.random_weights=true", "sampler.steps=2", "num_images=4", "batch_size=4", "device=cpu", "logger=wandb"]
 BLOCK, HEADER = 32768, 7
@@ -244,35 +238,6 @@ def test_a_server_that_does_not_answer_loses_nothing(make_cell, tmp_path, monkey
     assert server.connections  # so that the other tests would have seen one
 
 
-def agent_commands(config):
-    """What an agent runs for each combination, by wandb's own code."""
-    from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
-
-    keys = list(config["parameters"])
-    for values in itertools.product(*(config["parameters"][key]["values"] for key in keys)):
-        made = create_sweep_command_args({"args": {key: {"value": value} for key, value in zip(keys, values, strict=True)}})
-        command = create_sweep_command(list(config["command"]))
-        start = ["${env}", "${interpreter}", "-m", "${program}", "run"]
-        assert config["program"] == "iec" and command[:5] == start and command[-1] == "${args_no_hyphens}"
-        yield [*command[5:-1], *made["args_no_hyphens"]]
-
-
-def test_the_sweep_over_lambda_and_placement(make_cell, finished, tmp_path):
-    """The file is what its own command writes, and its agents make the cells that a Hydra sweep of the same arguments makes."""
-    from wandb.sdk.launch.sweeps.utils import load_sweep_config
-
-    arguments = re.search(r"^# python -m iec.sweeps (.*)$", SWEEP.read_text(), re.MULTILINE)[1].split()
-    export([*arguments, "--output", str(tmp_path / "again.yaml")])
-    assert (tmp_path / "again.yaml").read_text() == SWEEP.read_text()
-    config = load_sweep_config(str(SWEEP))
-    commands = list(agent_commands(config))
-    cells = [make_cell(*command) for command in commands]
-    expected = itertools.product(("all_steps", "first_last", "first_step"), (0.1, 0.3, 0.5, 0.7, 1.0))
-    assert [(cell.sampler.placement.kind, cell.config.iec["lambda"]) for cell in cells] == list(expected)
-    assert len({cell.slug for cell in cells}) == 15 and {cell.logger.name for cell in cells} == {"wandb"}
-    assert config["metric"]["name"] in tracking._scores(finished.records) and config["metric"]["goal"] == "minimize"
-
-
 def test_what_an_agent_sets_and_what_we_log_do_not_collide(finished, make_cell, tmp_path, monkeypatch):
     """In a sweep the parameters are locked in the configuration, and the id is the agent's."""
     parameters = {"iec": {"value": "none"}, "sampler.steps": {"value": 2}}
@@ -284,28 +249,3 @@ def test_what_an_agent_sets_and_what_we_log_do_not_collide(finished, make_cell, 
     (run,) = runs(tmp_path)
     assert run.record.run_id == "agents" and run.record.sweep_id == "sweep"
     assert run.config["iec"] == "none" and run.config["sampler.steps"] == 2 and run.config["iec.placement"] == "none"
-
-
-def test_values_of_a_sweep_reach_the_command_as_they_were_written(make_cell):
-    values = ["0.5", "1.0", "[1.0,0.5]"]
-    fixed = ["iec=all_steps", "iec.iterations=2", "model.random_weights=true", "metrics=none", "logger.project=p"]
-    config = sweep_config([*fixed, f"iec.lambda={','.join(values)}", "sampler.steps=null,4"], "random", "a name")
-    assert config["project"] == "p" and "metric" not in config and config["name"] == "a name" and config["method"] == "random"
-    assert config["parameters"]["iec.lambda"]["values"] == [0.5, 1.0, "[1.0,0.5]"]  # numbers have an axis
-    expected = [[*fixed, "logger=wandb", f"iec.lambda={a}", f"sampler.steps={b}"] for a in values for b in ("null", "4")]
-    assert list(agent_commands(config)) == expected
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (["iec=all_steps"], "Nothing is swept"),
-        (["iec=all_steps,everywhere"], "everywhere"),
-        (["iec=all_steps", "iec.lambda=0.5,-1"], "lambda"),
-        (["iec=all_steps", "iec.lambda=interval(0,1)"], "key=range"),
-        (["iec=all_steps,"], "key=a,b"),
-    ],
-)
-def test_sweeps_with_a_combination_that_cannot_be_run_are_refused(overrides, message):
-    with pytest.raises(ConfigError, match=message):
-        sweep_config(overrides)
