@@ -41,7 +41,8 @@ class Counted:
     @classmethod
     def of(cls, table: str, entry: dict[str, Any]) -> "Counted":
         identity, manifest = entry["identity"], entry["manifest"]
-        common = {name: value for name, value in without_roundings(identity).items() if name not in ("iec", "corrector")}
+        own = ("iec", "corrector", "batch_size")
+        common = {name: value for name, value in without_roundings(identity).items() if name not in own}
         return cls(
             table=table,
             label=entry["label"],
@@ -81,15 +82,17 @@ def kind_of(entry: dict[str, Any]) -> str:
     most, least = calls["full"], calls["full"]
     if calls["cached"]:
         least -= sum(t == s for t, s in steps)  # a refresh at a step that changes nothing is not corrected
-    elif (
-        calls["correction"] == calls["full"] - 1 and len(steps) - 1 not in iec["corrected_steps"] and correction["lambdas"] == [0.5]
-    ):
-        return "IEC but the last step"
-    if correction["iterations"] != 1 or not least <= calls["correction"] <= most or correction["lambdas"] not in ([0.5], [0.1]):
+    but_last = not calls["cached"] and calls["correction"] == calls["full"] - 1 and len(steps) - 1 not in iec["corrected_steps"]
+    if correction["iterations"] != 1 or not (but_last or least <= calls["correction"] <= most):
         return "other"
-    if correction["lambdas"] == [0.1]:
-        return "IEC, lambda 0.1"
-    return "IEC, renorm" if correction.get("renorm") else "IEC"
+    changes = {
+        "IEC, renorm": bool(correction.get("renorm")),
+        "IEC but the last step": but_last,
+        "IEC, lambda 0.1": correction["lambdas"] == [0.1],
+    }
+    if sum(changes.values()) > 1 or correction["lambdas"] not in ([0.5], [0.1]):
+        return "other"
+    return next((name for name, changed in changes.items() if changed), "IEC")
 
 
 def counted_in(path: Path) -> list[Counted]:

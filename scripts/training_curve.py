@@ -27,6 +27,7 @@ from iec.tables.plots import save
 
 CORRECTIONS = {"": "iec=none", " + IEC": "iec=all_steps", " + Heun": "iec=heun"}
 LINES = {"": ("#4c4c4c", "o-"), " + IEC": ("#d55e00", "s--"), " + Heun": ("#0072b2", "^:")}
+FORM = "write the images that it has seen and its folder, 1.5M=DIR."
 
 
 def checkpoints(given: list[str]) -> dict[str, str]:
@@ -35,9 +36,13 @@ def checkpoints(given: list[str]) -> dict[str, str]:
     for text in given:
         images, _, folder = text.partition("=")
         try:
-            millions(images)
+            seen = millions(images)
         except ValueError as error:
-            raise ConfigError(f"{text!r} is no checkpoint: write the images that it has seen and its folder, 1.5M=DIR.") from error
+            raise ConfigError(f"{text!r} is no checkpoint: {FORM}") from error
+        if not folder:
+            raise ConfigError(f"{text!r} has no folder: {FORM}")
+        if seen in map(millions, found):
+            raise ConfigError(f"{text!r} is a second checkpoint of {images} images. Give each number of images once.")
         found[images] = str(user_path(folder))
     if len(found) < 2:
         raise ConfigError("A curve needs two checkpoints or more: 0.8M=DIR 1.5M=DIR.")

@@ -87,6 +87,14 @@ def test_the_last_step_left_out_is_a_kind_of_its_own(tmp_path):
     assert rows[0].kind == "IEC but the last step"
 
 
+def test_a_row_with_two_changes_is_of_no_kind(tmp_path):
+    both = [entry(label, evaluate_at="t", fid=5, corrected=[0, 1, 2]) for label in ("renorm", "lambda")]
+    both[0]["identity"]["iec"]["correction"]["renorm"] = True
+    both[1]["identity"]["iec"]["correction"]["lambdas"] = [0.1]
+    rows, _ = written(tmp_path, one=both)
+    assert [row.kind for row in rows] == ["other", "other"]
+
+
 def test_variants_of_the_ablation_of_the_feature_are_not_counted_as_iec(tmp_path):
     first, cached = (entry(label, evaluate_at="t", fid=5) for label in ("N=5, cache from first", "N=5, every step, cached"))
     first["identity"]["iec"]["correction"]["cache_from"] = "first"

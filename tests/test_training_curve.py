@@ -13,10 +13,17 @@ def test_checkpoints_are_in_the_order_of_the_images_that_they_have_seen():
     assert checkpoints(["1.5M=b", "0.8M=a", "12M=c"]) == {"0.8M": "a", "1.5M": "b", "12M": "c"}
 
 
-@pytest.mark.parametrize("given", [["0.8=a", "1M=b"], ["-1M=a", "1M=b"], ["xM=a", "1M=b"], ["nanM=a", "1M=b"]])
+@pytest.mark.parametrize(
+    "given", [["0.8=a", "1M=b"], ["-1M=a", "1M=b"], ["xM=a", "1M=b"], ["nanM=a", "1M=b"], ["0.8M", "1M=b"], ["0.8M=", "1M=b"]]
+)
 def test_what_is_no_checkpoint_is_refused(given):
     with pytest.raises(ConfigError, match="1.5M=DIR"):
         checkpoints(given)
+
+
+def test_a_number_of_images_is_that_of_one_checkpoint():
+    with pytest.raises(ConfigError, match="Give each number of images once"):
+        checkpoints(["1M=a", "1.0M=b"])
 
 
 def test_one_checkpoint_is_no_curve():

@@ -32,6 +32,9 @@ from iec.metrics.paired import PSNR
 from iec.tables.experiment import Experiment
 from iec.tables.scales import add_scale_options
 
+EVALUATIONS = 100
+"""Of a plan, where the command does not say."""
+
 
 def arguments() -> argparse.Namespace:
     parser = command_parser(__doc__)
@@ -48,7 +51,9 @@ def arguments() -> argparse.Namespace:
     suggest.add_argument("--budget", type=int, help="at most so many corrections an image; all that pay, if not given")
     suggest.add_argument("--calls", type=int, help="full calls an image: choose the refresh steps too, see docs/planner.md")
     suggest.add_argument("--corrections", type=int, help="of --calls; as many as pay, if not given")
-    suggest.add_argument("--evaluations", type=int, default=100, help="with --calls: how many ways to spend them are tried")
+    suggest.add_argument(
+        "--evaluations", type=int, help=f"with --calls: ways to spend them that are tried; {EVALUATIONS}, if not given"
+    )
     pays = commands.add_parser("pays", help="whether a correction will pay, measured on a few images, see docs/rule.md")
     rule = commands.add_parser("rule", help="the threshold of such a measurement, fitted on one model and tested on the others")
     rule.add_argument("--predictor", choices=PREDICTORS, default=PREDICTORS[0], help="of the picture")
@@ -71,7 +76,23 @@ def arguments() -> argparse.Namespace:
     if args.command == "rule" and any("=" in word for word in rest):
         parser.error("rule takes folders, and no overrides")
     files = [user_path(word) for word in rest if "=" not in word]
+    if args.command != "rule":
+        require_options_apply(parser, args, files)
     return argparse.Namespace(**vars(args), files=files, overrides=[word for word in rest if "=" in word])
+
+
+def require_options_apply(parser: argparse.ArgumentParser, args: argparse.Namespace, files: list[Path]) -> None:
+    """End with a message where an option would do nothing."""
+    if files and args.label is not None:
+        parser.error("--label names one cell, and the rows of a file have labels. Leave it out.")
+    if not files and (args.scale is not None or args.model):
+        parser.error("--scale and --model choose rows of an experiment file, and none is given. Use an override: model=NAME.")
+    if args.command != "suggest":
+        return
+    if args.calls is None and (args.corrections is not None or args.evaluations is not None):
+        parser.error("--corrections and --evaluations belong to --calls.")
+    if args.calls is not None and args.budget is not None:
+        parser.error("--budget is of corrections alone; with --calls it is --corrections.")
 
 
 def subjects(args: argparse.Namespace) -> list[Subject]:
@@ -102,7 +123,8 @@ def main() -> None:
         elif args.command == "pays":
             run_pays(subject)
         elif args.calls is not None:
-            run_plan(subject, args.calibration_images, tuple(args.lambdas), Budget(args.calls, args.corrections, args.evaluations))
+            budget = Budget(args.calls, args.corrections, EVALUATIONS if args.evaluations is None else args.evaluations)
+            run_plan(subject, args.calibration_images, tuple(args.lambdas), budget)
         else:
             run_suggest(subject, args.calibration_images, tuple(args.lambdas), args.budget)
 

@@ -9,17 +9,17 @@ import numpy as np
 
 from iec.analysis import figures
 from iec.analysis.errors import Errors, errors
-from iec.analysis.growth import growth
-from iec.analysis.heldout import held_out, markdown
+from iec.analysis.growth import growth, require_growth
+from iec.analysis.heldout import held_out, markdown, require_held_out
 from iec.analysis.krylov import Estimate
-from iec.analysis.norms import Options, Spectrum, spectra
+from iec.analysis.norms import Options, Spectrum, require_no_corrector, spectra
 from iec.analysis.outcomes import outcome_key
-from iec.analysis.pays import PREDICTORS, Payoff, measure
+from iec.analysis.pays import PREDICTORS, Payoff, measure, require_measurable
 from iec.analysis.pays import SEED as PAYS_SEED
-from iec.analysis.plan import held_out_plan, plan_for, space_of, starts_of
+from iec.analysis.plan import held_out_plan, plan_for, require_plannable
 from iec.analysis.record import Subject
 from iec.analysis.state import Arrays
-from iec.analysis.suggest import SEED, suggest_for
+from iec.analysis.suggest import SEED, require_suggestible, suggest_for
 from iec.efficiency.planning.plan import SEED as PLANNING_SEED
 from iec.efficiency.techniques import DeepCache, FullPrecision
 from iec.errors import ConfigError
@@ -35,6 +35,7 @@ def run_norms(subject: Subject, options: Options, every: int) -> dict[str, Any]:
     """Norms at every ``every``-th step along the cell's own trajectories."""
     if every < 1:
         raise ConfigError(f"--every {every} must be at least 1.")
+    require_no_corrector(subject.cell.sampler)
     table = subject.cell.sampler.timetable
     steps = [i for i in range(0, len(table), every) if not table.is_noop(i)]
     stored = _norms_of_steps(subject, options, steps)
@@ -102,6 +103,7 @@ def _summary(values: np.ndarray) -> dict[str, Any]:
 def run_errors(subject: Subject) -> dict[str, Any]:
     """Errors of the cell's technique without corrections and with them (the paper's, if the cell has none), and how they grow."""
     cell, state = subject.cell, subject.state("errors")
+    require_growth(cell.sampler.timetable)
     runs: dict[str, list[Errors]] = {"without IEC": [], "with IEC": []}
     with stage("errors", 2 * len(subject.batches)) as advance:
         for k, indices in enumerate(subject.batches):
@@ -132,6 +134,10 @@ def run_errors(subject: Subject) -> dict[str, Any]:
 
 def run_suggest(subject: Subject, calibration_images: int, lambdas: tuple[float, ...], budget: int | None) -> dict[str, Any]:
     """A suggestion for the cell's technique, tested on the images of the cell's own seed."""
+    sampler = subject.cell.sampler
+    assert takes_single_steps(sampler)  # `Subject.of_experiment` lets no other pass
+    require_suggestible(sampler, calibration_images, lambdas, budget)
+    require_held_out(subject.cell.seed, SEED)
     setup = subject.setup()
     state = subject.state("suggest", calibration_images=calibration_images)
     found = suggest_for(setup, images=calibration_images, lambdas=lambdas, budget=budget, state=state)
@@ -180,13 +186,13 @@ def run_plan(subject: Subject, calibration_images: int, lambdas: tuple[float, ..
     refresh = frozenset({0})  # any will do: the choice replaces those of the cell, which are not found for nothing
     sampler = cell.sampler.refreshed_at(refresh)
     assert takes_single_steps(sampler)  # `Subject.of_experiment` lets no other pass
-    starts_of(space_of(sampler, budget.corrections is None, lambdas), budget.calls, budget.corrections)  # refuses
+    options: dict[str, Any] = {"images": calibration_images, "lambdas": lambdas, "evaluations": budget.evaluations}
+    require_plannable(sampler, budget.calls, budget.corrections, **options)
+    require_held_out(cell.seed, PLANNING_SEED)
     setup = replace(subject, cell=replace(cell, technique=cell.technique.at(refresh), sampler=sampler)).setup()
     state = subject.state("plan", calibration_images=calibration_images, lambdas=lambdas, budget=asdict(budget))
     assert state.folder is not None  # of a subject it never is
-    path = state.folder / "evaluations.json"
-    options: dict[str, Any] = {"images": calibration_images, "lambdas": lambdas, "evaluations": budget.evaluations, "path": path}
-    plan = plan_for(setup, budget.calls, budget.corrections, **options)
+    plan = plan_for(setup, budget.calls, budget.corrections, **options, path=state.folder / "evaluations.json")
     lines = held_out_plan(setup, plan, subject.cell.seed, range(subject.images))
     log.info("%s\n\nThe search took %s, in images.\nUse %s", markdown(lines), plan.spent, plan.overrides)
     numbers = {
@@ -217,6 +223,7 @@ def run_pays(subject: Subject) -> dict[str, Any]:
     cell = subject.cell
     if cell.seed == PAYS_SEED:
         raise ConfigError(f"seed={cell.seed} is the seed that is measured on, and a rule is tested on others. Choose another.")
+    require_measurable(cell.sampler)
     state, setup, parts = subject.state("pays", seed=PAYS_SEED), None, list[Arrays]()
     with stage("measuring", len(subject.batches)) as advance:
         for k, indices in enumerate(subject.batches):

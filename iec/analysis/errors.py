@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from iec.analysis.setup import Setup, columns, sizes
+from iec.analysis.setup import Setup, columns
 from iec.analysis.state import Arrays
+from iec.sampling.correction import sizes
 from iec.sampling.ddim import Sampler
 
 RESOLUTION = 1e-6

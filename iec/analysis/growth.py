@@ -17,6 +17,7 @@ import numpy as np
 from iec.analysis.errors import RESOLUTION, Errors
 from iec.errors import ConfigError
 from iec.metrics.interval import LEVEL, Interval, resample_counts
+from iec.sampling.timetable import Timetable
 
 RESAMPLES = 1000
 LEAST_STEPS = 4
@@ -50,6 +51,12 @@ class Growth(NamedTuple):
 
     def as_dict(self) -> dict[str, Any]:
         return {key: list(v) if isinstance(v, Interval) else v for key, v in self._asdict().items()}
+
+
+def require_growth(table: Timetable) -> None:
+    """Raises `ConfigError` for a timetable that is too short for `growth`, whatever the errors."""
+    if sum(not table.is_noop(i) for i in range(len(table))) < LEAST_STEPS:
+        raise ConfigError(f"Growth needs {LEAST_STEPS} steps or more that change something. Use a longer timetable.")
 
 
 def growth(errors: Errors, resamples: int = RESAMPLES, seed: int = 0) -> Growth:

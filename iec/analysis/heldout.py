@@ -31,13 +31,18 @@ def ends(steps: Sequence[int], count: int) -> tuple[int, ...]:
     return tuple(steps) if count >= len(steps) else (*steps[: (count + 1) // 2], *steps[len(steps) - count // 2 :])
 
 
+def require_held_out(seed: int, calibration_seed: int) -> None:
+    """Raises `ConfigError` where images would be tested on that something was chosen by."""
+    if seed == calibration_seed:
+        raise ConfigError(f"seed={seed} is the seed that the choice was made from; test it on another.")
+
+
 def held_out(setup: Setup, suggestion: Suggestion, seed: int, indices: Sequence[int], calibration_seed: int = SEED) -> list[Line]:
     """The suggestion, no correction, and the paper's lambda: at as many calls on the first and the last steps, and at all steps.
 
     With no step suggested the suggestion is no correction. Raises `ConfigError` if the seed is that of the calibration images.
     """
-    if seed == calibration_seed:
-        raise ConfigError(f"seed={seed} is the seed that the suggestion was made from; test it on another.")
+    require_held_out(seed, calibration_seed)
     steps, chosen = eligible(setup.sampler), suggestion.steps
     ways: dict[str, tuple[tuple[int, ...], float]] = {"suggestion": (tuple(sorted(chosen)), suggestion.lam), "none": ((), PAPER)}
     if 0 < len(chosen) < len(steps):

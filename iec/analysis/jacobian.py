@@ -8,8 +8,8 @@ from torch.func import jvp, vjp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from iec.analysis.krylov import Product
-from iec.analysis.setup import sizes
 from iec.errors import ConfigError
+from iec.sampling.correction import sizes
 from iec.sampling.network import FeatureCache, Network, Step
 
 DIFFERENCE = 0.05

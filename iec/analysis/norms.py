@@ -22,6 +22,7 @@ from iec.analysis.setup import Setup
 from iec.errors import ConfigError
 from iec.sampling.corrector import NO_CORRECTOR
 from iec.sampling.network import Step
+from iec.sampling.solver import Solver
 
 Derivative = Literal["exact", "difference"]
 LAMBDAS = (0.1, 0.3, 0.5, 0.7)
@@ -80,8 +81,7 @@ def spectra(
     or do not exist and for a sampler with a corrector, before anything is computed, and for networks without a derivative.
     """
     table, sampler = setup.sampler.timetable, setup.sampler
-    if sampler.corrector != NO_CORRECTOR:
-        raise ConfigError("The matrices are those of a step without a corrector. Use corrector=none.")
+    require_no_corrector(sampler)
     bad = [i for i in steps if not 0 <= i < len(table) or table.is_noop(i)]
     if bad:
         raise ConfigError(f"Steps {bad} do not exist or change nothing (t = s); choose others of 0 .. {len(table) - 1}.")
@@ -98,6 +98,12 @@ def spectra(
             here = family(eps, x, [Matrix(STEP_MATRIX, float(table.A[i]), b)], start, options)
             yield i, here | family(eps, ordinary, after, start, options)
         x, cache = sampler.step(setup.network, i, x, noise, cond, cache)
+
+
+def require_no_corrector(sampler: Solver) -> None:
+    """Raises `ConfigError` for a sampler with a corrector."""
+    if sampler.corrector != NO_CORRECTOR:
+        raise ConfigError("The matrices are those of a step without a corrector. Use corrector=none.")
 
 
 def family(eps: Eps, x: Tensor, matrices: Sequence[Matrix], start: Tensor, options: Options = Options()) -> dict[str, Spectrum]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from iec.analysis.pays import PREDICTORS
 from iec.analysis.rule import Pair
+from iec.efficiency.added_errors import ErrorRounding
 from iec.errors import ConfigError
 from iec.io.files import canonical_hash, read_json
 from iec.metrics.interval import Interval
@@ -29,9 +30,13 @@ def outcome_key(identity: Mapping[str, Any]) -> str:
 
 
 def without_roundings(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """The identity of a cell without what moves roundings alone."""
-    kept = {name: value for name, value in identity.items() if name != "batch_size"}
-    return kept | {"efficiency": {name: value for name, value in identity["efficiency"].items() if name != "kernels"}}
+    """The identity of a cell without what moves roundings alone. The size of micro-batches is kept where it does more: where a
+    correction is measured on the whole batch (``iec.norm=batch``), and with ``error_rounding``, whose levels span one.
+    """
+    correction, efficiency = identity["iec"]["correction"], identity["efficiency"]
+    by_batch = (correction or {}).get("norm") == "batch" or efficiency.get("technique") == ErrorRounding.__qualname__
+    kept = {name: value for name, value in identity.items() if by_batch or name != "batch_size"}
+    return kept | {"efficiency": {name: value for name, value in efficiency.items() if name != "kernels"}}
 
 
 def pairs_in(folders: Sequence[Path], score: str) -> list[Pair]:

@@ -23,12 +23,14 @@ import torch
 from torch import Tensor
 
 from iec.analysis.errors import RESOLUTION
-from iec.analysis.setup import Setup, columns, sizes
+from iec.analysis.setup import Setup, columns
 from iec.analysis.state import Arrays
 from iec.analysis.suggest import final_errors
 from iec.analysis.walk import LocalStep, Once, walk
 from iec.errors import ConfigError
+from iec.sampling.correction import sizes
 from iec.sampling.network import Calls, CountingNetwork
+from iec.sampling.solver import Solver
 
 SEED = 2**44
 """Of the images that are measured: far from the seeds of images, and from those of calibrations and suggestions."""
@@ -69,7 +71,10 @@ class Payoff:
 
 
 def measure(setup: Setup, seed: int, indices: Sequence[int]) -> Payoff:
-    """For the corrections of ``setup.corrected``. Raises `ConfigError` where an image has no error that could be corrected."""
+    """For the corrections of ``setup.corrected``. Raises `ConfigError` where an image has no error that could be corrected, and
+    what `require_measurable` raises.
+    """
+    require_measurable(setup.corrected)
     network, reference = Once(setup.network), Once(setup.reference)
     steps = list[int]()
     found: dict[str, list[Tensor]] = {name: [] for name in ("error", "displacement", "bias", "removed", "norm_ratio")}
@@ -101,6 +106,17 @@ def measure(setup: Setup, seed: int, indices: Sequence[int]) -> Payoff:
     if not all(np.isfinite(getattr(payoff, name)).all() for name in PREDICTORS):
         raise ConfigError("An image has no error, so that there is nothing to correct. Use a coarser technique.")
     return payoff
+
+
+def require_measurable(sampler: Solver) -> None:
+    """Raises `ConfigError` for corrections that cannot be measured, before anything is computed."""
+    if not sampler.corrector.keeps_timesteps:
+        raise ConfigError(
+            f"{type(sampler.corrector).__name__} tells each image its own timestep, and what is measured are calls that all "
+            "images of a batch make alike. Use corrector=none, or another one."
+        )
+    if sampler.corrected and not any(sampler.correction.lambdas):
+        raise ConfigError("iec.lambda=0 moves no state, and how far states are moved is measured. Use a lambda above 0.")
 
 
 def _numbers(step: LocalStep) -> dict[str, Tensor]:

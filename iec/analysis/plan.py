@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from iec.analysis.heldout import PAPER, Line, ends
+from iec.analysis.heldout import PAPER, Line, ends, require_held_out
 from iec.analysis.setup import Setup, final_errors
 from iec.analysis.suggest import GRID, eligible, relative_change, require_lambdas, with_steps
 from iec.efficiency.planning.final import Batch, FinalError
@@ -67,10 +67,7 @@ def plan_for(
     goes on. Raises `ConfigError` before any call.
     """
     sampler = setup.sampler
-    space = space_of(sampler, corrections is None, lambdas)
-    starts = starts_of(space, calls, corrections)
-    if evaluations < len(starts) or images < 1:
-        raise ConfigError(f"A plan needs 1 image or more, and {len(starts)} evaluations or more to begin with.")
+    space, starts = require_plannable(sampler, calls, corrections, images=images, lambdas=lambdas, evaluations=evaluations)
     network, indices = CountingNetwork(setup.network), range(images)
     noise, cond = setup.noise(seed, indices), setup.conditioning(indices)
     counted = CountingNetwork(setup.reference, network.calls)
@@ -80,6 +77,17 @@ def plan_for(
         objective.batches = [Batch.of(counted, setup.full_precision, noise, cond, setup.device)]
         best = search(space, starts, evaluate, seed)
     return CallPlan(sampler, best, evaluate(best), network.calls)
+
+
+def require_plannable(
+    sampler: Sampler, calls: int, corrections: int | None, *, images: int, lambdas: Sequence[float], evaluations: int
+) -> tuple[Space, list[Choice]]:
+    """What may be chosen, and the choices to begin with. Raises `ConfigError` for what `plan_for` cannot take."""
+    space = space_of(sampler, corrections is None, lambdas)
+    starts = starts_of(space, calls, corrections)
+    if evaluations < len(starts) or images < 1:
+        raise ConfigError(f"A plan needs 1 image or more, and {len(starts)} evaluations or more to begin with.")
+    return space, starts
 
 
 def space_of(sampler: Sampler, split: bool, lambdas: Sequence[float]) -> Space:
@@ -108,12 +116,15 @@ def starts_of(space: Space, calls: int, corrections: int | None) -> list[Choice]
     """
     lam = min(space.lambdas, key=lambda value: abs(value - PAPER))
     counts = [corrections] if corrections is not None else [0, *([calls // 2] if calls % 2 == 0 else [])]
+    possible = [count for count in counts if 0 <= count < calls <= space.steps + count]
+    if not possible:
+        raise ConfigError(
+            f"{calls} calls with {' or '.join(map(str, counts))} corrections: one call or more has to refresh, and at most "
+            f"{space.steps} steps can. Give a number of calls of 1 .. {2 * space.steps} and of corrections that leaves 1 .. "
+            f"{space.steps} calls to refresh."
+        )
     found: list[Choice] = []
-    for count in counts:
-        if not (0 <= count < calls <= space.steps + count):
-            raise ConfigError(
-                f"{calls} calls with {count} corrections: one call or more has to refresh, and at most {space.steps} steps can."
-            )
+    for count in possible:
         for refresh in usual(space.steps, calls - count):
             open_steps = sorted(space.correctable & refresh if space.on_refresh else space.correctable)
             if count <= len(open_steps):
@@ -132,8 +143,7 @@ def held_out_plan(setup: Setup, plan: CallPlan, seed: int, indices: Sequence[int
     """The plan beside the usual schedules at as many full calls, on images that it was not made from. Raises `ConfigError` if the
     seed is that of the calibration.
     """
-    if seed == SEED:
-        raise ConfigError(f"seed={seed} is the seed that the plan was made from; test it on another.")
+    require_held_out(seed, SEED)
     calls = len(plan.choice.refresh) + len(plan.choice.corrected)
     choices = {"plan": plan.choice}
     for choice in starts_of(space_of(setup.sampler, True, (PAPER,)), calls, None):

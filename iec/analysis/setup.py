@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from iec.models import Model
-from iec.sampling.correction import Correction
+from iec.sampling.correction import Correction, sizes
 from iec.sampling.ddim import Sampler
 from iec.sampling.network import Network
 from iec.sampling.noise import Noise
@@ -62,11 +62,6 @@ class Setup:
         """The T + 1 states of the full-precision run, [B, C, H, W] each."""
         noise, cond = self.noise(seed, indices), self.conditioning(indices)
         return list(self.full_precision.trajectory(self.reference, noise, cond, self.device))
-
-
-def sizes(x: Tensor) -> Tensor:
-    """Euclidean norm of each image: [B, ...] -> [B]."""
-    return torch.linalg.vector_norm(x.flatten(1), dim=1)
 
 
 def columns(values: Sequence[Tensor]) -> np.ndarray:

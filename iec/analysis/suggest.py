@@ -151,12 +151,7 @@ def suggest_for(
     that ends at the clean image only if ``placement.last_step`` is not. Costs about half a trajectory of each image for each step
     that could be corrected, twice that with a cache. Raises `ConfigError`.
     """
-    steps = eligible(setup.sampler)
-    require_lambdas(lambdas)
-    if images < 2 or (budget is not None and budget < 1):
-        raise ConfigError("A suggestion needs 2 images or more, and a budget of 1 call or more, or none.")
-    if not steps:
-        raise ConfigError("This sampler has no step that could be corrected; use another timetable.")
+    steps = require_suggestible(setup.sampler, images, lambdas, budget)
     responses = probe(setup, steps, seed, range(images), state)
     found = [(*greedy(responses, lam, len(steps) if budget is None else budget), lam) for lam in lambdas]
     chosen, predicted, lam = min(found, key=lambda one: one[1])
@@ -164,6 +159,17 @@ def suggest_for(
     measured = relative_change(*final)
     kept = chosen if measured.high < 0 else ()
     return Suggestion(setup.sampler, kept, lam, predicted, measured, responses, chosen)
+
+
+def require_suggestible(sampler: Sampler, images: int, lambdas: Sequence[float], budget: int | None) -> tuple[int, ...]:
+    """The steps that could be corrected. Raises `ConfigError` where there are none, and for what `suggest_for` cannot take."""
+    steps = eligible(sampler)
+    require_lambdas(lambdas)
+    if images < 2 or (budget is not None and budget < 1):
+        raise ConfigError("A suggestion needs 2 images or more, and a budget of 1 call or more, or none.")
+    if not steps:
+        raise ConfigError("This sampler has no step that could be corrected; use another timetable.")
+    return steps
 
 
 def require_lambdas(grid: Sequence[float]) -> None:

@@ -24,7 +24,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from iec.analysis.setup import Setup, sizes
+from iec.analysis.setup import Setup
+from iec.sampling.correction import sizes
 from iec.sampling.network import Calls, FeatureCache, Network, Prediction, Step
 from iec.sampling.placement import Placement
 

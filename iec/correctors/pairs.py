@@ -56,7 +56,7 @@ class CalibratedCorrector(Corrector):
         raise ConfigError(f"{type(self).__name__} has to be fitted before it is sampled with: see iec.correctors.prepare.fitted.")
 
     def attach(self, sampler: Sampler, shape: tuple[int, ...]) -> Sampler:
-        if sampler.placement.cached_steps == "full" and not (sampler.refresh or sampler.corrected) >= sampler.corrected:
+        if sampler.full_at_cached_steps:
             raise ConfigError(
                 "iec.cached_steps=full makes full calls at cached steps, and this corrector is fitted to the cached calls of these "
                 "steps. Use iec.cached_steps=cached, or skip."

@@ -20,6 +20,9 @@ from iec.sampling.timetable import Timetable
 BUILT_IN = ("iec.efficiency.techniques", "iec.efficiency.added_errors", "iec.efficiency.engine.technique")
 """The modules whose techniques are versioned with this package."""
 
+FIRST = frozenset({0})
+"""The step that refreshes whatever the schedule: all that is known of refresh steps before `Technique.prepare` finds them."""
+
 
 @dataclass(frozen=True)
 class Prepared:

@@ -15,7 +15,7 @@ from iec.efficiency.integer import ARITHMETIC, require_kernels, require_machine
 from iec.efficiency.planning.plan import planned
 from iec.efficiency.prepare import CALIBRATION_SEED, calibration_calls, float_batch, model_fingerprint, quantize
 from iec.efficiency.quantization import PTQConfig, QuantizedNetwork, weight_bytes
-from iec.efficiency.technique import Prepared, Technique
+from iec.efficiency.technique import FIRST, Prepared, Technique
 from iec.errors import ConfigError
 from iec.io.paths import user_path
 from iec.models import Card, Model
@@ -124,7 +124,7 @@ class DeepCache(CachingConfig, Technique):
 
     def refresh(self, num_steps: int) -> frozenset[int] | None:
         if self.adaptive is not None:
-            return frozenset({0})
+            return FIRST
         return None if self.refresh_found_by_prepare else self.steps_of(num_steps)
 
     def prepare(self, model: Model, table: Timetable, artifacts: Path) -> Prepared:
@@ -178,7 +178,7 @@ class CacheQuant(CachingConfig, Quantizing):
             )
         CachingConfig.__post_init__(self)
         Quantizing.__post_init__(self)
-        self._config(0, frozenset({0}))  # refuses what it refuses
+        self._config(0, FIRST)  # refuses what it refuses
 
     @property
     def refresh_found_by_prepare(self) -> bool:
@@ -192,7 +192,7 @@ class CacheQuant(CachingConfig, Quantizing):
         steps = len(sampler.timetable)
         self.plan(steps)  # refuses what T does not have
         self._config(self.cut_of(card), self._refresh_before_prepare(steps)).require_fits(steps)
-        if sampler.placement.cached_steps == "full" and not (sampler.refresh or frozenset({0})).issuperset(sampler.corrected):
+        if (sampler if sampler.refresh is not None else sampler.refreshed_at(FIRST)).full_at_cached_steps:
             raise ConfigError(
                 "iec.cached_steps=full makes full calls at cached steps, and CacheQuant calibrates those steps for cached calls "
                 "only: the deep layers have no activation scales there. Use iec.cached_steps=cached, or skip."
@@ -228,7 +228,7 @@ class CacheQuant(CachingConfig, Quantizing):
 
     def _refresh_before_prepare(self, num_steps: int) -> frozenset[int] | None:
         """The refresh steps; {0} stands for those of a plan, which the calibration takes as given; None: it finds them."""
-        return frozenset({0}) if self.schedule == "planned" else self.refresh(num_steps)
+        return FIRST if self.schedule == "planned" else self.refresh(num_steps)
 
     def _calibration(self, config: CacheQuantConfig, model: Model, table: Timetable, artifacts: Path) -> Calibration:
         return Calibration.of(

@@ -52,10 +52,17 @@ def instruction_sets() -> list[str]:
 
 
 def git_revision() -> str | None:
-    """The clone's commit, or None."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    try:
+    """The commit of the clone that this file belongs to. None for a copy that belongs to none, also where it is installed inside a
+    clone of something else.
+    """
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *words]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)
+        return git("describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
     except (OSError, subprocess.SubprocessError):
         return None
 

@@ -9,14 +9,12 @@ from iec.report.entries import CALLS, SECONDS, Axis, Entry, Key
 from iec.tables.experiment import COSTS
 from iec.tables.styles import GREY, HUES, MARKERS
 
-Scope = tuple[str, int]
-"""The name of a data set's reference, and N: scores of two scopes have no common axis."""
 COST_NAMES = (SECONDS, CALLS, *COSTS)
 
 
 def explorer(entries: Iterable[Entry]) -> dict[str, Any] | None:
-    """None without finished rows. Indices stand for scopes, axes, values of facets, and entries; scores are `Ends`. ``column``:
-    whether the table shows the axis always, not only when it is chosen.
+    """None without finished rows. Indices stand for scopes (a data set's reference and N), axes, values of facets, and entries;
+    scores are `Ends`. ``column``: whether the table shows the axis always, not only when it is chosen.
     """
     merged = merge(entries)
     if not merged:

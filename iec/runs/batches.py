@@ -29,7 +29,8 @@ from iec.sampling.timetable import Timetable
 class Samples:
     """images: uint8 [N, H, W, C]. states: float32 [T + 1, n, C, H, W], the trajectories of the first n <= N images.
 
-    calls: network calls in images, by kind. seconds: wall-clock of the sampling alone.
+    calls: network calls in images, by kind, of all micro-batches: a last one that is not asked for as a whole is computed as a
+    whole. seconds: wall-clock of the sampling alone.
     """
 
     images: np.ndarray
@@ -96,7 +97,7 @@ def sample(
     """Sample ``num_images`` images, without Hydra and without a folder.
 
     * network: an efficient version of the model's own (e.g. from `iec.quantize`), without guidance, which is added.
-    * correction: None is the base sampler; with a correction, ``placement`` defaults to all steps.
+    * correction: None is the base sampler, which takes no placement; with a correction, ``placement`` defaults to all steps.
     * corrector: what changes a step without a call, e.g. one of `iec.correctors`; one that is calibrated is first fitted to
       ``network``.
     * steps: with the card's spacing; or give a whole ``timetable``.
@@ -118,6 +119,8 @@ def sample(
     rule = Correction() if correction is None else correction
     require_type("corrector", corrector, Corrector, "one of iec.correctors, e.g. UniC()")
     sampler = corrector.attach(Sampler(table, rule, where, dtype=solver_dtype), card.shape)
+    if correction is None and where.kind != "none":
+        raise ConfigError("A placement says where a correction acts, and there is none. Give correction=iec.Correction(), too.")
     if network is not None:
         require_network(network)
     if threads < 1:
@@ -131,7 +134,7 @@ def sample(
         ]
     return Samples(
         np.concatenate([b.images for b in batches])[:num_images],
-        np.concatenate([b.states for b in batches], axis=1),
+        np.concatenate([b.states for b in batches], axis=1)[:, :num_images],
         sum((b.calls for b in batches), Calls()),
         sum(b.seconds for b in batches),
     )

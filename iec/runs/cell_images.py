@@ -1,6 +1,5 @@
 """The images of a cell's folder (iec/runs/store.py) as a source."""
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +13,6 @@ from iec.metrics.clip_score import CLIP
 from iec.metrics.images.sources import AS_STORED, BLOCK
 from iec.metrics.record import Record
 from iec.runs.records import MANIFEST, Commit, Manifest
-
-COMMIT = re.compile(r"(\d+)-\d+\.json")
-"""Name of the record of a shard."""
 
 
 @dataclass(frozen=True)
@@ -41,18 +37,24 @@ class CellSource:
 
     @classmethod
     def open(cls, folder: Path) -> "CellSource":
-        """Raises `StoreError` when the cell is not finished: no shards, some missing between others, or no manifest yet."""
-        shards: list[Shard] = []
-        names = ((COMMIT.fullmatch(path.name), path) for path in (folder / "shards").glob("*.json"))
-        for start, path in sorted((int(name[1]), path) for name, path in names if name is not None):
-            commit, begins = read_record(path, Commit), sum(shard.count for shard in shards)
-            if commit is None or start != begins:
-                raise StoreError(f"{folder} is not finished: image {begins} is missing. Run the cell again, it goes on from there.")
-            shards.append(Shard(path.with_suffix(".npz"), start, commit.count, commit.sha256))
-        if not shards:
-            raise StoreError(f"{folder} holds no finished shards. Give the folder that has cell.json in it, or run the cell.")
-        if read_record(folder / MANIFEST, Manifest) is None:
-            raise StoreError(f"{folder} is not finished: it has no usable manifest.json. Run it again, it goes on from there.")
+        """The images that the manifest lists: of a cell that is being extended those that it had.
+
+        Raises `StoreError` when the cell is not finished: no manifest yet, or a shard that is missing or was made anew since.
+        """
+        again = "Run the cell again, it goes on from there."
+        manifest = read_record(folder / MANIFEST, Manifest)
+        if manifest is None:
+            if not any((folder / "shards").glob("*.json")):
+                raise StoreError(f"{folder} holds no finished shards. Give the folder that has cell.json in it, or run the cell.")
+            raise StoreError(f"{folder} is not finished: it has no usable {MANIFEST}. {again}")
+        shards, begins = list[Shard](), 0
+        for name in sorted(manifest.shards, key=_start):
+            path = folder / "shards" / name
+            commit = read_record(path.with_suffix(".json"), Commit)
+            if commit is None or commit.sha256 != manifest.shards[name]:
+                raise StoreError(f"{folder} is not finished: image {begins} is missing, or newer than {MANIFEST}. {again}")
+            shards.append(Shard(path, begins, min(commit.count, manifest.num_images - begins), commit.sha256))
+            begins += shards[-1].count
         _, height, _, channels = _read(shards[0]).shape
         return cls(tuple(shards), f"cell {folder.resolve().name}", height, channels)
 
@@ -86,6 +88,11 @@ def stored_clip_score(folder: Path, protocol: str, n: int) -> Record | None:
         if (record.protocol, record.n, record.manifest_hash) == (protocol, n, manifest.hash):
             return record
     return None
+
+
+def _start(name: str) -> int:
+    """The first image of a shard, by the name of its file."""
+    return int(name.partition("-")[0])
 
 
 def _read(shard: Shard) -> np.ndarray:

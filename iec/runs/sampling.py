@@ -53,6 +53,7 @@ def sample_batches(cell: Cell, store: Store, batches: Sequence[Batch], advance: 
         network = compiled_network(cell, model, prepared.network, sampler) if cell.compile else prepared.network
         for indices in batches:
             count, trace = _requested(cell, indices)
+            trace = max(trace, store.kept(indices)[1])  # nothing that was stored is lost to a request of less
             samples = sample_batch(model, network, sampler, cell.seed, indices, trace, advance, cell.uint8)
             store.write(indices, samples, count, describe_device(cell.device))
 

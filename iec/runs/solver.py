@@ -3,7 +3,7 @@
 from omegaconf import DictConfig, ListConfig
 
 from iec.correctors import configured
-from iec.efficiency.technique import Technique
+from iec.efficiency.technique import FIRST, Technique
 from iec.errors import ConfigError
 from iec.models import Card
 from iec.sampling.correction import Correction
@@ -36,7 +36,10 @@ def solver_of(config: DictConfig, card: Card, technique: Technique) -> Solver:
         adaptive=technique.adaptive,
         dtype=dtype,
     )
-    return with_solver(options.solver, configured.corrector_of(config.corrector).attach(ddim, card.shape))
+    corrector = configured.corrector_of(config.corrector)
+    if technique.refresh_found_by_prepare:  # what does not fit is refused now, and not after they are found
+        corrector.attach(ddim.refreshed_at(FIRST), card.shape)
+    return with_solver(options.solver, corrector.attach(ddim, card.shape))
 
 
 def _correction(iec: DictConfig) -> Correction:

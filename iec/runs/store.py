@@ -74,6 +74,11 @@ class Store:
         """None if the micro-batch has no commit record, or one that cannot be used."""
         return read_record(self.shard(indices).with_suffix(".json"), Commit)
 
+    def kept(self, indices: tuple[int, ...]) -> tuple[int, int]:
+        """How many images and trajectories of the micro-batch were stored, undamaged or not."""
+        commit = self.commit(indices)
+        return (0, 0) if commit is None else (commit.count, commit.trace)
+
     def is_finished(self, indices: tuple[int, ...], count: int, trace: int) -> bool:
         """Whether at least ``count`` images and ``trace`` trajectories of the micro-batch are there, undamaged."""
         commit = self.commit(indices)
@@ -83,8 +88,11 @@ class Store:
         return all(digest is None or (file.is_file() and sha256(file) == digest) for file, digest in expected.items())
 
     def write(self, indices: tuple[int, ...], samples: Samples, count: int, machine: str) -> None:
-        """Keep the first ``count`` images of the micro-batch and its trajectories. Raises `StoreError`."""
+        """Keep the first ``count`` images of the micro-batch, or as many as were kept before if those were more, and its
+        trajectories. Raises `StoreError`.
+        """
         path, trace = self.shard(indices), samples.states.shape[1]
+        count = max(count, self.kept(indices)[0])
         kept = np.asarray(indices[:count], np.int64)
         write_atomic(path, lambda file: np.savez(file, images=samples.images[:count], indices=kept))
         if trace:

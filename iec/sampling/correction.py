@@ -116,7 +116,7 @@ def converged(y: Tensor, residual: Tensor, weight: float, correction: Correction
     """Bool [B], by the criterion; the same for all images when the norm is over the batch."""
 
     def size(v: Tensor) -> Tensor:
-        per_image = torch.linalg.vector_norm(v.flatten(1), dim=1)
+        per_image = sizes(v)
         return per_image if correction.norm == "image" else torch.linalg.vector_norm(per_image).expand(len(v))
 
     if correction.criterion == "change":
@@ -126,12 +126,13 @@ def converged(y: Tensor, residual: Tensor, weight: float, correction: Correction
 
 def renormed(corrected: Tensor, uncorrected: Tensor) -> Tensor:
     """``corrected`` [B, ...] times |uncorrected| / |corrected| of each image. (Both are B eps here, and B falls out.)"""
+    now = sizes(corrected)
+    return corrected * torch.where(now > 0, sizes(uncorrected) / now, 1.0).view(-1, *[1] * (corrected.ndim - 1))
 
-    def size(v: Tensor) -> Tensor:
-        return torch.linalg.vector_norm(v.flatten(1), dim=1).view(-1, *[1] * (v.ndim - 1))
 
-    size_now = size(corrected)
-    return corrected * torch.where(size_now > 0, size(uncorrected) / size_now, 1.0)
+def sizes(x: Tensor) -> Tensor:
+    """Euclidean norm of each image: [B, ...] -> [B]."""
+    return torch.linalg.vector_norm(x.flatten(1), dim=1)
 
 
 def none_frozen(y: Tensor) -> Tensor:

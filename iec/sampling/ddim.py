@@ -151,7 +151,7 @@ class Sampler(Solver):
             return corrector.eps(prediction.eps.to(x.dtype), step, table), renewed(carried.cache, prediction, ordinary, history)
 
         eps, cache = evaluate(x, ordinary, timesteps)
-        x = corrector.before(x, eps, ordinary, table, carried.last)
+        x = corrector.before(x, eps / self.epsilon_scale, ordinary, table, carried.last)
         fixed = float(table.A[i]) * x  # all of the update that the network has no part in
         if table.sigma[i] > 0:
             fixed = fixed + float(table.sigma[i]) * noise.of_step(i, x.dtype, x.device)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -12,7 +13,8 @@ from iec.errors import ConfigError
 
 @dataclass(frozen=True)
 class Noise:
-    """Gaussian noise of the images ``indices`` (n), each of ``shape`` (C, H, W).
+    """Gaussian noise of the images ``indices`` (n), each of ``shape`` (C, H, W). Raises `ConfigError` for a seed or an index that
+    is no whole number of 0 .. 2^64 - 1.
 
     Counter-based: the Philox key is (seed, n) and the counter starts at the stream number (0 for x_T, i + 1 for the noise of step
     i), so that any draw can be made alone and no draw shifts another. Drawn on the CPU in float64, then cast. (torch's CPU
@@ -24,8 +26,9 @@ class Noise:
     shape: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        if not 0 <= self.seed < 2**64 or any(not 0 <= n < 2**64 for n in self.indices):
-            raise ConfigError(f"seed={self.seed} and the image indices must be in 0 .. 2^64 - 1.")
+        for name, number in (("seed", self.seed), *(("an image index", n) for n in self.indices)):
+            if not isinstance(number, Integral) or not 0 <= number < 2**64:
+                raise ConfigError(f"{name} is {number!r} and must be a whole number of 0 .. 2^64 - 1.")
 
     def initial(self, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> Tensor:
         """x_T [B, C, H, W] ~ N(0, I)."""

@@ -56,6 +56,11 @@ class Solver(ABC):
         """How step i calls the network."""
         return "full" if self.refresh is None or i in self.refresh else "cached"
 
+    @property
+    def full_at_cached_steps(self) -> bool:
+        """Whether corrections make full calls at steps whose own call is cached (``placement.cached_steps`` is ``full``)."""
+        return self.placement.cached_steps == "full" and any(self.mode(i) == "cached" for i in self.corrected)
+
     def makes_no_call(self, i: int) -> bool:
         """Whether step i is left out: it changes nothing (t = s), and has no cache to refresh."""
         return self.timetable.is_noop(i) and (self.refresh is None or self.mode(i) == "cached")

@@ -62,7 +62,9 @@ def spaced_timesteps(spacing: str, steps: int, schedule: NoiseSchedule) -> tuple
     * ``quad``: int((k sqrt(0.8 num_timesteps) / (T - 1))^2), k = 0 .. T-1 (CIFAR-10; the largest is 0.8 num_timesteps).
 
     Exactly T values. Where T does not divide num_timesteps the original code of the first two returns more than T; here, as in
-    diffusers ("leading"), the T lowest are kept, and refused if that leaves the noisiest fifth of the schedule unused.
+    diffusers ("leading"), the T lowest are kept, and refused if T c is less than four fifths of num_timesteps: the noisiest part of
+    the schedule would be left out. A T that divides it is as in the original code, however small: T = 1 is the timestep 0 (or 1)
+    alone. Give explicit timesteps for a run of few steps from pure noise.
     """
     require_type("schedule", schedule, NoiseSchedule, "model.card.schedule, or iec.NoiseSchedule()")
     total = schedule.num_timesteps
@@ -78,7 +80,7 @@ def spaced_timesteps(spacing: str, steps: int, schedule: NoiseSchedule) -> tuple
     if stride * steps < 0.8 * total or stride * (steps - 1) + offset >= total:
         raise ConfigError(
             f"sampler.steps={steps} with sampler.spacing={spacing} gives timesteps {offset} .. {stride * (steps - 1) + offset} "
-            f"of a schedule of {total}. Choose a number of steps that divides {total}, or give sampler.timesteps explicitly."
+            f"of a schedule of {total}. Choose a smaller number that divides {total}, or give sampler.timesteps explicitly."
         )
     return tuple(range(offset, stride * steps + offset, stride))[::-1]
 
@@ -114,6 +116,7 @@ class Timetable:
                 raise ConfigError(f"Step {i} goes from t={t} to s={s}; needs 0 <= t <= {last} and {CLEAN} <= s <= t.")
             if i and t != self.pairs[i - 1][1]:
                 raise ConfigError(f"Step {i} starts at t={t}, but step {i - 1} ended at s={self.pairs[i - 1][1]}.")
+        object.__setattr__(self, "pairs", tuple((int(t), int(s)) for t, s in self.pairs))  # of NumPy they would be no JSON values
 
     @classmethod
     def from_timesteps(

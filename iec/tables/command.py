@@ -48,15 +48,18 @@ def main(arguments: list[str] | None = None) -> None:
     """See the module's docstring."""
     parser = command_parser(__doc__)
     parser.add_argument("given", nargs="+", metavar="FILE|OVERRIDE", help="experiment files, and Hydra overrides for every row")
-    parser.add_argument("--run", action="store_true", help="compute the rows that are missing")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--run", action="store_true", help="compute the rows that are missing")
     add_scale_options(parser)
     parser.add_argument("--out", type=user_path, metavar="DIR", help="for the tables, each in a folder named as its file")
-    parser.add_argument("--status", action="store_true", help="only say how far each row is")
-    parser.add_argument("--redraw", action="store_true", help="only draw the plots again, from the table.json in --out DIR")
+    what.add_argument("--status", action="store_true", help="only say how far each row is")
+    what.add_argument("--redraw", action="store_true", help="only draw the plots again, from the table.json in --out DIR")
     options = parser.parse_intermixed_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     files = [user_path(text) for text in options.given if "=" not in text]
     overrides = [text for text in options.given if "=" in text]
+    if not files:
+        parser.error("no experiment file is given, only overrides. Name one: experiments/bundled.yaml")
     experiments = [Experiment.read(path, overrides, options.scale, options.model) for path in files]
     for experiment in experiments:
         if not experiment.references:

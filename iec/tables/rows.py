@@ -43,7 +43,7 @@ class Row:
     result: Result
     scores: dict[str, Interval]
     errors: np.ndarray | None
-    """Relative distance to the reference trajectory, [n, T + 1]; None where the number of steps differs."""
+    """Relative distance to the reference trajectory, [n, T + 1]; None where the number of steps or of trajectories differs."""
     paired: dict[str, np.ndarray] = field(default_factory=dict)
     noise: np.ndarray | None = None
     comparisons: dict[str, Comparison] = field(default_factory=dict)
@@ -147,12 +147,18 @@ def build_rows(results: dict[str, Result], references: Sequence[str], paired: Se
         if base is not None and label != reference and result.cell.num_images == base.cell.num_images:
             values = _paired(result, base, paired)
             scores |= {name: pairs.mean_of_pairs(of_images) for name, of_images in values.items()}
-            if result.cell.trace_images and len(result.cell.sampler.timetable) == len(base.cell.sampler.timetable):
+            if both_traced(result, base):
                 states, others = result.states(), base.states()
                 errors = pairs.relative_distance(states, others)
                 noise = noise_ratio(states, others, result.cell.sampler.timetable, base.cell.sampler.timetable)
         rows.append(Row(label, result, scores, errors, values, noise))
     return rows
+
+
+def both_traced(result: Result, base: Result) -> bool:
+    """Whether both kept the trajectories of the same images, step by step."""
+    traces = {(run.cell.trace_images, len(run.cell.sampler.timetable)) for run in (result, base)}
+    return len(traces) == 1 and result.cell.trace_images > 0
 
 
 def paired_with(results: Mapping[str, Result], references: Sequence[str]) -> dict[str, str]:

@@ -12,6 +12,8 @@ from iec.analysis import __main__ as analyse
 from iec.analysis.commands import Budget, run_errors, run_norms, run_plan, run_suggest
 from iec.analysis.norms import Options
 from iec.analysis.record import Subject
+from iec.analysis.suggest import SEED as SUGGEST_SEED
+from iec.efficiency.planning.plan import SEED as PLANNING_SEED
 from iec.errors import ConfigError, StoreError
 from iec.tables import command as tables
 
@@ -153,6 +155,39 @@ def test_an_unknown_option_is_refused(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         analyse.main()
     assert "--imges" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["norms", "--model", "ideal_fashion"], "Use an override: model=NAME"),
+        (["norms", "--scale", "paper"], "none is given"),
+        (["norms", "experiments/figure1.yaml", "--label", "x"], "Leave it out"),
+        (["suggest", "--calls", "10", "--budget", "3"], "with --calls it is --corrections"),
+        (["suggest", "--corrections", "3"], "belong to --calls"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(monkeypatch, capsys, words, message):
+    monkeypatch.setattr(sys, "argv", ["analyse.py", *words])
+    with pytest.raises(SystemExit):
+        analyse.main()
+    assert message in capsys.readouterr().err
+
+
+def test_what_cannot_be_analysed_is_refused_before_anything_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(Subject, "setup", lambda self: pytest.fail("something was loaded"))
+    bad = [
+        (lambda: run_norms(subject(tmp_path, "corrector=unic"), Options(), 1), "single steps"),
+        (lambda: run_norms(subject(tmp_path, "corrector=dcw"), Options(), 1), "corrector=none"),
+        (lambda: run_errors(subject(tmp_path, "sampler.steps=3")), "longer timetable"),
+        (lambda: run_suggest(subject(tmp_path), 1, (0.5,), None), "2 images or more"),
+        (lambda: run_suggest(subject(tmp_path, f"seed={SUGGEST_SEED}"), 2, (0.5,), None), "test it on another"),
+        (lambda: run_plan(subject(tmp_path), 2, (0.5,), Budget(3, None, 1)), "evaluations or more"),
+        (lambda: run_plan(subject(tmp_path, f"seed={PLANNING_SEED}"), 2, (0.5,), Budget(3, None, 6)), "test it on another"),
+    ]
+    for call, message in bad:
+        with pytest.raises(ConfigError, match=message):
+            call()
 
 
 def test_a_bad_override_is_refused_with_its_name(tmp_path):

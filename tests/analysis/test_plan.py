@@ -101,6 +101,8 @@ def test_starts_are_the_usual_schedules_at_equal_cost(make_setup):
     assert 9 not in space.correctable  # the step to the clean image has no second call
     for start in starts_of(space, 8, None):
         assert space.holds(start) and len(start.refresh) + len(start.corrected) == 8
+    more = starts_of(space, 12, None)  # more calls than steps: half of them correct
+    assert more and all(len(start.refresh) == len(start.corrected) == 6 for start in more)
 
 
 def test_the_overrides_make_the_sampler_that_is_planned(make_cell):

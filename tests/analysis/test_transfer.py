@@ -109,6 +109,13 @@ def test_full_precision_and_the_seed_of_the_measurement_are_refused(tmp_path):
         run_pays(subject(tmp_path, *CACHE, f"seed={SEED}"))
 
 
+def test_corrections_that_cannot_be_measured_are_refused_before_anything_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(Subject, "setup", lambda self: pytest.fail("something was loaded"))
+    for words, message in ((["corrector=timeshift"], "TimeShift"), (["iec=all_steps", "iec.lambda=0"], "a lambda above 0")):
+        with pytest.raises(ConfigError, match=message):
+            run_pays(subject(tmp_path, *CACHE, *words))
+
+
 def test_the_rule_is_fitted_on_one_model_and_tested_on_the_other(folder, caplog):
     caplog.set_level("INFO")
     numbers = run_rule([folder], PSNR.label, "propagated", None, folder)
@@ -175,6 +182,17 @@ def test_a_measurement_in_simulation_meets_an_outcome_on_integers():
     simulated, integer = identity_of("a", "ptq", 8), identity_of("a", "ptq", 8)
     integer["efficiency"]["kernels"] = "int8"
     assert outcome_key(simulated) == outcome_key(integer)
+
+
+def test_the_batch_belongs_to_an_outcome_where_it_decides_the_image():
+    def keys(technique, norm):
+        found = [identity_of("a", technique, size) for size in (4, 8)]
+        for identity in found:
+            identity["iec"]["correction"]["norm"] = norm
+        return {outcome_key(identity) for identity in found}
+
+    assert len(keys("ptq", "image")) == 1
+    assert len(keys("ptq", "batch")) == len(keys("ErrorRounding", "image")) == 2
 
 
 def test_what_does_not_belong_together_is_refused(folder, tmp_path_factory):

@@ -109,6 +109,9 @@ def test_cached_steps_with_full_corrections_are_refused(make_cell):
     given = ["corrector=affine", "efficiency=deepcache", "iec=all_steps"]
     with pytest.raises(ConfigError, match="iec.cached_steps=cached, or skip"):
         make_cell(*given, "iec.cached_steps=full")
+    with pytest.raises(ConfigError, match="iec.cached_steps=cached, or skip"):  # whichever steps will be found to refresh
+        make_cell(*given, "iec.cached_steps=full", "efficiency.schedule=planned")
+    assert make_cell(*given, "efficiency.schedule=planned").slug
     for way_out in ("cached", "skip"):
         assert make_cell(*given, f"iec.cached_steps={way_out}").slug
     assert make_cell("corrector=affine", "iec=all_steps", "iec.cached_steps=full").slug  # without a cache all calls are full

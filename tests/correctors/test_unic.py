@@ -92,3 +92,11 @@ def test_a_step_of_it_cannot_be_taken_alone():
     assert takes_single_steps(Sampler(table)) and not takes_single_steps(Sampler(table, corrector=UniC()))
     with pytest.raises(ConfigError, match="all or full"):
         UniC("cached")
+
+
+def test_a_scaled_prediction_is_that_of_a_network_that_scales():
+    """Both terms of the difference are of the noise that the step takes."""
+    table = Timetable.spaced("uniform", 8, DDPM)
+    ours = states(Sampler(table, corrector=UniC(), epsilon_scale=1.02))
+    theirs = states(Sampler(table, corrector=UniC()), lambda *of: Prediction(network(*of).eps / 1.02))
+    torch.testing.assert_close(ours[-1], theirs[-1], rtol=1e-12, atol=1e-12)

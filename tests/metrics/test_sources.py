@@ -292,7 +292,7 @@ def test_unfinished_and_damaged_cells(tmp_path, images):
     shard.write_bytes(data)
     assert len(joined(CellSource.open(cell).blocks())) == 123
     (cell / "manifest.json").rename(tmp_path / "held")
-    with pytest.raises(StoreError, match=r"not finished: it has no usable manifest.json. Run it again"):
+    with pytest.raises(StoreError, match=r"not finished: it has no usable manifest.json. Run the cell again"):
         CellSource.open(cell)
     (tmp_path / "held").rename(cell / "manifest.json")
     (cell / "shards/._000000-000031.json").write_bytes(b"\0\5\x16\7")  # of macOS

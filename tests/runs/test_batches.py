@@ -26,6 +26,15 @@ def test_plain_and_corrected(model):
     assert not np.array_equal(plain.images, corrected.images) and plain.seconds > 0
     nowhere = iec.sample(model, 3, steps=2, batch_size=2, correction=iec.Correction(), placement=iec.Placement("none"))
     assert np.array_equal(plain.images, nowhere.images)
+    more = iec.sample(model, 3, steps=2, batch_size=2, trace=8)
+    assert np.array_equal(more.states, plain.states) and more.calls == plain.calls
+
+
+def test_a_placement_of_nothing_is_refused_and_one_of_a_correction_is_not(model):
+    where = {"steps": 2, "placement": iec.Placement("first_step")}
+    with pytest.raises(ConfigError, match="Give correction"):
+        iec.sample(model, 1, **where)
+    assert iec.sample(model, 1, **where, correction=iec.Correction()).calls.correction == 1
 
 
 def test_an_image_has_the_same_bytes_however_many_are_asked_for(model):

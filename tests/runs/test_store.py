@@ -63,6 +63,30 @@ def test_more_images_or_trajectories_than_kept_are_not_finished(tmp_path):
     assert not store.is_finished(BATCHES[0], 4, 3)
 
 
+def test_a_request_of_less_loses_nothing(tmp_path):
+    store = filled(tmp_path / "cell")
+    store.shard(BATCHES[0]).unlink()
+    store.write(BATCHES[0], samples(BATCHES[0]), 1, "test")
+    assert store.kept(BATCHES[0]) == (4, 0) and store.is_finished(BATCHES[0], 4, 0)
+    assert store.kept((40, 41)) == (0, 0)
+
+
+def test_the_images_of_a_folder_are_those_of_its_manifest(tmp_path):
+    """Neither more, where a smaller cell was asked for after a larger one, nor a mixture, where it is being extended."""
+    store = filled(tmp_path / "cell", 12)
+    store.write_manifest(BATCHES, 12)
+    store.write_manifest(BATCHES[:2], 6)
+    source = CellSource.open(store.folder)
+    assert len(source) == 6 == sum(map(len, source.blocks()))
+    store.write((8, 9, 10, 11), samples((8, 9, 10, 11)), 4, "test")
+    assert len(CellSource.open(store.folder)) == 6
+    fewer = filled(tmp_path / "fewer")
+    fewer.write_manifest(BATCHES, 10)
+    fewer.write(BATCHES[2], samples(BATCHES[2]), 4, "test")  # begun again for 12
+    with pytest.raises(StoreError, match=r"image 8 is missing, or newer than manifest\.json. Run the cell again"):
+        CellSource.open(fewer.folder)
+
+
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "commit", "trace"])
 def test_a_damaged_shard_is_found(tmp_path, damage):
     store = filled(tmp_path / "cell")
@@ -107,7 +131,7 @@ def test_other_files_of_another_shape_are_as_if_they_were_missing(tmp_path, text
     assert read_failure(store.folder) is None
     result = Result(SimpleNamespace(folder=store.folder), store, store.manifest(BATCHES, 10))
     assert result.cost is None and result.environment is None
-    with pytest.raises(StoreError, match=r"no usable manifest\.json. Run it again"):
+    with pytest.raises(StoreError, match=r"no usable manifest\.json. Run the cell again"):
         CellSource.open(store.folder)
     store.write_manifest(BATCHES, 10)
     assert len(CellSource.open(store.folder)) == 10

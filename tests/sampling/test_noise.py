@@ -34,7 +34,7 @@ def test_seeds_that_differ_by_two_to_the_32_differ():
     assert not torch.equal(Noise(5, (0,), SHAPE).initial(), Noise(5 + 2**32, (0,), SHAPE).initial())
 
 
-@pytest.mark.parametrize(("seed", "indices"), [(-1, (0,)), (2**64, (0,)), (0, (-1,))])
-def test_out_of_range_is_refused(seed, indices):
-    with pytest.raises(ConfigError, match="seed"):
+@pytest.mark.parametrize(("seed", "indices"), [(-1, (0,)), (2**64, (0,)), (1.5, (0,)), ("1", (0,)), (0, (-1,)), (0, (1.0,))])
+def test_what_is_no_number_of_a_stream_is_refused(seed, indices):
+    with pytest.raises(ConfigError, match="whole number of 0"):
         Noise(seed, indices, SHAPE)

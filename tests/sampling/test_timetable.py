@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 from diffusers import DDIMScheduler
@@ -93,4 +95,5 @@ def test_bad_timetables_are_refused(build, message):
 
 def test_whole_numbers_of_numpy_are_whole_numbers():
     assert Timetable.spaced("quad", np.int64(5), DDPM) == Timetable.spaced("quad", 5, DDPM)
-    assert Timetable.from_timesteps(np.array([9, 3]), DDPM) == Timetable.from_timesteps([9, 3], DDPM)
+    table = Timetable.from_timesteps(np.array([9, 3]), DDPM)
+    assert table == Timetable.from_timesteps([9, 3], DDPM) and json.dumps(table.fingerprint())

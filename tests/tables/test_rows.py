@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from iec.tables.experiment import Experiment
-from iec.tables.rows import paired_with
+from iec.tables.rows import both_traced, paired_with
 from iec.tables.styles import bases
 
 
@@ -35,6 +35,14 @@ def test_rows_of_another_seed_start_from_other_noise_and_are_not_paired():
     others = {"1": result("a", 10), "2": result("a", 50, seed=1), "3": result("a", 10, seed=2)}
     found = paired_with({**references, **others}, list(references))
     assert {label: found.get(label) for label in others} == {"1": "seed 0", "2": "seed 1", "3": None}
+
+
+def test_trajectories_are_compared_where_both_kept_those_of_the_same_images():
+    def traced(images, steps):
+        return SimpleNamespace(cell=SimpleNamespace(trace_images=images, sampler=SimpleNamespace(timetable=range(steps))))
+
+    pairs = [((2, 10), (2, 10)), ((2, 10), (0, 10)), ((0, 10), (0, 10)), ((2, 10), (3, 10)), ((2, 10), (2, 20))]
+    assert [both_traced(traced(*a), traced(*b)) for a, b in pairs] == [True, False, False, False, False]
 
 
 @pytest.mark.parametrize("name", ["rule", "rule_ideal"])

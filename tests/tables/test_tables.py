@@ -57,6 +57,20 @@ def run(spec, *arguments):
         main([str(spec), *arguments, f"paths.output={spec.parent / 'out'}"])
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["num_images=64"], "no experiment file is given"),
+        (["bundled.yaml", "--run", "--status"], "not allowed with"),
+        (["bundled.yaml", "--run", "--redraw"], "not allowed with"),
+    ],
+)
+def test_what_says_nothing_to_do_or_two_things_is_refused(given, message, capsys):
+    with pytest.raises(SystemExit):
+        main(given)
+    assert message in capsys.readouterr().err
+
+
 def test_nothing_is_computed_without_run_and_the_missing_commands_are_listed(spec, caplog):
     caplog.set_level("INFO")
     run(spec)

@@ -68,8 +68,7 @@ class Engine(Technique):
                 f"{self.file} knows its steps by their index: it cannot be asked for another timestep, as iec=heun, "
                 "corrector=timeshift and corrector=stepback do. Use another correction, or the network that was exported."
             )
-        full = sampler.placement.cached_steps == "full" and not (sampler.refresh or frozenset()).issuperset(sampler.corrected)
-        if description.arithmetic != FLOAT and sampler.refresh is not None and full:
+        if description.arithmetic != FLOAT and sampler.full_at_cached_steps:
             raise MismatchError(
                 f"iec.cached_steps=full makes full calls at cached steps, for which {self.file} has no scales. Use "
                 "iec.cached_steps=cached, or skip."

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from iec.efficiency.planning.space import Choice
+from iec.sampling.correction import sizes
 from iec.sampling.ddim import Sampler
 from iec.sampling.network import CountingNetwork, FeatureCache, Network
 from iec.sampling.noise import Noise
@@ -62,7 +63,7 @@ class FinalError:
                 if i in choice.refresh:
                     path.entered.setdefault(i, []).append((x, cache))
                 x, cache = sampler.step(self.network, i, x, batch.noise, batch.cond, cache)
-            errors.append(_sizes(x - batch.reference) / _sizes(batch.reference))
+            errors.append(sizes(x - batch.reference) / sizes(batch.reference))
         self.kept = [path, *self.kept][:KEPT]
         return float(torch.cat(errors).double().mean())
 
@@ -78,8 +79,3 @@ class FinalError:
             return 0, {}
         self.kept = [best, *(path for path in self.kept if path is not best)]  # the next choice is likely to begin like it, too
         return begin, best.entered
-
-
-def _sizes(x: Tensor) -> Tensor:
-    """Euclidean norm of each image: [B, ...] -> [B]."""
-    return torch.linalg.vector_norm(x.flatten(1), dim=1)
