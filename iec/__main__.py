@@ -41,7 +41,7 @@ def main() -> None:
         raise SystemExit(2)
     # Idle OpenMP threads of libgomp spin only briefly before they sleep, see run.py. It is read when torch is loaded.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    sys.argv = [f"iec {name}", *([name] if name in SUBCOMMANDS else []), *arguments]
+    sys.argv = [*(["iec", name] if name in SUBCOMMANDS else [f"iec {name}"]), *arguments]
     runpy.run_module(COMMANDS[name][0], run_name="__main__")
 
 

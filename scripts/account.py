@@ -156,10 +156,10 @@ def variants(rows: Sequence[Counted], table: str, endings: dict[str, str], *scor
 
 
 def changes_of(rows: Sequence[Counted], score: str) -> str:
-    """Separated by slashes; a star where the interval leaves out 0."""
-    known = [row.changes[score] for row in rows if score in row.changes]
+    """Separated by slashes; a star as in docs/results.md."""
     _, decimals = SCORES[score]
-    return " / ".join(f"{change.value:+.{decimals}f}{'*' if verdict(change, score) != '?' else ''}" for change in known)
+    known = [(row.changes[score].value, "*" if score in row.significant else "") for row in rows if score in row.changes]
+    return " / ".join(f"{change:+.{decimals}f}{star}" for change, star in known)
 
 
 def provenance(rows: Sequence[Counted], stale: Sequence[str]) -> str:

@@ -12,6 +12,7 @@ from iec.models.cards import card, card_names
 from iec.tables.measured import changes_in
 
 FID, PSNR = "FID (EffNet-Lite0)", "PSNR to ref. (dB)"
+SIGNIFICANT = 0.05
 TECHNIQUES = {"FullPrecision": "full precision", "ptq": "quantized", "deepcache": "cached", "cachequant": "quantized and cached"}
 KINDS = ("IEC", "IEC, renorm", "IEC but the last step", "IEC, lambda 0.1", "Heun")
 """The corrections that are counted, in the order of the page."""
@@ -20,7 +21,8 @@ KINDS = ("IEC", "IEC, renorm", "IEC but the last step", "IEC, lambda 0.1", "Heun
 @dataclass(frozen=True)
 class Counted:
     """A row of a table. kind: its correction; empty for none. key: what it has in common with the row it is compared with. tested:
-    whether its change of FID is paired, image by image.
+    whether its change of FID is paired, image by image. significant: the scores whose change has p < `SIGNIFICANT`, adjusted by
+    Holm's method for the rows of its table that are compared with the same row.
     """
 
     table: str
@@ -37,6 +39,7 @@ class Counted:
     scores: dict[str, Interval]
     changes: dict[str, Interval]
     tested: bool
+    significant: frozenset[str]
 
     @classmethod
     def of(cls, table: str, entry: dict[str, Any]) -> "Counted":
@@ -58,6 +61,7 @@ class Counted:
             scores={name: Interval(**ends) for name, ends in entry["scores"].items()},
             changes=changes_in(entry),
             tested=FID in entry.get("comparisons", {}),
+            significant=frozenset(name for name, of in entry.get("comparisons", {}).items() if of["adjusted"] < SIGNIFICANT),
         )
 
 
@@ -101,7 +105,7 @@ def counted_in(path: Path) -> list[Counted]:
 
 
 def read(results: Path) -> tuple[list[Counted], list[str]]:
-    """The rows of the weights of now, and the names of tables that have rows of others."""
+    """The rows of the packaged weights, and the names of tables that have rows of others."""
     packaged = {name: card(name).packaged for name in card_names()}
     weights = {name: files.sha256 for name, files in packaged.items() if files is not None}
     rows, stale = [], []

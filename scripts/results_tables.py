@@ -17,7 +17,7 @@ from typing import Any
 from iec.errors import ArtifactError
 from iec.io.markdown import markdown_table
 from iec.io.runtime import entry_point
-from scripts.counted import FID, PSNR
+from scripts.counted import FID, PSNR, SIGNIFICANT
 from scripts.marked import fill
 
 ROOT = Path(__file__).parents[1]
@@ -25,7 +25,6 @@ RESULTS = ROOT / "experiments/results"
 PAGES = (ROOT / "docs/results.md", ROOT / "README.md", RESULTS / "README.md")
 SCORES = {FID: ("FID", 0), PSNR: ("PSNR (dB)", 1)}
 """Label in table.json -> heading, decimals."""
-SIGNIFICANT = 0.05
 SECONDS_A_CALL = {"ddim_fashion_small": 0.007, "ddim_cifar_small": 0.012, "ideal_fashion": 0.0007}
 """Of the whole network for one image in a batch of 32, one core, when the runs were planned."""
 SHARE_OF_A_CALL = {"cached": 0.3, "simulated": 2.0, "int8": 0.7}

@@ -48,6 +48,11 @@ def entry(label, images=8, evaluate_at=None, fid=None, weights=None, table_steps
     }
 
 
+def compared(found, adjusted):
+    """The entry with its change of FID as a comparison."""
+    return found | {"comparisons": {FID: {"change": found["changes"][FID], "p": adjusted / 2, "adjusted": adjusted}}}
+
+
 def written(tmp_path, **tables):
     for name, entries in tables.items():
         (tmp_path / name).mkdir()
@@ -77,7 +82,8 @@ def test_a_row_with_two_distances_is_counted_once(tmp_path):
 
 
 def test_a_change_that_is_compared_in_pairs_goes_before_the_other(tmp_path):
-    row = entry("a + IEC", evaluate_at="t", fid=0.5) | {"comparisons": {FID: {"change": {"value": 0.5, "low": 0.25, "high": 1}}}}
+    row = compared(entry("a + IEC", evaluate_at="t", fid=0.5), 0.5)
+    row["comparisons"][FID]["change"] = {"value": 0.5, "low": 0.25, "high": 1}
     (found,), _ = written(tmp_path, one=[row])
     assert found.tested and counts([found], FID) == "0 / 1 / 0"
 
@@ -101,7 +107,7 @@ def test_variants_of_the_ablation_of_the_feature_are_not_counted_as_iec(tmp_path
     cached["manifest"]["calls_per_image"]["cached_correction"] = 9
     last, alone = (entry(f"N=5, {ending}", evaluate_at="t", fid=-0.5) for ending in ("cache from last", "feature alone"))
     alone["identity"]["iec"]["correction"]["lambdas"] = [0.0]
-    rows, _ = written(tmp_path, ablation_cache_from=[entry("N=5"), last, first, cached, alone])
+    rows, _ = written(tmp_path, ablation_cache_from=[entry("N=5"), last, compared(first, 0.04), cached, compared(alone, 0.06)])
     assert [row.kind for row in rows] == ["", "IEC", "other", "other", "other"]
     assert account.variants(rows, "ablation_cache_from", account.FEATURE, FID, PSNR).splitlines()[2:] == [
         "| `ddim_fashion_small` | DeepCache N=5 | -0 | +5* | -0 |  |  |  |"
@@ -115,6 +121,7 @@ def test_a_page_whose_parts_are_not_those_that_are_made_is_refused(tmp_path):
 
 def test_seeds_stand_side_by_side_and_one_of_them_is_counted(tmp_path):
     entries = [entry("W8A8, IEC", evaluate_at="t", fid=5), entry("W8A8, seed 1, IEC", evaluate_at="t", fid=0.5, seed=1)]
+    entries[0] = compared(entries[0], 0.001)
     rows, _ = written(tmp_path, headline=entries, peers=[entry("W8A8, IEC", images=4, evaluate_at="t", fid=5)])
     assert account.seeds(rows).splitlines()[2:] == ["| `ddim_fashion_small` | W8A8 | IEC | +5* / +0 |  |"]
     assert [row.seed for row in account.distinct(rows)] == [0]

@@ -11,6 +11,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, StableDiffu
 from iec.errors import ConfigError
 from iec.runs.runner import run_cell
 from iec.tables.experiment import Experiment
+from scripts import architecture
 from tests.tiny_flow import FLUX, flux
 from tests.tiny_pipelines import WORDS, stable_diffusion
 
@@ -101,6 +102,19 @@ def test_files_that_are_named_exist():
             assert generated or (ROOT / path).is_file(), (name, path)
     for path in re.findall(r"experiments/\w+\.yaml", "".join(PAGES.values())):
         assert Experiment.read(ROOT / path).rows
+
+
+def test_what_is_linked_is_in_a_clone():
+    """Pictures too, for those who read the pages where the code is."""
+    for name, text in PAGES.items():
+        for target in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", text):
+            path = (ROOT / name).parent / target
+            moved = {"contributing.md", "changelog.md"}  # of the root folder; they are pages of the site
+            assert path.exists() or target in moved, (name, target)
+
+
+def test_the_diagram_is_of_the_imports_of_now():
+    assert architecture.PICTURE.read_text() == architecture.diagram(), "draw it again: python -m scripts.architecture"
 
 
 @pytest.fixture

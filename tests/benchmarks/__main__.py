@@ -7,7 +7,6 @@
 Run it while nothing else runs. Prints a Markdown table with the wanted bound; exits with 1 if a bound is missed.
 """
 
-import sys
 import tempfile
 import time
 import warnings
@@ -26,7 +25,7 @@ from iec.efficiency.cost import network_cost
 from iec.efficiency.prepare import quantize
 from iec.efficiency.quantization import PTQConfig
 from iec.io.environment import describe_device, instruction_sets
-from iec.io.runtime import keep_freed_memory
+from iec.io.runtime import command_parser, keep_freed_memory
 from iec.metrics.extractors.inception import Inception
 from iec.metrics.frechet import GaussianStatistics, frechet_distance
 from iec.models import load_model
@@ -188,9 +187,14 @@ def calibration_minutes(reconstruct: str) -> float:
 def main() -> None:
     keep_freed_memory()
     parts = {"kernels": kernels.main, "compiled": compiled.main}
-    if sys.argv[1:2] and sys.argv[1] in parts:
-        parts[sys.argv[1]](sys.argv[2:])
+    parser = command_parser(__doc__)
+    parser.add_argument("part", nargs="?", choices=parts, help="its own options follow; the ratios below, if not given")
+    args, rest = parser.parse_known_args()
+    if args.part is not None:
+        parts[args.part](rest)
         return
+    if rest:
+        parser.error(f"unrecognized options: {' '.join(rest)}")
     print(f"Machine: {describe_device(torch.device('cpu'))}; batch {BATCH}, {STEPS} steps\n")
     print("| ratio | measured | wanted |\n|---|---|---|")
     missed = False

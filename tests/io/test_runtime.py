@@ -44,9 +44,9 @@ def test_the_usage_of_a_module_names_the_module(module, monkeypatch, capsys):
     assert capsys.readouterr().out.startswith(f"usage: python -m {module} ")
 
 
-@pytest.mark.parametrize("name", ["table", "report", "gpu-check"])
+@pytest.mark.parametrize("name", ["table", "report", "gpu-check", "score"])
 def test_the_usage_of_an_installed_command_names_the_command(name, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["/usr/bin/iec", name, "--help"])
     with pytest.raises(SystemExit, match="0"):
         main()
-    assert capsys.readouterr().out.startswith(f"usage: iec {name} ")
+    assert capsys.readouterr().out.startswith(f"usage: iec {name} [")
