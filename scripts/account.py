@@ -155,6 +155,33 @@ def variants(rows: Sequence[Counted], table: str, endings: dict[str, str], *scor
     return markdown_table(["model", "technique", *(f"{SCORES[score][0]}: {name}" for score in scores for name in endings)], body)
 
 
+ROUNDING = {
+    "W8A8": ("W8A8", "W8A8, block"),
+    "W4A8": ("W4A8, nearest", "W4A8, block"),
+    **{
+        f"CacheQuant {bits} N={n}": (f"CacheQuant {bits} N={n} uniform", f"CacheQuant {bits} N={n}, block")
+        for bits in ("W8A8", "W4A8")
+        for n in (5, 10)
+    },
+}
+"""Technique -> its rows in ``techniques``, rounded to nearest and with learned rounding."""
+
+
+def rounding(rows: Sequence[Counted]) -> str:
+    """FID of each technique by either rounding, and what IEC changes there."""
+    by_label = {(row.model, row.label): row for row in rows if row.table.startswith("techniques")}
+    body = []
+    for model in sorted({model for model, _ in by_label}):
+        for name, labels in ROUNDING.items():
+            plain = [by_label.get((model, label)) for label in labels]
+            with_iec = [by_label.get((model, f"{label} + IEC")) for label in labels]
+            values = [f"{row.scores[FID].value:.0f}" if row else "" for row in plain]
+            changes = [[changes_of([row] if row else [], score) for score in (FID, PSNR)] for row in with_iec]
+            body.append([f"`{model}`", name, values[0], *changes[0], values[1], *changes[1]])
+    header = ["FID", "IEC: FID", "IEC: PSNR (dB)"]
+    return markdown_table(["model", "technique", *(f"{kind}: {of}" for kind in ("nearest", "learned") for of in header)], body)
+
+
 def changes_of(rows: Sequence[Counted], score: str) -> str:
     """Separated by slashes; a star as in docs/results.md."""
     _, decimals = SCORES[score]
@@ -186,6 +213,7 @@ def parts(results: Path) -> dict[str, str]:
         "seeds": seeds(rows),
         "norm": variants(rows, "controls", NORM, FID),
         "feature": variants(rows, "ablation_cache_from", FEATURE, FID, PSNR),
+        "rounding": rounding(rows),
         "training": training(results),
         "provenance": provenance(rows, stale),
     }

@@ -114,6 +114,16 @@ def test_variants_of_the_ablation_of_the_feature_are_not_counted_as_iec(tmp_path
     ]
 
 
+def test_either_rounding_stands_beside_what_iec_changes_there(tmp_path):
+    labels = {"W8A8": None, "W8A8 + IEC": -2.0, "W8A8, block": None, "W8A8, block + IEC": 3.0}
+    entries = [entry(label, evaluate_at=None if fid is None else "t", fid=fid) for label, fid in labels.items()]
+    for found, value in zip(entries, (149, 147, 110, 113), strict=True):
+        found["scores"] = {FID: {"value": value, "low": value - 1, "high": value + 1}}
+    rows, _ = written(tmp_path, techniques=[*entries[:3], compared(entries[3], 0.001)])
+    first, *others = account.rounding(rows).splitlines()[2:]
+    assert first == "| `ddim_fashion_small` | W8A8 | 149 | -2 |  | 110 | +3* |  |" and len(others) == len(account.ROUNDING) - 1
+
+
 def test_a_page_whose_parts_are_not_those_that_are_made_is_refused(tmp_path):
     with pytest.raises(ArtifactError, match="has the parts a; the script makes at equal steps"):
         account.part_of("<!-- a -->\n<!-- end -->", tmp_path)

@@ -38,14 +38,15 @@ class Experiment:
     """rows: label -> overrides of ``iec run``. references: rows that those of the same model and seed are paired with, image by
     image (of several the one of the same timetable, or the last); none in a file that is only analysed.
 
-    figures: name -> labels that share one plot of error against step; one plot of all rows if there are none. grid: labels whose
-    samples are shown, see `iec.tables.figures` if there are none. cost: a key of `COSTS`, the first if not given. published: label
-    -> column -> value, from ``source``. labels: all rows, those included that this scale cannot compute. scale, replaced: see
-    `Scale`. left_out: why -> labels of rows whose technique an ideal model, chosen as an instrument, does not take. product: in a
-    file with two axes of variants the labels of its rows and the endings of either axis, whose every combination may be a row.
-    paired: names of the paired scores that are shown, keys of `iec.metrics.paired.PAIRED`. compared: row -> the row of its
-    technique that it is compared with, see `iec.tables.comparison`. noise: labels of the rows whose noise is drawn, see
-    `iec.tables.noise`. again: the command that computes the table, without folders of this machine.
+    figures: name -> labels that share one plot of error against step, and all pictures where the table has too many rows for one;
+    one plot of all rows if there are none. grid: labels whose samples are shown, see `iec.tables.figures` if there are none. cost:
+    a key of `COSTS`, the first if not given. published: label -> column -> value, from ``source``. labels: all rows, those
+    included that this scale cannot compute. scale, replaced: see `Scale`. left_out: why -> labels of rows whose technique an ideal
+    model, chosen as an instrument, does not take. product: in a file with two axes of variants the labels of its rows and the
+    endings of either axis, whose every combination may be a row. paired: names of the paired scores that are shown, keys of
+    `iec.metrics.paired.PAIRED`. compared: row -> the row of its technique that it is compared with, see `iec.tables.comparison`.
+    noise: labels of the rows whose noise is drawn, see `iec.tables.noise`. again: the command that computes the table, without
+    folders of this machine.
     """
 
     name: str

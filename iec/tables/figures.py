@@ -12,6 +12,8 @@ from iec.tables.measured import Measured, measured, simulated
 from iec.tables.rows import PSNR, Row
 from iec.tables.styles import GREY, bases, styles
 
+KINDS = ("grid", "seconds", "error", "noise", "scores", "cost", "map")
+"""The first words of their names."""
 GRID_COLUMNS, GRID_ROWS = 12, 8
 LEGIBLE = 40
 """Rows that one picture can show."""
@@ -20,6 +22,7 @@ LEGIBLE = 40
 def write_pictures(rows: list[Row], experiment: Experiment, folder: Path) -> list[Path]:
     """grid.png, seconds.png, error.png (error-NAME.png for each of the experiment's figures), noise.png, scores.png, cost.png, or
     map-SCORE.png; those that have content. Of rows of several models each model has its own: grid-MODEL.png ..., see `by_picture`.
+    Pictures of these names that are no longer among them are removed.
     """
     paths = []
     for model, part in by_picture(experiment).items():
@@ -28,7 +31,11 @@ def write_pictures(rows: list[Row], experiment: Experiment, folder: Path) -> lis
             samples = {row.label: row.result.first_images(GRID_COLUMNS) for row in shown if row.label in labels}
             paths.append(_path(folder, "grid", model))
             plots.sample_grid(paths[-1], samples, part.title)
-    return [*paths, *write_plots(measured(rows, bases(experiment.rows)), experiment, folder)]
+    paths += write_plots(measured(rows, bases(experiment.rows)), experiment, folder)
+    for path in folder.glob("*.png"):
+        if path not in paths and path.stem.partition("-")[0] in KINDS:
+            path.unlink()  # of rows that the table had once
+    return paths
 
 
 def grid_labels(rows: Sequence[Row], experiment: Experiment) -> list[str]:
@@ -57,21 +64,27 @@ def write_plots(rows: Sequence[Measured], experiment: Experiment, folder: Path) 
 
 def by_picture(experiment: Experiment) -> dict[str, Experiment]:
     """Word of the names of files -> what shares pictures: the rows of a model, or, where they are more than is `LEGIBLE`, are
-    compared and are on no map, those of each family.
+    compared and are on no map, those of each of the experiment's figures, and without figures of each family.
     """
     parts = {}
     for model, part in experiment.by_model().items():
         if not part.compared or part.product or len(part.rows) <= LEGIBLE:
             parts[model] = part
             continue
-        families: dict[str, dict[str, list[str]]] = {}
-        for label, overrides in part.rows.items():
-            base = part.compared.get(label, label if label in part.compared.values() else "")
-            families.setdefault(base, {})[label] = overrides
-        for base, rows in families.items():
-            title = f"{part.title}, {base}" if base else part.title
-            parts[_slug(base) or model] = replace(part, title=title, rows=rows)
+        for name, labels in (part.figures or _families(part)).items():
+            title = f"{part.title}, {name}" if name else part.title
+            rows = {label: part.rows[label] for label in part.rows if label in labels}
+            parts[_slug(name) or model] = replace(part, title=title, rows=rows, figures={})
     return parts
+
+
+def _families(experiment: Experiment) -> dict[str, list[str]]:
+    """Label of a row that others are compared with -> its own and theirs; empty -> the rest."""
+    families: dict[str, list[str]] = {}
+    for label in experiment.rows:
+        base = experiment.compared.get(label, label if label in experiment.compared.values() else "")
+        families.setdefault(base, []).append(label)
+    return families
 
 
 def _slug(text: str) -> str:

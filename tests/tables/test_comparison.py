@@ -144,6 +144,8 @@ def test_families_have_pictures_of_their_own_where_one_could_not_be_read(experim
     }
     assert parts["cached"].title == "a few rows, cached"
     assert list(by_picture(replace(experiment, product=(("full",), ("",), ("",))))) == [""]  # on a map
+    named = by_picture(replace(experiment, figures={"a": ["cached, IEC", "full"], "b": ["cached"]}))
+    assert {name: list(part.rows) for name, part in named.items()} == {"a": ["full", "cached, IEC"], "b": ["cached"]}
 
 
 def test_rows_get_their_comparisons_adjusted_within_the_family(experiment, monkeypatch):

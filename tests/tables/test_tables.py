@@ -167,8 +167,11 @@ def test_the_table_and_its_pictures(spec, capsys, caplog, monkeypatch):
         return {p: p.stat().st_mtime_ns for p in (spec.parent / "out").glob("*/shards/*")}
 
     before = stamps()
+    (folder / "grid-of-rows-that-were-there-once.png").touch()
+    (folder / "mine.png").touch()
     run(spec, "--run")  # reuses everything
     assert stamps() == before
+    assert {path.stem for path in folder.glob("*.png")} == {"grid", "seconds", "error", "scores", "cost", "mine"}
     for path in (spec.parent / "out").glob("*-none-none-T2-*/scores/efficientnet_lite0_deep/6.json"):
         path.unlink()
     caplog.set_level("INFO")
