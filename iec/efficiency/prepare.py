@@ -63,7 +63,7 @@ def quantize(
     require_type("table", table, Timetable, 'e.g. iec.Timetable.spaced("uniform", 20, model.card.schedule)')
     require_network(model.card)
     require_kernels(kernels, config)
-    folder = None if artifacts is None else Path(artifacts)
+    folder = None if artifacts is None else user_path(artifacts)
     require_machine(kernels, model.device, folder)
 
     def simulated() -> QuantizedUNet:

@@ -17,6 +17,7 @@ from iec.efficiency.prepare import CALIBRATION_SEED, calibration_calls, float_ba
 from iec.efficiency.quantization import PTQConfig, QuantizedNetwork, weight_bytes
 from iec.efficiency.technique import FIRST, Prepared, Technique
 from iec.errors import ConfigError
+from iec.io.artifacts import require_there
 from iec.io.paths import user_path
 from iec.models import Card, Model
 from iec.models.cards import require_network
@@ -49,10 +50,16 @@ class Quantizing(PTQConfig, Technique):
     """
 
     kernels: str
+    artifact: str | None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_kernels(self.kernels, self.ptq)
+
+    def require_artifact(self) -> None:
+        """Raises `ArtifactError` for a calibration file that is not there."""
+        if self.artifact is not None:
+            require_there(user_path(self.artifact))
 
     @property
     def ptq(self) -> PTQConfig:
@@ -88,6 +95,7 @@ class PTQ(Quantizing):
 
     def check(self, card: Card, skeleton: Callable[[], nn.Module], sampler: Solver) -> None:
         require_network(card)
+        self.require_artifact()
 
     def prepare(self, model: Model, table: Timetable, artifacts: Path) -> Prepared:
         network = quantize(model, self.ptq, table, artifacts=artifacts, artifact=self.artifact, kernels=self.kernels)
@@ -189,6 +197,7 @@ class CacheQuant(CachingConfig, Quantizing):
 
     def check(self, card: Card, skeleton: Callable[[], nn.Module], sampler: Solver) -> None:
         find_cut(skeleton(), self.cut_of(card))
+        self.require_artifact()
         steps = len(sampler.timetable)
         self.plan(steps)  # refuses what T does not have
         self._config(self.cut_of(card), self._refresh_before_prepare(steps)).require_fits(steps)

@@ -62,8 +62,8 @@ class Results:
 
 
 def stored(folder: Path, machine: Machine, size: str, date: str) -> Results:
-    """What the folder holds of this device and size, by these versions and settings, or nothing yet. A report of another device or
-    size is set aside.
+    """What the folder holds of this device and size, by these versions and settings, or nothing yet. Any other
+    report is set aside.
     """
     nothing = Results(machine, size, date)
     try:
@@ -74,7 +74,8 @@ def stored(folder: Path, machine: Machine, size: str, date: str) -> Results:
         set_aside(folder, there)
         return nothing
     if _circumstances(there.machine) != _circumstances(machine):
-        log.info("The report in %s is of other versions or settings: everything is measured again.", folder)
+        log.info("The report in %s is of other versions or settings.", folder)
+        set_aside(folder, there, there.date)
         return nothing
     return replace(nothing, parts=there.parts)
 
@@ -83,9 +84,9 @@ def _circumstances(machine: Machine) -> tuple[dict[str, str], ...]:
     return machine.environment.packages, machine.facts, machine.flags
 
 
-def set_aside(folder: Path, results: Results) -> None:
-    """report.json and report.md get the device and the size into their names."""
-    words = re.sub(r"[^a-z0-9]+", "-", f"{results.machine.device} {results.size}".lower())
+def set_aside(folder: Path, results: Results, date: str = "") -> None:
+    """report.json and report.md get the device, the size and the date into their names."""
+    words = re.sub(r"[^a-z0-9]+", "-", f"{results.machine.device} {results.size} {date}".lower()).strip("-")
     for name in (REPORT, PAGE):
         path = folder / name
         if path.is_file():

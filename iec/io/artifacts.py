@@ -73,9 +73,14 @@ def _identity(kind: str, fingerprint: dict[str, Any]) -> dict[str, Any]:
     return as_stored({**fingerprint, "format": FORMAT, "kind": kind})
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def require_there(path: Path) -> None:
+    """Raises `ArtifactError` where there is no file of a calibration."""
     if not path.is_file():
         raise ArtifactError(f"There is no calibration at {path}. Calibrate first, or give the path of an existing one.")
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    require_there(path)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

@@ -99,11 +99,12 @@ def _receive(url: str, part: Path, report: Report) -> None:
         done = done if resumed else 0
         length = answer.headers.get("Content-Length")
         total = done + int(length) if length is not None and length.isdecimal() else None
-        tag = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
+        tags = [answer.headers.get(name, "") for name in ("ETag", "Last-Modified")]
+        tag = next((tag for tag in tags if tag and not tag.startswith("W/")), "")  # a weak one cannot vouch for equal bytes
         if not resumed:
             marker.unlink(missing_ok=True)
         with part.open("ab" if resumed else "wb") as file:
-            if tag and not tag.startswith("W/"):  # a weak tag cannot vouch for equal bytes
+            if tag:
                 marker.write_text(tag, encoding="utf-8")
             for block in _blocks(answer):
                 file.write(block)

@@ -2,8 +2,10 @@
 
 import platform
 import subprocess
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -17,6 +19,15 @@ def describe_device(device: torch.device) -> str:
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)} (cuda)"
     return f"{_cpu_name()}, {torch.get_num_threads()} threads ({device.type})"
+
+
+def installed(names: Iterable[str]) -> dict[str, str]:
+    """Package -> version; those that are not installed are left out."""
+    versions = {}
+    for name in names:
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    return versions
 
 
 @dataclass(frozen=True)
@@ -36,7 +47,7 @@ class Environment:
             python=platform.python_version(),
             platform=platform.platform(),
             device=describe_device(device),
-            packages={name: version(name) for name in PACKAGES},
+            packages=installed(PACKAGES),
             revision=git_revision(),
         )
 

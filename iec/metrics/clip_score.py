@@ -46,7 +46,8 @@ class CLIPScorer:
         """
         from transformers import AutoTokenizer, CLIPModel
 
-        self.backbone, self.device = Path(backbone).name if Path(backbone).is_dir() else str(backbone), torch.device(device)
+        local = user_path(backbone)
+        self.backbone, self.device = local.name if local.is_dir() else str(backbone), torch.device(device)
         folder = _folder(backbone)
         try:
             load: Any = CLIPModel.from_pretrained
@@ -131,7 +132,9 @@ def clip_score(
     """Mean over the pairs, in -100 .. 100, with its bootstrap interval over pairs."""
     values = scorer.per_image(images, captions)
     mean = Interval.of_mean(values, resamples, seed)
-    return Score(*mean, name=CLIP, label=scorer.label, n=len(values), higher_is_better=True, resamples=resamples, seed=seed)
+    interval: Any = "bootstrap" if mean.known else "none"
+    about: dict[str, Any] = {"interval": interval, "resamples": resamples, "seed": seed}
+    return Score(*mean, name=CLIP, label=scorer.label, n=len(values), higher_is_better=True, **about)
 
 
 def _folder(backbone: Path | str) -> Path:
@@ -144,5 +147,5 @@ def _folder(backbone: Path | str) -> Path:
 
 
 def _way_out(backbone: Path | str) -> str:
-    name = BACKBONE if Path(backbone).is_dir() else backbone
+    name = BACKBONE if user_path(backbone).is_dir() else backbone
     return f"Fetch it:  hf download {name} {' '.join(FILES)}"

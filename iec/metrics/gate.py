@@ -13,8 +13,9 @@
       is: [11, null]
 
 A gate passes if every value is inside its bounds; intervals are shown, and do not count. So MLPerf's inference rules accept Stable
-Diffusion XL by FID in [23.01085758, 23.95007626] and CLIP score in [31.68631873, 31.81331801] of 5,000 images. What the command
-line leaves open is taken from the gate; what contradicts it, or is not scored, is refused before anything is computed.
+Diffusion XL by FID in [23.01085758, 23.95007626] and CLIP score in [31.68631873, 31.81331801] of 5,000 images. The protocol
+and the reference are taken from the gate where the command line leaves them open; what contradicts it, or is not scored, is refused
+before anything is computed.
 """
 
 import math

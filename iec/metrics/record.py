@@ -2,13 +2,12 @@
 
 import json
 import platform
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from iec.errors import ArtifactError
+from iec.io.environment import installed
 from iec.io.files import write_text
 from iec.io.records import parse
 from iec.metrics.extractors.features import Extractor
@@ -22,11 +21,7 @@ PACKAGES = ("iec", "torch", "timm", "torch-fidelity", "numpy", "scipy")
 
 def installed_versions() -> dict[str, str]:
     """Of Python and of the packages that a score depends on; those that are not installed are left out."""
-    versions = {"python": platform.python_version()}
-    for name in PACKAGES:
-        with suppress(PackageNotFoundError):
-            versions[name] = version(name)
-    return versions
+    return {"python": platform.python_version(), **installed(PACKAGES)}
 
 
 @dataclass(frozen=True)

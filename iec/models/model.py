@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from iec.errors import NonFiniteError
 from iec.models.cards import Card
 from iec.models.conditioning import Conditioner
 from iec.models.decoder import Decoder
@@ -56,5 +57,10 @@ class Model:
         return None if self.conditioner is None else self.conditioner.branches(indices, self.device, self.network.dtype)
 
     def decode(self, x: Tensor) -> Tensor:
-        """Images in [-1, 1] from the sampler's last state; the identity for a pixel model."""
-        return x if self.decoder is None else self.decoder(x)
+        """Images in [-1, 1] from the sampler's last state; the identity for a pixel model. Raises `NonFiniteError`."""
+        if self.decoder is None:
+            return x
+        images = self.decoder(x)
+        if not bool(torch.isfinite(images).all()):
+            raise NonFiniteError("The decoder made images that are not finite. Use a wider dtype, e.g. model.dtype=float32.")
+        return images

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from iec.errors import ConfigError
+from iec.io.paths import user_path
 from iec.io.runtime import resolve_device
 from iec.models import dataset
 from iec.models.architecture import DIFFUSERS, build, fill_computed
@@ -74,7 +75,7 @@ class Source:
         needs_folder = entry.dataset is None and (not random_weights or weights is not None or entry.packaged is not None)
         folder = find(entry, weights) if needs_folder else None
         scale = entry.guidance if guidance is None else guidance
-        return cls(entry, folder, random_weights, dtype, scale, prompts, None if data is None else Path(data), channels_last)
+        return cls(entry, folder, random_weights, dtype, scale, prompts, None if data is None else user_path(data), channels_last)
 
     @property
     def weights_hash(self) -> str:

@@ -106,6 +106,7 @@ def apply(
         else:
             require_machine(kernels, next(unet.parameters()).device, None)
             calls, seen = _record(pipe, unet, scheduler, cut, forecast, quantize, calibration)
+            scheduler.placement.resolve(len(calls))  # refuses steps that are not there, before they are calibrated
             timesteps = tuple(call.step.timestep for call in calls)
             calibrated = _calibrated(unet, quantize, cut, seen, calls)
             quantized = with_kernels(calibrated, kernels, None)
@@ -242,6 +243,11 @@ def _record(
         pipe(**calibration)
     for call in calls[-1:]:
         require_inputs(call)
+    if calls and len(calls) != (steps := len(plain.run.timesteps)):
+        raise ConfigError(
+            f"The calibration ends after {len(calls)} of {steps} steps (denoising_end), and the others would have no scales. "
+            "Calibrate over all steps; the result serves runs that end earlier."
+        )
     return calls, forecast.forecast_of(plain.abar())
 
 

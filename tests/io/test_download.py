@@ -38,7 +38,7 @@ def server():
                 self.send_error(state.status or state.codes.pop(0))
                 return
             start = 0
-            if wanted and state.ranges and self.headers.get("If-Range") == state.tag:
+            if wanted and state.ranges and self.headers.get("If-Range") in (state.tag, *state.headers.values()):
                 start = int(wanted.removeprefix("bytes=").removesuffix("-"))
                 if start >= len(state.data):
                     self.send_response(416)
@@ -51,7 +51,8 @@ def server():
             if start:
                 self.send_header("Content-Range", f"bytes {first}-{len(state.data) - 1}/{len(state.data)}")
             self.send_header("Content-Length", str(len(body)))
-            self.send_header("ETag", state.tag)
+            for name, value in {"ETag": state.tag, **state.headers}.items():
+                self.send_header(name, value)
             self.end_headers()
             self.wfile.write(body[: state.cuts.pop(0)] if state.cuts else body)
             state.stalled.wait()
@@ -62,6 +63,7 @@ def server():
     made = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     made.data, made.tag, made.cuts, made.ranges, made.status, made.requests = DATA, '"one"', [], True, None, []
     made.codes, made.lie, made.stalled = [], 0, threading.Event()
+    made.headers = {}
     made.stalled.set()
     made.url = f"http://127.0.0.1:{made.server_port}/file.ckpt"
     threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
@@ -201,3 +203,9 @@ def test_an_archive_keeps_its_own_name_and_is_not_held_to_the_checkpoints_hash(s
     assert download(inside, tmp_path).name == "x.zip"
     plain = Original("ddpm", "models/x/model-1.ckpt", server.url, False, md5=MD5)
     assert download(plain, tmp_path).name == "model-1.ckpt"
+
+
+def test_where_the_tag_is_weak_the_date_vouches(server, tmp_path):
+    server.tag, server.headers, server.cuts = 'W/"one"', {"Last-Modified": "Thu, 26 Nov 2026 08:00:00 GMT"}, [10]
+    assert fetch(server.url, tmp_path / "file.ckpt", sha256=SHA, md5=MD5).read_bytes() == DATA
+    assert server.requests[1] == ("bytes=10-", server.headers["Last-Modified"])

@@ -25,3 +25,7 @@ def test_the_commit_is_that_of_the_clone_that_the_package_belongs_to(tmp_path, m
     git("add", ".")
     git("commit", "-q", "-m", "of this one")
     assert environment.git_revision() == git("rev-parse", "HEAD")[:12]
+
+
+def test_packages_that_are_not_installed_are_left_out():
+    assert list(environment.installed(["numpy", "no-such-package"])) == ["numpy"]

@@ -183,6 +183,25 @@ def test_prepare_refuses_contradictions(monkeypatch, words, message):
         prepare(monkeypatch, *words)
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--npz", "images", "--resolution", "64"], "does not change images of an npz"),
+        (["--npz", "images", "--origin", "pytorch_fid"], "this npz holds images"),
+        (["--npz", "images", "--dataset", "imagenet_256"], "256 x 256 pixels"),
+        (["--npz", "images", "--skip-damaged"], "an npz is one file"),
+        (["--npz", "statistics", "--limit", "3"], "holds statistics"),
+        (["--data", "images", "--recursive"], "a layout of its own"),
+    ],
+)
+def test_prepare_refuses_what_would_do_nothing(tmp_path, monkeypatch, words, message):
+    np.savez(tmp_path / "images.npz", np.zeros((4, 32, 32, 3), np.uint8))
+    np.savez(tmp_path / "statistics.npz", mu=np.zeros(4), sigma=np.eye(4))
+    words = [str(tmp_path / f"{word}.npz") if word in ("images", "statistics") else word for word in words]
+    with pytest.raises(ConfigError, match=message):
+        prepare(monkeypatch, *words, "--output", tmp_path / "out.safetensors")
+
+
 def test_prepare_says_where_to_get_what_is_missing(tmp_path, monkeypatch):
     with pytest.raises(DatasetError, match="torchvision"):
         prepare(monkeypatch, "--data", tmp_path, "--output", tmp_path / "x")

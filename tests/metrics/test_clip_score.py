@@ -58,6 +58,7 @@ def test_equals_a_direct_computation(folder, scorer, images):
     assert min(expected) < 0 < max(expected)  # not clamped
     score = clip_score(images, CAPTIONS, scorer)
     assert score.value == pytest.approx(np.mean(expected), abs=1e-4) and score.low < score.value < score.high
+    assert [clip_score(images, CAPTIONS, scorer, resamples=n).interval for n in (10, 0)] == ["bootstrap", "none"]
     assert (score.n, score.higher_is_better, score.label) == (5, True, f"CLIP score ({folder.name})")
 
 

@@ -266,6 +266,10 @@ def test_truncated_npz(tmp_path, images):
             (tmp_path / "x.npz").write_bytes(data[:keep])
             with pytest.raises(MetricError, match="truncated"):
                 ImageArray.open(tmp_path / "x.npz")
+    first = len("arr_0.npy") + 30 + 20  # behind the member's header, where the compressed data begin
+    (tmp_path / "x.npz").write_bytes(data[:first] + bytes([data[first] ^ 0xFF]) + data[first + 1 :])
+    with pytest.raises(MetricError, match="missing, truncated or no npz|is damaged"):
+        list(NpzSource(ImageArray.open(tmp_path / "x.npz")).blocks())
     middle = len(data) // 2
     (tmp_path / "x.npz").write_bytes(data[:middle] + bytes(50) + data[middle + 50 :])
     with pytest.raises(MetricError, match="is damaged"):

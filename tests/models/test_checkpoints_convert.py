@@ -324,6 +324,12 @@ def test_the_script_converts_a_file_and_says_its_unknown_hash(script, tmp_path, 
     assert f"sha256 {sha256(path)}" in capsys.readouterr().out
 
 
+def test_nothing_is_downloaded_for_a_folder_that_is_there(script, tmp_path):
+    (tmp_path / "there").mkdir()
+    with pytest.raises(StoreError, match="exists already"):
+        script("ldm_lsun_church", "--output", tmp_path / "there", download=lambda *_: pytest.fail("gigabytes came"))
+
+
 def test_the_script_downloads_what_is_not_given(script, tmp_path):
     asked = []
 

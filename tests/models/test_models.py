@@ -1,10 +1,11 @@
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from iec.errors import ConfigError, DeviceError, WeightsError
+from iec.errors import ConfigError, DeviceError, NonFiniteError, WeightsError
 from iec.models import card, load_model
 from iec.models.cards import FOLDER
 from iec.models.source import Source
@@ -100,3 +101,10 @@ def test_unknown_model_and_device():
         load_model("ddim_mars")
     with pytest.raises(DeviceError, match="Use auto or cpu in its place"):
         load_model(NAME, device="warp")
+
+
+def test_images_that_are_not_finite_are_no_images():
+    model = load_model(NAME, device="cpu", random_weights=True)
+    decoded = replace(model, decoder=lambda x: x / 0)
+    with pytest.raises(NonFiniteError, match="Use a wider dtype"):
+        decoded.decode(torch.ones(1, 3, 4, 4))

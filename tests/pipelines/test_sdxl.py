@@ -218,6 +218,18 @@ def test_quantized_sdxl_is_near_the_float_one_and_comes_off(pipe, options):
     assert torch.equal(latents(pipe, **FEW), plain)
 
 
+def test_what_would_lose_a_calibration_is_refused_before_it(pipe, monkeypatch):
+    """A run that ends early, which has no scales for the rest, and a correction at a step that is not there."""
+    early = quantization()
+    early["calibration"] |= {"num_inference_steps": 4, "denoising_end": 0.5}
+    monkeypatch.setattr("iec.pipelines.apply._calibrated", lambda *_: pytest.fail("it was calibrated"))
+    with pytest.raises(ConfigError, match="ends after 2 of 4 steps"):
+        iec.apply(pipe, **early)
+    where = {"correction": iec.Correction(), "placement": iec.Placement("explicit", steps=(99,))}
+    with pytest.raises(ConfigError, match=r"sampling indices are 0 \.\. 2"):
+        iec.apply(pipe, **quantization(), **where)
+
+
 def test_rounding_is_learned_on_what_sdxl_tells_its_unet(pipe):
     learned = quantization(weight_bits=4, reconstruct="block", reconstruction=Reconstruction(iterations=1, samples=2))
     with iec.apply(pipe, **learned) as applied:

@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 
 import torch
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from iec.efficiency.engine.export import FORMS, Export, export
@@ -44,10 +45,14 @@ def main(arguments: list[str] | None = None) -> None:
     paths = [user_path(word) for word in options.given if "=" not in word]
     if len(paths) not in (1, 2) or (overrides and len(paths) == 2):
         parser.error("give the folder of a cell and a file, or a file and overrides")
-    require_runtime(options.engine)
-    require_writable(paths[-1], "FILE")
-    with composing() as composed:
-        cell = Cell.from_config(_stored(paths[0]) if len(paths) == 2 else composed(overrides))
+    require_runtime(options.engine, "--engine ")
+    for path in (paths[-1], cached_path(paths[-1])):
+        require_writable(path, "FILE")
+    try:
+        with composing() as composed:
+            cell = Cell.from_config(_stored(paths[0]) if len(paths) == 2 else composed(overrides))
+    except HydraException as error:
+        raise ConfigError(str(error)) from error
     if cell.device.type != "cpu":
         raise ConfigError(f"A network is exported on the CPU, and device={cell.device}. Use device=cpu.")
     with intra_op_threads(cell.split.threads):
@@ -87,12 +92,13 @@ def _read(written: Export, path: Path) -> EngineFile:
 
 
 def _stored(folder: Path) -> DictConfig:
-    """The configuration of the cell in ``folder``."""
+    """The configuration of the cell in ``folder``, on the CPU, where networks are exported."""
     path = folder / "config.yaml"
     if not path.is_file():
         raise ConfigError(f"{folder} is no folder of a cell: it has no config.yaml. Run the cell, or give overrides instead.")
     config = OmegaConf.load(path)
     assert isinstance(config, DictConfig)
+    config.device = "cpu"
     return config
 
 

@@ -18,14 +18,12 @@ RUNTIMES = ("onnxruntime", "openvino")
 LARGEST_CODE, LARGEST_WEIGHT = 255, 127
 
 
-def require_runtime(runtime: str) -> None:
-    """Raises `ConfigError` for an unknown engine, or one that is not installed."""
+def require_runtime(runtime: str, setting: str = "efficiency.runtime=") -> None:
+    """Raises `ConfigError` for an unknown engine, or one that is not installed. setting: what another is chosen by."""
     if runtime not in RUNTIMES:
-        raise ConfigError(f"Unknown efficiency.runtime {runtime!r}; choose {', '.join(RUNTIMES)}.")
+        raise ConfigError(f"Unknown engine {setting}{runtime}; choose {', '.join(RUNTIMES)}.")
     if find_spec(runtime) is None:
-        raise ConfigError(
-            f"{runtime} is not installed: pip install {runtime}. Or use efficiency.runtime=onnxruntime, which is a dependency."
-        )
+        raise ConfigError(f"{runtime} is not installed: pip install {runtime}. Or use {setting}onnxruntime, which is a dependency.")
 
 
 def open_session(data: bytes, outputs: Sequence[str], runtime: str, threads: int) -> Run:

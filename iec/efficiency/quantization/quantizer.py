@@ -79,9 +79,11 @@ def search_scale(
 
     * ``mse``: m = min x, M = max x; for each s of `CANDIDATES` delta = (s M - s m) / (L - 1), z = round(-s m / delta); the s
       with the least mean |x - xq|^2.4 wins, the first one of equals;
-    * ``max``: delta = (M - m) / (L - 1), z = round(-min(m, 0) / delta), computed in float64;
+    * ``max``: delta = (M - m) / (L - 1), z = round(-min(m, 0) / delta), computed in float64, as in the original: where m > 0 the
+      grid is that of 0 .. M - m, and what is above it is clamped;
     * ``percentile``: delta = (b - a) / (L - 1), z = round(-a / delta), computed in float64, with the order statistics a =
-      x_(k + 1) and b = x_(n - k) of the n values, k = floor((1 - percentile) (n - 1)), exact for any n; m and M in their place
+      x_(k + 1) and b = x_(n - k) of the n values, k = int((1 - percentile) (n - 1)) in floating point (one less
+      than the product where that is a hair below a whole number), exact order statistics for any n; m and M in their place
       where a = b. The original's rule of that name takes the order statistics at 1 % and 99 % but uses them for z alone:
       its delta is that of the raw extremes.
 

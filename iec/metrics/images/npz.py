@@ -16,7 +16,7 @@ LOCAL_HEADER, NAME_LENGTHS = 30, 26
 """Bytes of a zip member's own header before its name, and where in it the lengths of name and extra field stand."""
 DATE = (1980, 1, 1, 0, 0, 0)
 """Of every member, so that equal images are equal bytes."""
-DAMAGE = (OSError, ValueError, EOFError, KeyError, struct.error, zipfile.BadZipFile)
+DAMAGE = (OSError, ValueError, EOFError, KeyError, struct.error, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class ImageArray:
                 for k in range(start, stop, size):
                     count = min(size, stop - k)
                     yield np.frombuffer(file.read(count * image), np.uint8).reshape(count, *self.shape[1:])
-        except (*DAMAGE, zlib.error) as error:
+        except DAMAGE as error:
             raise MetricError(f"{self.path} is damaged ({error}). Copy or make it again.") from error
 
 

@@ -83,8 +83,31 @@ def check(args: argparse.Namespace) -> None:
         raise ConfigError(f"--resolution needs --filter, one of {', '.join(FILTERS)}: scores depend on it.")
     if args.data and args.resolution:
         raise ConfigError("A data set has its own resolution; use --folder for another.")
+    if args.npz and (args.recursive or args.skip_damaged):
+        raise ConfigError("--recursive and --skip-damaged are about files of images, and an npz is one file. Leave them out.")
+    if args.recursive and not args.folder:
+        raise ConfigError("--recursive is of --folder; a data set has a layout of its own.")
+    if args.npz and args.npz.is_file():
+        check_npz(args)
     if args.workers < 1:
         raise ConfigError(f"--workers {args.workers}: at least 1.")
+
+
+def check_npz(args: argparse.Namespace) -> None:
+    """Raises `ConfigError` for arguments that an npz of images, or one of statistics, does not take."""
+    if "mu" in npz_keys(args.npz):
+        if args.limit is not None:
+            raise ConfigError("--limit is of images, and this npz holds statistics. Leave it out.")
+        return
+    if args.origin is not None:
+        raise ConfigError("--origin says which tool wrote statistics, and this npz holds images. Leave it out.")
+    if args.resolution is not None:
+        raise ConfigError(
+            "--resolution does not change images of an npz: they are used as they are. Leave it out, or use --folder."
+        )
+    resolution = ImageArray.open(args.npz).shape[1]
+    if args.dataset and resolution != (expected := dataset(args.dataset).resolution):
+        raise ConfigError(f"{args.dataset} has {expected} x {expected} pixels, {args.npz} {resolution}. Leave --dataset out.")
 
 
 def command_of(args: argparse.Namespace) -> str:

@@ -16,10 +16,11 @@ import logging
 from pathlib import Path
 
 from iec.errors import ConfigError
+from iec.io.files import require_folder
 from iec.io.paths import user_path
 from iec.io.runtime import command_parser, entry_point
 from iec.models.cards import Card, card, card_names
-from iec.models.checkpoints.convert import convert
+from iec.models.checkpoints.convert import convert, require_new
 from iec.models.checkpoints.source import download
 from iec.models.files import models_folder
 
@@ -45,6 +46,8 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     model = card(args.name)
     output = args.output or models_folder() / args.name
+    require_new(output)  # before a download of gigabytes
+    require_folder(output.parent, "--output DIR")
     convert(model, args.checkpoint or download_of(model), output)
     source = json.loads((output / "source.json").read_text())
     if model.original and model.original.sha256 is None:

@@ -49,8 +49,7 @@ def convert(card: Card, checkpoint: Path, output: Path) -> None:
     original = card.original
     if original is None:
         raise ConfigError(f"{card.name} has no original checkpoint; its weights come with the package.")
-    if output.exists():
-        raise StoreError(f"{output} exists already. Remove it to convert again, or give another --output DIR.")
+    require_new(output)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{output.name}.", suffix=".tmp", dir=output.parent) as temporary:
@@ -63,6 +62,12 @@ def convert(card: Card, checkpoint: Path, output: Path) -> None:
         ) from error
     except WeightsError as error:
         raise WeightsError(f"{error}\n{expected(original)}") from error
+
+
+def require_new(output: Path) -> None:
+    """Raises `StoreError` for a folder that exists."""
+    if output.exists():
+        raise StoreError(f"{output} exists already. Remove it to convert again, or give another --output DIR.")
 
 
 def _convert(card: Card, original: Original, path: Path, folder: Path) -> None:

@@ -10,6 +10,7 @@ import onnx
 import pytest
 import torch
 
+from iec.efficiency.engine.__main__ import _stored as stored
 from iec.efficiency.engine.__main__ import main
 from iec.errors import ArtifactError, ConfigError, MismatchError, StoreError
 from iec.io.files import canonical_hash
@@ -185,3 +186,17 @@ def test_threads_of_the_cell_are_the_engines(cell, file, monkeypatch):
     monkeypatch.setattr(network, "open_session", lambda *args: given.append(args[-1]) or opened(*args))
     run_cell(cell("seed=2", "threads=2", "num_images=1", "batch_size=1", *engine(file)))
     assert given == [2] and torch.get_num_threads() == 1
+
+
+def test_a_cell_of_a_machine_with_a_gpu_is_exported_on_the_cpu(cell, tmp_path):
+    """Its folder says device=auto, which is the GPU there."""
+    (tmp_path / "config.yaml").write_text("device: auto\nsampler: {steps: 3}\n")
+    assert stored(tmp_path).device == "cpu"
+
+
+def test_a_bad_override_and_an_absent_engine_are_refused_in_the_words_of_the_command(tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match="efficiency.runtime"):
+        main([str(tmp_path / "x.onnx"), "efficiency.runtime=onnxruntime"])
+    monkeypatch.setattr("iec.efficiency.engine.sessions.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="pip install openvino. Or use --engine onnxruntime"):
+        main([str(tmp_path / "x.onnx"), "--engine", "openvino"])

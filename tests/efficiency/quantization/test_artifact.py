@@ -146,3 +146,9 @@ def test_a_folder_that_cannot_be_written(tmp_path, make_quantized):
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="Cannot write"):
         save_calibration(tmp_path / "file" / "ptq.safetensors", make_quantized(), FINGERPRINT)
+
+
+@pytest.mark.parametrize("technique", ["w8a8", "cachequant_w8a8"])
+def test_a_missing_file_is_refused_with_the_cell(make_cell, technique):
+    with pytest.raises(ArtifactError, match="no calibration at"):
+        make_cell(f"efficiency={technique}", "efficiency.artifact=/nowhere.safetensors")
