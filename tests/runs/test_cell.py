@@ -147,6 +147,7 @@ def test_schemas_are_no_options_of_the_groups():
 
 def test_paths_may_begin_with_the_home_folder(make_cell, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.safetensors").touch()
     cell = make_cell("paths.output='~/out'", "efficiency=w8a8", "efficiency.artifact='~/a.safetensors'")
     assert cell.paths == Paths(tmp_path / "out", tmp_path / "out" / "artifacts", None)
     assert cell.technique.artifact == str(tmp_path / "a.safetensors")
