@@ -149,7 +149,7 @@ def variants(rows: Sequence[Counted], table: str, endings: dict[str, str], *scor
     for model, label in by_label:
         found = [by_label.get((model, label + ending)) for ending in endings.values()]
         if found[0] is not None:
-            values = [changes_of([row] if row else [], score) for score in scores for row in found]
+            values = [changes_of([row], score) for score in scores for row in found]
             name = label.removeprefix(f"{model}: ")
             body.append([f"`{model}`", f"DeepCache {name}" if name.startswith("N=") else name, *values])
     return markdown_table(["model", "technique", *(f"{SCORES[score][0]}: {name}" for score in scores for name in endings)], body)
@@ -176,16 +176,16 @@ def rounding(rows: Sequence[Counted]) -> str:
             plain = [by_label.get((model, label)) for label in labels]
             with_iec = [by_label.get((model, f"{label} + IEC")) for label in labels]
             values = [f"{row.scores[FID].value:.0f}" if row else "" for row in plain]
-            changes = [[changes_of([row] if row else [], score) for score in (FID, PSNR)] for row in with_iec]
+            changes = [[changes_of([row], score) for score in (FID, PSNR)] for row in with_iec]
             body.append([f"`{model}`", name, values[0], *changes[0], values[1], *changes[1]])
     header = ["FID", "IEC: FID", "IEC: PSNR (dB)"]
     return markdown_table(["model", "technique", *(f"{kind}: {of}" for kind in ("nearest", "learned") for of in header)], body)
 
 
-def changes_of(rows: Sequence[Counted], score: str) -> str:
-    """Separated by slashes; a star as in docs/results.md."""
+def changes_of(rows: Sequence[Counted | None], score: str) -> str:
+    """Separated by slashes, without rows that are not there or have none; a star as in docs/results.md."""
     _, decimals = SCORES[score]
-    known = [(row.changes[score].value, "*" if score in row.significant else "") for row in rows if score in row.changes]
+    known = [(row.changes[score].value, "*" if score in row.significant else "") for row in rows if row and score in row.changes]
     return " / ".join(f"{change:+.{decimals}f}{star}" for change, star in known)
 
 

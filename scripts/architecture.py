@@ -1,6 +1,8 @@
-"""Draw docs/architecture.svg: the rooms of iec/ and what they import from, as the code is now. A test fails where it is another.
+"""Draw docs/architecture.svg: the rooms of iec/ and what they import from, as the code is now.
 
-python -m scripts.architecture
+    python -m scripts.architecture
+
+A test fails where the picture is another.
 """
 
 import ast

@@ -21,6 +21,7 @@ from iec.analysis.commands import Budget, run_errors, run_norms, run_pays, run_p
 from iec.analysis.jacobian import DIFFERENCE
 from iec.analysis.norms import LAMBDAS, Options
 from iec.analysis.pays import PREDICTORS
+from iec.analysis.plan import EVALUATIONS
 from iec.analysis.record import Subject
 from iec.analysis.suggest import GRID
 from iec.analysis.transfer import run_rule
@@ -31,9 +32,6 @@ from iec.io.runtime import command_parser, entry_point, keep_freed_memory
 from iec.metrics.paired import PSNR
 from iec.tables.experiment import Experiment
 from iec.tables.scales import add_scale_options
-
-EVALUATIONS = 100
-"""Of a plan, where the command does not say."""
 
 
 def arguments() -> argparse.Namespace:

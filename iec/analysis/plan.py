@@ -21,6 +21,9 @@ from iec.metrics.interval import Interval
 from iec.sampling.ddim import Sampler
 from iec.sampling.network import Calls, CountingNetwork
 
+EVALUATIONS = 100
+"""Ways to spend the calls that are tried, if nothing else is said."""
+
 
 @dataclass(frozen=True)
 class CallPlan:
@@ -56,7 +59,7 @@ def plan_for(
     *,
     images: int = 8,
     lambdas: Sequence[float] = GRID,
-    evaluations: int = 100,
+    evaluations: int = EVALUATIONS,
     seed: int = SEED,
     path: Path | None = None,
 ) -> CallPlan:

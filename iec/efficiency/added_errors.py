@@ -21,7 +21,7 @@ from iec.errors import ConfigError, MismatchError, require_fields
 from iec.models import Card, Model
 from iec.models.ideal import IdealNetwork
 from iec.sampling.network import Compiler, FeatureCache, Network, Prediction, Step, compiled_form
-from iec.sampling.noise import Noise
+from iec.sampling.noise import Noise, require_key
 from iec.sampling.refresh import require_interval, uniform
 from iec.sampling.solver import Solver
 from iec.sampling.timetable import Timetable
@@ -139,8 +139,7 @@ class ErrorNoise(AddedError):
         require_fields(self, "efficiency.")
         if not 0 <= self.std <= 10:
             raise ConfigError(f"efficiency.std={self.std} is outside [0, 10]; 0 changes nothing.")
-        if not 0 <= self.seed < 2**64:
-            raise ConfigError(f"efficiency.seed={self.seed} must be in 0 .. 2^64 - 1.")
+        require_key("efficiency.seed", self.seed)
 
     def disturbed(self, network: Network) -> Network:
         return DisturbedNetwork(network, self.with_noise)

@@ -85,7 +85,7 @@ def _circumstances(machine: Machine) -> tuple[dict[str, str], ...]:
 
 
 def set_aside(folder: Path, results: Results, date: str = "") -> None:
-    """report.json and report.md get the device, the size and the date into their names."""
+    """report.json and report.md get the device and the size into their names, and a date that is given."""
     words = re.sub(r"[^a-z0-9]+", "-", f"{results.machine.device} {results.size} {date}".lower()).strip("-")
     for name in (REPORT, PAGE):
         path = folder / name

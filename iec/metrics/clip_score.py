@@ -132,9 +132,16 @@ def clip_score(
     """Mean over the pairs, in -100 .. 100, with its bootstrap interval over pairs."""
     values = scorer.per_image(images, captions)
     mean = Interval.of_mean(values, resamples, seed)
-    interval: Any = "bootstrap" if mean.known else "none"
-    about: dict[str, Any] = {"interval": interval, "resamples": resamples, "seed": seed}
-    return Score(*mean, name=CLIP, label=scorer.label, n=len(values), higher_is_better=True, **about)
+    return Score(
+        *mean,
+        name=CLIP,
+        label=scorer.label,
+        n=len(values),
+        higher_is_better=True,
+        interval="bootstrap" if mean.known else "none",
+        resamples=resamples,
+        seed=seed,
+    )
 
 
 def _folder(backbone: Path | str) -> Path:

@@ -25,6 +25,7 @@ from iec.runs.solver import solver_of
 from iec.sampling.correction import Correction
 from iec.sampling.corrector import NO_CORRECTOR
 from iec.sampling.ddim import DDIM
+from iec.sampling.noise import require_key
 from iec.sampling.solver import Solver
 
 
@@ -90,8 +91,7 @@ class Cell:
         check_logger(cell.logger)
         if trace_images < 0:
             raise ConfigError(f"trace_images={trace_images} must not be negative.")
-        if not 0 <= cell.seed < 2**64:
-            raise ConfigError(f"seed={cell.seed} must be in 0 .. 2^64 - 1.")
+        require_key("seed", cell.seed)
         if cell.compile:
             require_compiles(technique, card, cell.sampler)
         technique.check(card, model.skeleton, cell.sampler)

@@ -11,6 +11,12 @@ from torch import Tensor
 from iec.errors import ConfigError
 
 
+def require_key(name: str, number: object) -> None:
+    """Raises `ConfigError` for what can be no part of the key of a `Noise`."""
+    if not isinstance(number, Integral) or not 0 <= int(number) < 2**64:
+        raise ConfigError(f"{name}={number!r} must be a whole number of 0 .. 2^64 - 1.")
+
+
 @dataclass(frozen=True)
 class Noise:
     """Gaussian noise of the images ``indices`` (n), each of ``shape`` (C, H, W). Raises `ConfigError` for a seed or an index that
@@ -26,9 +32,9 @@ class Noise:
     shape: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        for name, number in (("seed", self.seed), *(("an image index", n) for n in self.indices)):
-            if not isinstance(number, Integral) or not 0 <= number < 2**64:
-                raise ConfigError(f"{name} is {number!r} and must be a whole number of 0 .. 2^64 - 1.")
+        require_key("seed", self.seed)
+        for n in self.indices:
+            require_key("image index", n)
 
     def initial(self, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> Tensor:
         """x_T [B, C, H, W] ~ N(0, I)."""

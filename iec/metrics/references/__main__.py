@@ -87,7 +87,7 @@ def check(args: argparse.Namespace) -> None:
         raise ConfigError("--recursive and --skip-damaged are about files of images, and an npz is one file. Leave them out.")
     if args.recursive and not args.folder:
         raise ConfigError("--recursive is of --folder; a data set has a layout of its own.")
-    if args.npz and args.npz.is_file():
+    if args.npz:
         check_npz(args)
     if args.workers < 1:
         raise ConfigError(f"--workers {args.workers}: at least 1.")
